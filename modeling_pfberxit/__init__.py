@@ -1,0 +1,17 @@
+"""PF-BERxiT and its relatives: early exiting with parameter-efficient fine-tuning, at home on the Hugging Face Hub."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from .configuration_pfberxit import PFBerxitConfig
+from .exit_policy import ExitPolicy
+from .modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
+
+AutoConfig.register(PFBerxitConfig.model_type, PFBerxitConfig, exist_ok=True)
+for auto_class in (AutoModel, AutoModelForSequenceClassification):
+    auto_class.register(PFBerxitConfig, PFBerxitForSequenceClassification, exist_ok=True)
+# Whatever is saved carries its code along.
+PFBerxitConfig.register_for_auto_class()
+PFBerxitForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__version__ = "0.1.0"
+__all__ = ["ExitPolicy", "PFBerxitConfig", "PFBerxitForSequenceClassification", "PFBerxitOutput"]

@@ -1,0 +1,148 @@
+"""Equation 1: A(x) = W_up f(g(W_down x)), the small trainable module beside a frozen sub-layer.
+
+f is one of four sub-learning modules on the bottleneck of width r. The paper's equation shows neither biases nor norms,
+but its parameter counts (Table 2) come out only with a bias in both projections, a LayerNorm over the hidden size and,
+in the convolution and the self-attention, one over the bottleneck.
+
+Every module says how far it reaches: by how many positions another token may stand away and still change a token's output
+(0: not at all; None: any token). Padding is never read.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedConfig
+
+from .validation import refuse
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "identity": nn.Identity,
+}
+
+
+class Identity(nn.Module):
+    """"PF-orig": nothing between the projections."""
+
+    reach = 0
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+
+    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
+        return hidden_states
+
+
+class Mlp(nn.Module):
+    """A fully connected layer, token by token."""
+
+    reach = 0
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.adapter_dim, config.adapter_dim)
+
+    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
+        return self.dense(hidden_states)
+
+
+class Conv(nn.Module):
+    """A convolution along the sentence and a non-linearity, in two readings of equal size.
+
+    Kernel 3 (or wider): depth-wise, then point-wise, no biases: k r + r^2 weights. Kernel 1: point-wise with bias and a
+    LayerNorm: r^2 + 3 r. For the paper's r = 32 both make 1,120.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        r, kernel = config.adapter_dim, config.adapter_conv_kernel
+        if kernel % 2 == 0:
+            refuse("adapter_conv_kernel", kernel, "odd, so that the convolution is centred")
+        self.reach = kernel // 2
+        if kernel == 1:
+            self.depthwise, self.pointwise, self.norm = None, nn.Linear(r, r), nn.LayerNorm(r)
+        else:
+            self.depthwise = nn.Conv1d(r, r, kernel, padding=self.reach, groups=r, bias=False)
+            self.pointwise, self.norm = nn.Linear(r, r, bias=False), nn.Identity()
+        self.activation = ACTIVATIONS[config.adapter_activation]()
+
+    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
+        if self.depthwise is not None:
+            if padding_mask is not None:
+                hidden_states = hidden_states * padding_mask[..., None]
+            hidden_states = self.depthwise(hidden_states.transpose(1, 2)).transpose(1, 2)
+        return self.activation(self.norm(self.pointwise(hidden_states)))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention on the bottleneck, residual and LayerNorm, then a non-linearity."""
+
+    reach = None
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        r, self.heads = config.adapter_dim, config.adapter_num_heads
+        if r % self.heads:
+            refuse("adapter_num_heads", self.heads, f"a divisor of adapter_dim={r}")
+        self.query, self.key, self.value, self.out = (nn.Linear(r, r) for _ in range(4))
+        self.norm = nn.LayerNorm(r)
+        self.activation = ACTIVATIONS[config.adapter_activation]()
+
+    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
+        q, k, v = (
+            project(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        mask = None if padding_mask is None else padding_mask[:, None, None, :].bool()
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return self.activation(self.norm(hidden_states + self.out(mixed)))
+
+
+SUBLEARNERS = {"identity": Identity, "self_attention": SelfAttention, "conv": Conv, "mlp": Mlp}
+
+
+class UpProjection(nn.Linear):
+    """Starts at zero, so that training starts from the untouched backbone."""
+
+
+class OutputNorm(nn.LayerNorm):
+    """Starts at zero in place of the up-projection: a LayerNorm over zeros would explode at the first step."""
+
+
+class Adapter(nn.Module):
+    """One adapter: norm, down to r, g, f, up to d, scale."""
+
+    def __init__(self, config: PreTrainedConfig, hidden_size: int):
+        super().__init__()
+        place = config.adapter_layer_norm
+        self.norm = nn.LayerNorm(hidden_size) if place == "in" else nn.Identity()
+        self.down = nn.Linear(hidden_size, config.adapter_dim)
+        self.activation = ACTIVATIONS[config.adapter_activation]()
+        self.sublearner = SUBLEARNERS[config.adapter_sublearner](config)
+        self.up = (nn.Linear if place == "out" else UpProjection)(config.adapter_dim, hidden_size)
+        self.output_norm = OutputNorm(hidden_size) if place == "out" else nn.Identity()
+        self.dropout = nn.Dropout(config.adapter_dropout)
+        self.scaling = config.adapter_scaling
+
+    @property
+    def reach(self) -> int | None:
+        """How far other positions influence one position."""
+        return self.sublearner.reach
+
+    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """(B, n, d) and 1 for tokens, 0 for padding (B, n) -> what is added beside the sub-layer, (B, n, d)."""
+        bottleneck = self.activation(self.down(self.norm(hidden_states)))  # (B, n, r)
+        output = self.output_norm(self.up(self.sublearner(bottleneck, padding_mask)))
+        return self.dropout(output) if self.scaling == 1.0 else self.dropout(output) * self.scaling
+
+
+@torch.no_grad()
+def init_adapter_weights(module: nn.Module, init) -> None:
+    """Zero the leaf that closes the adapter; `transformers` never calls its hook on modules without own parameters."""
+    if isinstance(module, (UpProjection, OutputNorm)):
+        init.zeros_(module.weight)
+        init.zeros_(module.bias)

@@ -1,0 +1,183 @@
+"""ALBERT, BERT, RoBERTa, ELECTRA, DistilBERT ... as one list of encoder layers.
+
+All of them are the same post-LayerNorm arithmetic under other attribute names. A family is a short view of the stock
+`transformers` layer; the stock modules keep the weights and do the work. The forward pass takes the keys and values apart
+from the rows that query them, so that a layer can be run for some positions and not others.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
+
+from .validation import refuse
+
+NO_DROPOUT = nn.Identity()
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderLayer:
+    """A view of one stock layer: y = O(attention(Q x, k, v)); a = LN1(x + y); h = LN2(a + FFN(a))."""
+
+    attention: nn.Module  # the stock attention, for its head size, scaling and config
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    out: nn.Linear
+    attention_norm: nn.LayerNorm
+    up: nn.Linear
+    activation: Callable[[Tensor], Tensor]
+    down: nn.Linear
+    output_norm: nn.LayerNorm
+    attention_dropout: nn.Dropout
+    out_dropout: nn.Module
+    ffn_dropout: nn.Module
+
+    def keys_values(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, n, d) -> keys and values, (B, heads, n, d/heads) each."""
+        return self._heads(self.key(hidden_states)), self._heads(self.value(hidden_states))
+
+    def attend(
+        self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """y for the rows that query, (B, q, d), and the attention weights (B, heads, q, n) where eager keeps them."""
+        stock = self.attention
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(stock.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout.p if stock.training else 0.0
+        mixed, weights = attention(
+            stock, self._heads(self.query(rows)), keys, values, mask, dropout=dropout, scaling=stock.scaling
+        )
+        return self.out_dropout(self.out(mixed.flatten(2))), weights  # mixed: (B, q, heads, d/heads)
+
+    def feed_forward(self, attended: Tensor) -> Tensor:
+        """FFN(a), (B, q, d)."""
+        return self.ffn_dropout(self.down(self.activation(self.up(attended))))
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (-1, self.attention.attention_head_size)).transpose(1, 2)
+
+
+# ---- families ---------------------------------------------------------------------------------------------------------
+
+
+def albert_layer(layer: nn.Module) -> EncoderLayer:
+    """ALBERT's layer has no dropout after its FFN."""
+    attention = layer.attention
+    return EncoderLayer(
+        attention, attention.query, attention.key, attention.value, attention.dense, attention.LayerNorm,
+        layer.ffn, layer.activation, layer.ffn_output, layer.full_layer_layer_norm,
+        attention.attention_dropout, attention.output_dropout, NO_DROPOUT,
+    )  # fmt: skip
+
+
+def bert_layer(layer: nn.Module) -> EncoderLayer:
+    """BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA share their layer's names."""
+    attention, output = layer.attention, layer.output
+    own = attention.self
+    return EncoderLayer(
+        own, own.query, own.key, own.value, attention.output.dense, attention.output.LayerNorm,
+        layer.intermediate.dense, layer.intermediate.intermediate_act_fn, output.dense, output.LayerNorm,
+        own.dropout, attention.output.dropout, output.dropout,
+    )  # fmt: skip
+
+
+def distilbert_layer(layer: nn.Module) -> EncoderLayer:
+    """DistilBERT's attention has no dropout after its output projection."""
+    attention, ffn = layer.attention, layer.ffn
+    return EncoderLayer(
+        attention, attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, layer.sa_layer_norm,
+        ffn.lin1, ffn.activation, ffn.lin2, layer.output_layer_norm,
+        attention.dropout, NO_DROPOUT, ffn.dropout,
+    )  # fmt: skip
+
+
+def albert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """One view per executed layer: depths that share weights share the view."""
+    config, groups = backbone.config, backbone.encoder.albert_layer_groups
+    views = [[albert_layer(layer) for layer in group.albert_layers] for group in groups]
+    per_group = config.num_hidden_layers / config.num_hidden_groups
+    return [view for i in range(config.num_hidden_layers) for view in views[int(i / per_group)]]
+
+
+def bert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """One view per layer."""
+    return [bert_layer(layer) for layer in backbone.encoder.layer]
+
+
+def distilbert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """One view per layer."""
+    return [distilbert_layer(layer) for layer in backbone.transformer.layer]
+
+
+LAYERS: dict[str, Callable[[PreTrainedModel], list[EncoderLayer]]] = {
+    "albert": albert_layers,
+    "bert": bert_layers,
+    "roberta": bert_layers,
+    "xlm-roberta": bert_layers,
+    "camembert": bert_layers,
+    "electra": bert_layers,
+    "distilbert": distilbert_layers,
+}
+HAVE_POOLER = ("albert", "bert", "roberta", "xlm-roberta", "camembert")
+
+
+# ---- what the model needs of a backbone -------------------------------------------------------------------------------
+
+
+def check_supported(config: PreTrainedConfig) -> None:
+    """Refuse an architecture this library cannot walk layer by layer, naming those it can."""
+    if config.model_type not in LAYERS:
+        refuse("model_type", config.model_type, f"a supported backbone: {', '.join(LAYERS)}")
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        refuse("is_decoder", True, "False: backbones are bidirectional encoders")
+
+
+def num_depths(config: PreTrainedConfig) -> int:
+    """Layers that are executed: ALBERT's inner groups count each."""
+    return config.num_hidden_layers * getattr(config, "inner_group_num", 1)
+
+
+def pooler_option(config: PreTrainedConfig, with_pooler: bool) -> dict[str, bool]:
+    """The keyword that builds an encoder with or without its pooler; refuses to want one where there is none."""
+    if with_pooler and config.model_type not in HAVE_POOLER:
+        refuse("exit_pooler", "backbone", f"'none' or 'own': {config.model_type} has no pooler")
+    return {"add_pooling_layer": with_pooler} if config.model_type in HAVE_POOLER else {}
+
+
+def build_backbone(config: PreTrainedConfig, with_pooler: bool) -> PreTrainedModel:
+    """An encoder with random weights."""
+    return AutoModel.from_config(config, **pooler_option(config, with_pooler))
+
+
+def encoder_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """The layers in the order they run, one view per depth."""
+    return LAYERS[backbone.config.model_type](backbone)
+
+
+def embed(
+    backbone: PreTrainedModel,
+    input_ids: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+) -> Tensor:
+    """Tokens (B, n) or embeddings (B, n, e) -> what the first layer reads, (B, n, d)."""
+    if (input_ids is None) == (inputs_embeds is None):
+        refuse("input_ids", None if input_ids is None else "...", "given, or else inputs_embeds: exactly one of them")
+    inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+    if backbone.config.model_type != "distilbert":
+        inputs["token_type_ids"] = token_type_ids
+    hidden_states = backbone.embeddings(**inputs)
+    if backbone.config.model_type == "albert":
+        return backbone.encoder.embedding_hidden_mapping_in(hidden_states)
+    projection = getattr(backbone, "embeddings_project", None)  # ELECTRA, where the sizes differ
+    return hidden_states if projection is None else projection(hidden_states)
+
+
+def pooler_dense(backbone: PreTrainedModel) -> nn.Linear:
+    """The linear layer of the encoder's own pooler; tanh follows it in every family."""
+    return backbone.pooler if backbone.config.model_type == "albert" else backbone.pooler.dense
+

@@ -1,0 +1,198 @@
+"""Every knob of PF-BERxiT, with the paper's symbol."""
+
+import os
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import resolve_revision
+
+from .exit_policy import POLICY_CHECKS
+from .validation import Check, flag, increasing, mapping, one_of, optional, real, refuse, text, whole
+
+FORMAT_VERSION = 1  # of the checkpoints this code writes; it reads this one and the ones before
+
+CHECKS: dict[str, Check] = {
+    "format_version": whole(1, FORMAT_VERSION),
+    "backbone_config": optional(mapping),
+    "base_model_name_or_path": optional(text),
+    "base_model_revision": optional(text),
+    "base_model_sha256": optional(text),
+    "train_backbone": flag,
+    "train_pooler": flag,
+    "adapter_only": optional(flag),
+    "adapter_sublearner": one_of("identity", "self_attention", "conv", "mlp"),
+    "adapter_placement": one_of("ffn", "attention", "both", "sequential", "none"),
+    "adapter_activation": one_of("relu", "gelu", "tanh", "identity"),
+    "adapter_dim": whole(1),
+    "adapter_layer_norm": one_of("in", "out", "none"),
+    "adapter_scaling": real(0.0),
+    "adapter_dropout": real(0.0, 1.0),
+    "adapter_conv_kernel": whole(1),
+    "adapter_num_heads": whole(1),
+    "exit_layers": optional(increasing),
+    "exit_pooling": one_of("cls", "mean"),
+    "exit_pooler": one_of("none", "backbone", "own"),
+    "exit_shared": flag,
+    "exit_dropout": real(0.0, 1.0),
+    "use_lte": flag,
+    "lte_shared": flag,
+    "label_smoothing": real(0.0, 1.0),
+    "operating_points": mapping,
+    **{f"exit_{name}": check for name, check in POLICY_CHECKS.items()},
+}
+
+# What `transformers` writes beside the architecture into an encoder's config.json, and what belongs to its old task.
+NOT_ARCHITECTURE = {
+    "architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype", "auto_map",
+    "id2label", "label2id", "num_labels", "problem_type", "finetuning_task",
+}  # fmt: skip
+
+
+class PFBerxitConfig(PreTrainedConfig):
+    """The configuration of a [`PFBerxitForSequenceClassification`]. Values are checked when they are assigned.
+
+    Args:
+        backbone_config (`dict`): architecture of the encoder (L_1 ... L_n), as in its own config.json.
+        base_model_name_or_path (`str`): where the pretrained encoder comes from, a Hub id or a folder.
+        base_model_revision (`str`): its commit on the Hub.
+        base_model_sha256 (`str`): hash of its weights file. Load with None to accept another serialisation of it.
+        train_backbone (`bool`): train all weights; False freezes the encoder (the paper's setting).
+        train_pooler (`bool`): with `exit_pooler="backbone"`, train a copy of the encoder's pooler.
+        adapter_only (`bool`): checkpoints hold adapters and exits and refer to the encoder. Default: not
+            `train_backbone`. Assign False before saving to get a self-contained checkpoint.
+        adapter_sublearner (`str`): f of eq. 1: `identity`, `self_attention`, `conv` or `mlp`.
+        adapter_placement (`str`): `ffn` (parallel to it; the paper's choice), `attention` (parallel), `both`,
+            `sequential` (between attention and its norm) or `none`.
+        adapter_activation (`str`): g of eq. 1.
+        adapter_dim (`int`): r, the bottleneck.
+        adapter_layer_norm (`str`): `in` (before the down-projection), `out` or `none`. Eq. 1 shows no norm, but the
+            paper's parameter counts need one.
+        adapter_scaling (`float`): factor on the adapter's output.
+        adapter_dropout (`float`): on the adapter's output.
+        adapter_conv_kernel (`int`): 3: depth-wise, then point-wise convolution, which has the receptive field the
+            paper speaks of. 1: the point-wise reading, with bias and norm. Both have the paper's parameter count.
+        adapter_num_heads (`int`): heads of the self-attention sub-learner.
+        exit_layers (`list[int]`): layers (1-based) that get an exit C_i; None: all. The last layer always has one.
+        exit_pooling (`str`): what an exit reads, the `mean` over the tokens or `cls`, the first token. The mean is the
+            default for every encoder: below a frozen encoder's last layers the first token has not gathered the
+            sentence yet, and exits on it stay at the majority class (README, "Choosing what an exit reads").
+        exit_pooler (`str`): dense + tanh in front of the classifier: `none`, `backbone` (the encoder's own, one for
+            all exits, as the paper counts it) or `own` (one per exit).
+        exit_shared (`bool`): one head for all depths.
+        exit_dropout (`float`): in front of the classifiers.
+        use_lte (`bool`): learning-to-exit heads (BERxiT).
+        lte_shared (`bool`): one for all depths, as BERxiT has it; False: one per exit, as the paper counts them.
+        exit_criterion, exit_divergence, exit_threshold (tau), exit_patience (t), exit_window (m), exit_min_layer,
+            exit_appointed_layer, exit_normalize: the default [`ExitPolicy`], where they are explained. Without a
+            threshold the default criterion is off, so a new model runs to its last layer.
+        label_smoothing (`float`): in every exit's loss. (`TrainingArguments.label_smoothing_factor` would take the
+            labels away and train the last exit alone.)
+        operating_points (`dict[str, dict]`): named exit policies, each with its measured score and cost.
+        format_version (`int`): of the checkpoint.
+    """
+
+    model_type = "pfberxit"
+    # `Trainer.predict` then returns plain (N, C) logits; `ignore_keys=[]` brings the rest back.
+    keys_to_ignore_at_inference = ["exit_layer", "exit_logits", "hidden_states", "attentions"]
+
+    backbone_config: dict | None = None
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    base_model_sha256: str | None = None
+    train_backbone: bool = False
+    train_pooler: bool = False
+    adapter_only: bool | None = None
+    adapter_sublearner: str = "mlp"
+    adapter_placement: str = "ffn"
+    adapter_activation: str = "relu"
+    adapter_dim: int = 32
+    adapter_layer_norm: str = "in"
+    adapter_scaling: float = 1.0
+    adapter_dropout: float = 0.0
+    adapter_conv_kernel: int = 3
+    adapter_num_heads: int = 4
+    exit_layers: list[int] | None = None
+    exit_pooling: str = "mean"
+    exit_pooler: str = "none"
+    exit_shared: bool = False
+    exit_dropout: float = 0.1
+    use_lte: bool = False
+    lte_shared: bool = True
+    exit_criterion: str | None = "divergence_v1"
+    exit_divergence: str = "kl"
+    exit_threshold: float | list[float] | None = None
+    exit_patience: int = 2
+    exit_window: int = 3
+    exit_min_layer: int = 1
+    exit_appointed_layer: int | None = None
+    exit_normalize: bool = False
+    label_smoothing: float = 0.0
+    operating_points: dict | None = None
+    format_version: int = FORMAT_VERSION
+    weights_sha256: dict | None = None  # of the checkpoint's own files; written by `save_pretrained`
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.adapter_only = not self.train_backbone if self.adapter_only is None else self.adapter_only
+        kwargs.setdefault(
+            "auto_map",
+            {
+                "AutoConfig": "configuration_pfberxit.PFBerxitConfig",
+                "AutoModel": "modeling_pfberxit.PFBerxitForSequenceClassification",
+                "AutoModelForSequenceClassification": "modeling_pfberxit.PFBerxitForSequenceClassification",
+            },
+        )
+        super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "operating_points" and value is None:
+            value = {}
+        super().__setattr__(name, CHECKS[name](name, value) if name in CHECKS else value)
+
+    # ---- the backbone ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: str | os.PathLike | PreTrainedConfig, *, revision: str | None = None, **knobs: Any
+    ) -> "PFBerxitConfig":
+        """The configuration for an encoder: a Hub id, a folder, or its `transformers` config (no base to refer to).
+
+        A Hub id is pinned to the commit that `revision` names today. Hub options (`token`, `cache_dir`,
+        `local_files_only`) may stand among the knobs.
+        """
+        hub = {name: knobs.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in knobs}
+        if unknown := [name for name in knobs if not hasattr(cls(), name)]:
+            refuse("knobs", unknown, "fields of PFBerxitConfig")
+        base = {}
+        if not isinstance(backbone, PreTrainedConfig):
+            name = os.path.abspath(backbone) if os.path.isdir(backbone) else str(backbone)
+            resolved = resolve_revision(name, revision, **hub)
+            base["base_model_name_or_path"] = name
+            base["base_model_revision"] = getattr(resolved, "resolved", None) or revision
+            backbone = AutoConfig.from_pretrained(name, revision=resolved, trust_remote_code=False, **hub)
+        spec = {k: v for k, v in backbone.to_diff_dict().items() if k not in NOT_ARCHITECTURE}
+        spec["model_type"] = backbone.model_type
+        return cls(**{"backbone_config": spec, "pad_token_id": backbone.pad_token_id, **base, **knobs})
+
+    def encoder_config(self) -> PreTrainedConfig:
+        """The encoder's own `transformers` config."""
+        if not self.backbone_config or "model_type" not in self.backbone_config:
+            refuse("backbone_config", self.backbone_config, "an encoder's config; use PFBerxitConfig.from_backbone")
+        spec = dict(self.backbone_config)
+        return AutoConfig.for_model(spec.pop("model_type"), **spec)
+
+    def exit_depths(self, num_layers: int) -> list[int]:
+        """The layers that have an exit, 1-based, the last one included."""
+        depths = self.exit_layers or list(range(1, num_layers + 1))
+        if depths[-1] > num_layers:
+            refuse("exit_layers", depths, f"layers of this backbone, 1 to {num_layers}")
+        return depths if depths[-1] == num_layers else [*depths, num_layers]
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the encoder."""
+        return self.encoder_config().vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.backbone_config = {**self.backbone_config, "vocab_size": value}

@@ -1,0 +1,118 @@
+"""The exit policy: which criterion one call uses, with which threshold tau, patience t and window m."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from typing import Any
+
+from .criteria import CRITERIA
+from .divergences import DIVERGENCE_ALIASES, DIVERGENCES
+from .validation import Check, each, either, flag, one_of, optional, real, refuse, whole
+
+POLICY_CHECKS: dict[str, Check] = {
+    "criterion": optional(one_of(*CRITERIA)),
+    "divergence": one_of(*DIVERGENCES, aliases=DIVERGENCE_ALIASES),
+    "threshold": optional(either(real(0.0), each(real(0.0)))),
+    "patience": whole(1),
+    "window": whole(1),
+    "min_layer": whole(1),
+    "appointed_layer": optional(whole(1)),
+    "normalize": flag,
+}
+
+
+@dataclass(frozen=True)
+class ExitPolicy:
+    """How rows leave during one call. Immutable and checked when made; the config's `exit_*` fields are its defaults.
+
+    Args:
+        criterion: a name in `CRITERIA`, or None: every row runs to the last layer.
+        divergence: a name in `DIVERGENCES` (s of eq. 6 to 8).
+        threshold: tau >= 0, or one for each exit. Where the criterion needs one and has none, early exit is off.
+        patience: t >= 1, counted in exits.
+        window: m >= 1, how many earlier exits v2 and v3 look back on.
+        min_layer: no row leaves before this layer (1-based).
+        appointed_layer: the layer at which `appointed` stops.
+        normalize: divide divergences by their unit, so that one threshold means the same for 2 and for 77 classes.
+
+    Raises:
+        ValueError: a value that can never be right; what does not fit a model is refused when a call uses it.
+
+    Example:
+        >>> ExitPolicy(threshold=0.3, patience=2)
+        >>> model(**batch, exit_policy={"criterion": "patience", "patience": 3})
+    """
+
+    criterion: str | None = "divergence_v1"
+    divergence: str = "kl"
+    threshold: float | tuple[float, ...] | None = None
+    patience: int = 2
+    window: int = 3
+    min_layer: int = 1
+    appointed_layer: int | None = None
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        for name, check in POLICY_CHECKS.items():
+            value = check(name, getattr(self, name))
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+
+    def is_active(self, problem_type: str) -> bool:
+        """False exactly when the criterion is None, or needs a threshold and has none."""
+        if self.criterion is None:
+            return False
+        return self.threshold is not None or not CRITERIA[self.criterion].needs_threshold(problem_type)
+
+
+def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_type: str) -> ExitPolicy | None:
+    """What a call asked for, over the config's defaults; None when early exit is off.
+
+    Args:
+        request: None (the config's policy), an `ExitPolicy`, a dict of the fields to change, or the name of an
+            operating point stored in the config.
+        exit_depths: the layers that have an exit, 1-based, the last layer included.
+
+    Raises:
+        ValueError: an unknown field or name, or fields that do not fit each other or this model.
+    """
+    policy = ExitPolicy(**{name: getattr(config, f"exit_{name}") for name in POLICY_CHECKS})
+    if isinstance(request, str):
+        request = operating_point(request, config)
+    if is_dataclass(request):  # remote code has an ExitPolicy class of its own; any of them will do
+        policy = ExitPolicy(**asdict(request))
+    elif isinstance(request, Mapping):
+        if unknown := sorted(set(request) - set(POLICY_CHECKS)):
+            refuse("exit_policy", unknown, "a dict with fields of " + ", ".join(POLICY_CHECKS))
+        policy = replace(policy, **request)
+    elif request is not None:
+        refuse("exit_policy", request, "an ExitPolicy, a dict of its fields, or the name of an operating point")
+    if not policy.is_active(problem_type):
+        return None
+    check_fit(policy, exit_depths, problem_type)
+    return policy
+
+
+def operating_point(name: str, config: Any) -> dict[str, Any]:
+    """The policy stored in the config under a name; its measured score and cost are left out."""
+    if name not in config.operating_points:
+        refuse("exit_policy", name, f"one of this model's operating points: {sorted(config.operating_points) or 'none'}")
+    return {field: value for field, value in config.operating_points[name].items() if field in POLICY_CHECKS}
+
+
+def check_fit(policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> None:
+    """Refuse combinations that cannot work, before any layer runs."""
+    exits, rule = len(exit_depths), CRITERIA[policy.criterion]
+    if problem_type not in rule.problem_types:
+        able = [name for name, other in CRITERIA.items() if problem_type in other.problem_types]
+        refuse("exit_criterion", policy.criterion, f"a rule for {problem_type}: {', '.join(able)}")
+    if policy.patience > exits:
+        refuse("exit_patience", policy.patience, f"at most the number of exits, {exits}")
+    if rule.memory(policy) > exits:
+        refuse("exit_window", policy.window, f"at most the number of exits, {exits}")
+    if policy.criterion == "divergence_v3" and policy.patience > policy.window:
+        refuse("exit_patience", policy.patience, f"at most exit_window={policy.window}: v3 counts within the window")
+    if isinstance(policy.threshold, tuple) and len(policy.threshold) != exits:
+        refuse("exit_threshold", list(policy.threshold), f"one number, or {exits}: one for each exit")
+    if policy.min_layer > exit_depths[-1]:
+        refuse("exit_min_layer", policy.min_layer, f"at most the number of layers, {exit_depths[-1]}")
+    if policy.criterion == "appointed" and policy.appointed_layer not in exit_depths:
+        refuse("exit_appointed_layer", policy.appointed_layer, f"a layer with an exit: {exit_depths}")

@@ -1,0 +1,311 @@
+"""PF-BERxiT: a frozen encoder, an adapter and an exit at every depth, and the loop that lets rows leave early."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, logging
+
+from .adapted_layer import AdaptedLayer
+from .adapters import init_adapter_weights
+from .backbones import HAVE_POOLER, build_backbone, check_supported, embed, encoder_layers, num_depths, pooler_dense
+from .configuration_pfberxit import PFBerxitConfig
+from .criteria import REGRESSION, SINGLE_LABEL, ExitState
+from .exit_policy import ExitPolicy, resolve_policy
+from .exits import Exits
+from .losses import check_labels, depth_weighted, exit_losses, infer_problem_type, lte_loss
+from .persistence import SHARED_OPTIONS, check_adapter_only, check_shared, load_backbone, record_hashes, verify_checkpoint
+from .rows import Rows
+from .validation import refuse
+from .walk import Walk
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class PFBerxitOutput(ModelOutput):
+    """What a forward pass returns.
+
+    Args:
+        loss: over all exits while they all run (training, or early exit off); of the answers given otherwise.
+        logits: (B, C) each row's answer.
+        exit_layer: (B,) how many layers were executed for it.
+        exit_logits: (B, exits, C) of every exit, where all of them ran for every row, else None.
+        hidden_states: (n + 1) x (B, tokens, d), the embeddings first.
+        attentions: n x (B, heads, tokens, tokens).
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    exit_layer: Tensor | None = None
+    exit_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class PFBerxitForSequenceClassification(PreTrainedModel):
+    """A text classifier that stops as soon as its exits agree.
+
+    Example:
+        >>> model = PFBerxitForSequenceClassification.from_backbone("albert/albert-base-v2", num_labels=2)
+        >>> model.config.exit_threshold, model.config.exit_patience = 0.3, 2  # off until there is a threshold
+        >>> model(**batch).exit_layer  # layers executed for each row
+    """
+
+    config_class = PFBerxitConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    # The loss is a mean over this call's rows; with **kwargs or True, Trainer would not divide it by the accumulation.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: PFBerxitConfig):
+        super().__init__(config)
+        encoder = config.encoder_config()
+        check_supported(encoder)
+        encoder._attn_implementation = config._attn_implementation
+        self.num_labels = config.num_labels
+        self.exit_depths = config.exit_depths(num_depths(encoder))
+        self.backbone = build_backbone(encoder, reads_backbone_pooler(config))
+        self.depths = nn.ModuleList(AdaptedLayer(config, encoder.hidden_size) for _ in range(num_depths(encoder)))
+        self.exits = Exits(config, encoder.hidden_size, len(self.exit_depths))
+        if config.adapter_only and config.base_model_name_or_path:  # a placeholder until `attach_backbone`
+            for module in self.backbone.modules():
+                module._is_hf_initialized = True
+        self.post_init()
+        self._mark_backbone_keys()
+        self.backbone.requires_grad_(config.train_backbone)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_adapter_weights(module, init)
+
+    # ---- loading and saving -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: str | os.PathLike | PreTrainedConfig, **knobs: Any
+    ) -> "PFBerxitForSequenceClassification":
+        """A new model on a pretrained encoder; before training it is that encoder with untrained exits.
+
+        Args:
+            backbone: a Hub id, a folder, a `PFBerxitConfig` (its base is loaded), or another `transformers` config
+                (random weights, no base to refer to).
+            knobs: fields of the config, `revision` of the encoder, `dtype`, `attn_implementation`, and Hub options
+                (`token`, `cache_dir`, `local_files_only`).
+        """
+        dtype = knobs.pop("dtype", torch.float32)
+        options = {name: knobs.pop(name) for name in SHARED_OPTIONS if name in knobs}
+        if getattr(backbone, "model_type", None) == cls.config_class.model_type:
+            config = cls.config_class.from_dict({**backbone.to_dict(), **knobs})
+        else:
+            config = cls.config_class.from_backbone(backbone, **knobs, **options)
+        model = cls(config).to(dtype)
+        if config.base_model_name_or_path is None:
+            return model.eval()
+        wants_pooler = config.exit_pooler != "none" and model.backbone.config.model_type in HAVE_POOLER
+        encoder = load_backbone(config, wants_pooler, dtype=dtype, **options)
+        config.base_model_sha256 = encoder.weights_sha256
+        if wants_pooler and not reads_backbone_pooler(config):
+            model.exits.init_poolers(encoder)
+            encoder.pooler = None
+        return model.attach_backbone(encoder).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, backbone: nn.Module | None = None, **kwargs: Any
+    ):
+        """Load a checkpoint; an adapter checkpoint fetches the encoder it is pinned to.
+
+        Args:
+            backbone: another model's `.backbone`, to be shared in memory instead of loaded.
+            kwargs: as in `transformers`; config fields may stand among them (`exit_threshold=0.3`), and
+                `base_model_name_or_path=` says where the encoder is if not where the config has it.
+
+        Raises:
+            OSError: a file is missing or damaged, or the encoder is not the one that was pinned.
+        """
+        where = ("revision", "subfolder", *SHARED_OPTIONS)
+        options = {name: kwargs[name] for name in where if name in kwargs}
+        config = kwargs.pop("config", None)
+        if not isinstance(config, PreTrainedConfig):
+            source = pretrained_model_name_or_path if config is None else config
+            config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
+        if not kwargs.get("variant"):
+            verify_checkpoint(pretrained_model_name_or_path, config, **options)
+        kwargs = {**kwargs, **options, "config": config, "use_safetensors": True}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        model._complete(backbone, {name: options[name] for name in SHARED_OPTIONS if name in options})
+        return loaded
+
+    def _complete(self, backbone: PreTrainedModel | None, options: dict[str, Any]) -> None:
+        """After the checkpoint's own weights: the encoder they refer to, and what is frozen (loading forgets it)."""
+        if not self.config.adapter_only:
+            self.backbone.requires_grad_(self.config.train_backbone)
+        elif backbone is not None:
+            check_shared(self.config, backbone)
+            self.attach_backbone(backbone)
+        else:
+            pooler = reads_backbone_pooler(self.config)
+            self.attach_backbone(load_backbone(self.config, pooler, dtype=self.dtype, **options))
+
+    def attach_backbone(self, backbone: PreTrainedModel) -> "PFBerxitForSequenceClassification":
+        """Put a pretrained encoder in the placeholder's place, frozen unless the config trains it."""
+        if reads_backbone_pooler(self.config) and getattr(backbone, "pooler", None) is None:
+            refuse("exit_pooler", "backbone", "'none' or 'own': this encoder's checkpoint has no pooler weights")
+        backbone.config._attn_implementation = self.config._attn_implementation
+        self.backbone = backbone.to(self.device).requires_grad_(self.config.train_backbone).train(self.training)
+        self._mark_backbone_keys()
+        return self
+
+    def _mark_backbone_keys(self) -> None:
+        """Name the weights that checkpoints leave out; saving, Trainer's resume and best-model loading all honour it."""
+        keys = {f"backbone.{key}" for key in self.backbone.state_dict()} if self.config.adapter_only else set()
+        self._keys_to_ignore_on_save = keys
+        self._keys_to_ignore_on_load_missing = {r"^backbone\."} if self.config.adapter_only else set()
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save adapters and exits (`config.adapter_only`), or the whole model; with the code, and a hash of the weights.
+
+        Raises:
+            ValueError: the adapters alone could not be loaded again. Nothing is written then.
+        """
+        if self.config.adapter_only:
+            check_adapter_only(self)
+        self._mark_backbone_keys()
+        hub = {name: kwargs.pop(name) for name in ("repo_id", "commit_message", "private", "create_pr") if name in kwargs}
+        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        if is_main_process:
+            self.config.weights_sha256 = record_hashes(save_directory)
+            if push_to_hub:
+                hub.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
+                self.push_to_hub(token=kwargs.get("token"), **hub)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload code, config and weights as one commit; warns if the encoder is a folder of this machine."""
+        base = self.config.base_model_name_or_path
+        if self.config.adapter_only and base and os.path.isdir(base):
+            logger.warning(
+                f"These adapters refer to the encoder in {base}, a folder of this machine. Whoever loads {repo_id} must "
+                "say where theirs is: from_pretrained(..., base_model_name_or_path=<Hub id or folder>)."
+            )
+        return super().push_to_hub(repo_id, **kwargs)
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters are trained, of how many."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        trained = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
+
+    # ---- forward ------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        exit_policy: ExitPolicy | dict | str | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> PFBerxitOutput | tuple:
+        """Classify; each row stops where the policy says, at any batch size as if it were alone.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B, n), padded on the right.
+            labels: (B,) class ids or values, or (B, C) for several labels.
+            exit_policy: for this call alone: an `ExitPolicy`, a dict of the fields to change, or the name of an
+                operating point. Training always runs every exit.
+            output_hidden_states, output_attentions: run every row to the end and return them; answers stay the same.
+
+        Raises:
+            ValueError: labels, mask or policy do not fit, before any layer runs.
+        """
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        problem_type = self._problem_type(labels)
+        if labels is not None:
+            check_labels(labels, self.num_labels, tokens.shape[0], problem_type)
+        elif self.training:
+            logger.warning_once(
+                "A training forward without labels: no exit learns from it. If label_smoothing_factor is set in the "
+                "TrainingArguments, set config.label_smoothing instead, which smooths the loss of every exit."
+            )
+        policy = None if self.training else resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
+        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if want_attentions and self.backbone.config._attn_implementation != "eager":
+            refuse("output_attentions", True, "False unless the model was loaded with attn_implementation='eager'")
+
+        hidden_states = embed(self.backbone, input_ids, token_type_ids, position_ids, inputs_embeds)
+        rows = Rows.start(self.backbone.config, hidden_states, attention_mask)
+        walk = Walk([] if want_states else None, [] if want_attentions else None)
+        self._walk(rows, walk, policy, problem_type)
+        output = PFBerxitOutput(
+            loss=None if labels is None else self._loss(walk, labels, problem_type),
+            logits=walk.logits,
+            exit_layer=walk.exit_layer,
+            exit_logits=walk.exit_logits,
+            hidden_states=None if walk.hidden_states is None else tuple(walk.hidden_states),
+            attentions=None if walk.attentions is None else tuple(walk.attentions),
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _walk(self, rows: Rows, walk: Walk, policy: ExitPolicy | None, problem_type: str) -> None:
+        """Layer by layer: run, let the exit speak, let the criterion judge, send away the rows that are done."""
+        if policy is not None:
+            size, device = rows.index.shape[0], rows.index.device
+            rows.state = ExitState.start(size, self.num_labels, policy, problem_type, device)
+        pooler = pooler_dense(self.backbone) if reads_backbone_pooler(self.config) else None
+        layers = encoder_layers(self.backbone)
+        walk.see(rows.hidden_states)
+        for depth, (adapted, layer) in enumerate(zip(self.depths, layers, strict=True), start=1):
+            hidden_states, weights = adapted(rows.hidden_states, layer, rows.attention_mask, rows.padding_mask)
+            rows.hidden_states = hidden_states
+            walk.see(hidden_states, weights)
+            if depth not in self.exit_depths:
+                continue
+            evidence = self.exits(self.exit_depths.index(depth), hidden_states, rows.mean_weights, pooler)
+            staying = walk.judge(rows, evidence, policy, depth, last=depth == len(layers))
+            if staying is None:
+                continue
+            if staying.numel() == 0:
+                return
+            rows = rows.select(staying)
+
+    def _problem_type(self, labels: Tensor | None) -> str:
+        """The config's, or what the first labels say (and then it is the config's)."""
+        if self.config.problem_type is None and labels is not None:
+            self.config.problem_type = infer_problem_type(self.num_labels, labels)
+        return self.config.problem_type or (REGRESSION if self.num_labels == 1 else SINGLE_LABEL)
+
+    def _loss(self, walk: Walk, labels: Tensor, problem_type: str) -> Tensor:
+        """Of all exits, weighted by depth, plus the LTE heads'; where rows left early, of their answers."""
+        smoothing, exit_logits = self.config.label_smoothing, walk.exit_logits
+        if exit_logits is None:
+            return exit_losses(walk.logits[:, None], labels, problem_type, smoothing)[0]
+        loss = depth_weighted(exit_losses(exit_logits, labels, problem_type, smoothing), self.exit_depths)
+        if self.config.use_lte:
+            lte = torch.stack([evidence.lte for evidence in walk.evidence], dim=1)  # (B, exits)
+            loss = loss + lte_loss(lte, exit_logits, labels, problem_type)
+        return loss
+
+
+def reads_backbone_pooler(config: PFBerxitConfig) -> bool:
+    """Whether the exits use the encoder's own pooler, untrained unless the encoder is."""
+    return config.exit_pooler == "backbone" and not config.train_pooler

@@ -1,0 +1,201 @@
+"""Adapter checkpoints: what they hold, which encoder they belong to, and how both are checked.
+
+An adapter checkpoint is an ordinary `config.json` + `model.safetensors` with adapters and exits only. Its config names the
+encoder, pinned by commit (Hub) and by the hash of its weights file, and the hash of the checkpoint's own weights.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
+from transformers.utils import logging as hf_logging
+
+from .backbones import pooler_option
+
+logger = hf_logging.get_logger(__name__)
+
+# Options of a load that hold for the encoder's repository as well. Never `revision`, never `trust_remote_code`.
+SHARED_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+SHAPE = (
+    "model_type", "hidden_size", "embedding_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
+    "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size", "hidden_act",
+)  # fmt: skip
+
+
+# ---- hashes -----------------------------------------------------------------------------------------------------------
+
+
+def sha256_of(*paths: str | os.PathLike) -> str:
+    """One hash over the bytes of the files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def weight_files(name: str, **options: Any) -> list[str]:
+    """Local paths of a repository's or folder's safetensors weights, shards in order; empty if it has none."""
+    options["_raise_exceptions_for_missing_entries"] = False
+    if single := cached_file(name, "model.safetensors", **options):
+        return [single]
+    if not (index := cached_file(name, "model.safetensors.index.json", **options)):
+        return []
+    shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    return [cached_file(name, shard, **options) for shard in shards]
+
+
+def record_hashes(folder: str | os.PathLike) -> dict[str, str]:
+    """Write the hashes of a saved checkpoint's weights into its config.json, in one move."""
+    folder = Path(folder)
+    hashes = {path.name: sha256_of(path) for path in sorted(folder.glob("model*.safetensors"))}
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"weights_sha256": hashes}
+    draft = path.with_suffix(".json.tmp")
+    draft.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+    return hashes
+
+
+def verify_checkpoint(name: str, config: PreTrainedConfig, **options: Any) -> None:
+    """Hold a checkpoint's weights against the hashes in its config, before they are read.
+
+    Raises:
+        OSError: a file is missing, truncated or altered.
+    """
+    if not config.weights_sha256:
+        logger.warning_once(f"{name}: config.json has no weights_sha256, so its weights cannot be checked for damage.")
+        return
+    for file, expected in config.weights_sha256.items():
+        found = cached_file(name, os.path.basename(file), _raise_exceptions_for_missing_entries=False, **options)
+        if found is None:
+            raise OSError(f"{name}: {file} is missing, though config.json lists it in weights_sha256.")
+        if (actual := sha256_of(found)) != expected:
+            raise OSError(
+                f"{name}: {file} is truncated or was altered: its sha256 is {actual}, config.json says {expected}. "
+                "Download it again; nothing was loaded."
+            )
+
+
+# ---- the encoder an adapter checkpoint refers to ----------------------------------------------------------------------
+
+
+def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -> PreTrainedModel:
+    """The pretrained encoder the config refers to, checked against it.
+
+    Where its checkpoint has no weights for the pooler, it comes without one.
+
+    Raises:
+        OSError: it cannot be found, or its weights are not the ones the adapters were trained on.
+        ValueError: it is of another shape.
+    """
+    name, revision = config.base_model_name_or_path, config.base_model_revision
+    try:
+        found = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **options_for_config(options))
+        check_same_shape(config.encoder_config(), found, name)
+        with without_load_report():
+            backbone, info = AutoModel.from_pretrained(
+                name,
+                revision=revision,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **pooler_option(found, with_pooler),
+                **options,
+            )
+    except OSError as error:
+        raise OSError(
+            f"base_model_name_or_path={name!r}: this encoder could not be loaded ({str(error).splitlines()[0]}) "
+            "Load with base_model_name_or_path=<Hub id or folder> to say where it is."
+        ) from error
+    missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
+    if missing:
+        raise OSError(f"base_model_name_or_path={name!r}: its checkpoint lacks {sorted(missing)[:3]} ...")
+    if with_pooler and any(key.startswith("pooler.") for key in info["missing_keys"]):
+        backbone.pooler = None
+    backbone.weights_sha256 = check_pinned(config, revision, **options_for_config(options))
+    return backbone
+
+
+def check_pinned(config: PreTrainedConfig, revision: str | None, **options: Any) -> str | None:
+    """The hash of the encoder's weights, compared with the config's unless the commit already says which they are."""
+    name, expected = config.base_model_name_or_path, config.base_model_sha256
+    if expected and revision and not os.path.isdir(name):
+        return expected
+    files = weight_files(name, revision=revision, **options)
+    actual = sha256_of(*files) if files else None
+    if expected and actual != expected:
+        raise OSError(
+            f"base_model_name_or_path={name!r}: the sha256 of its weights is {actual}, but these adapters were trained "
+            f"on {expected}. Load with base_model_sha256=None if it is the same encoder in another serialisation."
+        )
+    return actual
+
+
+def check_same_shape(expected: PreTrainedConfig, found: PreTrainedConfig, name: str) -> None:
+    """Refuse an encoder whose shape is not the one the adapters were trained on."""
+    for field in SHAPE:
+        if getattr(expected, field, None) != getattr(found, field, None):
+            raise ValueError(
+                f"base_model_name_or_path={name!r} has {field}={getattr(found, field, None)!r}, but these adapters were "
+                f"trained on {field}={getattr(expected, field, None)!r}."
+            )
+
+
+def check_shared(config: PreTrainedConfig, backbone: PreTrainedModel) -> None:
+    """Refuse a backbone handed over in memory that is not the one the adapters were trained on."""
+    check_same_shape(config.encoder_config(), backbone.config, "backbone")
+    if any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise ValueError("backbone: must be frozen to be shared; this one has parameters that require gradients.")
+    actual, expected = getattr(backbone, "weights_sha256", None), config.base_model_sha256
+    if actual is None or expected is None:
+        logger.warning_once("backbone: its weights have no recorded hash, so it cannot be checked against the adapters.")
+    elif actual != expected:
+        raise ValueError(f"backbone: its weights have sha256 {actual}, but these adapters were trained on {expected}.")
+
+
+def check_adapter_only(model: nn.Module) -> None:
+    """Refuse to save adapters whose encoder could not be found again, before anything is written."""
+    config, backbone = model.config, model.backbone
+    tokens = backbone.get_input_embeddings().num_embeddings
+    problem = None
+    if config.base_model_name_or_path is None or not hasattr(backbone, "weights_sha256"):
+        problem = "its backbone has no base to refer to (random weights)"
+    elif config.train_backbone or any(parameter.requires_grad for parameter in backbone.parameters()):
+        problem = "its backbone is trained"
+    elif not tokens == backbone.config.vocab_size == config.vocab_size:
+        problem = f"its token embeddings were resized to {tokens}"
+    if problem:
+        raise ValueError(
+            f"adapter_only=True: cannot save the adapters alone, {problem}. "
+            "Set model.config.adapter_only = False to save the whole model. Nothing was written."
+        )
+
+
+def options_for_config(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of a load's options that concern where files are found."""
+    return {name: options[name] for name in SHARED_OPTIONS if name in options}
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Keep `transformers` from listing an encoder's old heads as unexpected: that they go unused is the point."""
+
+    def quiet(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    target = logging.getLogger("transformers.modeling_utils")
+    target.addFilter(quiet)
+    try:
+        yield
+    finally:
+        target.removeFilter(quiet)

@@ -1,0 +1,105 @@
+"""Checks for the values users give.
+
+A check takes the field's name and its value and returns the value in plain form (a NumPy integer becomes an `int`), or
+raises a `ValueError` of one line that names the field, the value and what is allowed. The configuration runs them on
+every assignment, the exit policy when it is made: the same table serves both.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+Check = Callable[[str, Any], Any]
+
+
+def refuse(field: str, value: Any, allowed: str) -> NoReturn:
+    """Raise the one-line error every check ends in."""
+    raise ValueError(f"{field}={value!r}: must be {allowed}.")
+
+
+def one_of(*names: str, aliases: dict[str, str] | None = None) -> Check:
+    """A name out of `names`; an alias is replaced by what it stands for."""
+
+    def check(field: str, value: Any) -> str:
+        value = (aliases or {}).get(value, value) if isinstance(value, str) else value
+        if value not in names:
+            refuse(field, value, "one of " + ", ".join((*names, *(aliases or ()))))
+        return value
+
+    return check
+
+
+def whole(low: int, high: float = math.inf) -> Check:
+    """An integer (Python's or NumPy's, not a bool) in `[low, high]`."""
+
+    def check(field: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+            refuse(field, value, f"a whole number {_range(low, high)}")
+        return int(value)
+
+    return check
+
+
+def real(low: float, high: float = math.inf) -> Check:
+    """A finite number (an integer or a NumPy scalar will do) in `[low, high]`."""
+
+    def check(field: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            refuse(field, value, f"a finite number {_range(low, high)}")
+        if not low <= value <= high:
+            refuse(field, value, f"a finite number {_range(low, high)}")
+        return float(value)
+
+    return check
+
+
+def flag(field: str, value: Any) -> bool:
+    """True or False."""
+    if type(value).__name__ not in ("bool", "bool_", "np.bool"):
+        refuse(field, value, "True or False")
+    return bool(value)
+
+
+def optional(check: Check) -> Check:
+    """`None`, or what `check` allows."""
+    return lambda field, value: None if value is None else check(field, value)
+
+
+def each(check: Check) -> Check:
+    """A non-empty list of values that `check` allows."""
+
+    def check_all(field: str, value: Any) -> list:
+        if isinstance(value, (str, dict)) or not isinstance(value, Iterable):
+            refuse(field, value, "a list")
+        values = [check(f"{field}[{i}]", item) for i, item in enumerate(value)]
+        return values or refuse(field, value, "a list with at least one entry")
+
+    return check_all
+
+
+def either(single: Check, several: Check) -> Check:
+    """One value for all exits, or a list with one per exit."""
+    return lambda field, value: (single if isinstance(value, (str, numbers.Number)) else several)(field, value)
+
+
+def increasing(field: str, value: Any) -> list[int]:
+    """A list of layer numbers (1-based), each above the one before."""
+    layers = each(whole(1))(field, value)
+    if any(a >= b for a, b in zip(layers, layers[1:])):
+        refuse(field, value, "layer numbers in increasing order, none twice")
+    return layers
+
+
+def mapping(field: str, value: Any) -> dict:
+    """A dictionary."""
+    return value if isinstance(value, dict) else refuse(field, value, "a dictionary")
+
+
+def text(field: str, value: Any) -> str:
+    """A non-empty string."""
+    return value if isinstance(value, str) and value else refuse(field, value, "a non-empty string")
+
+
+def _range(low: float, high: float) -> str:
+    return f">= {low}" if high == math.inf else f"between {low} and {high}"
