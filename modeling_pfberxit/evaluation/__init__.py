@@ -1,0 +1,1 @@
+"""Measuring: scores, exits, time."""
