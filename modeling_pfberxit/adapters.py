@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Identity(nn.Module):
-    """"PF-orig": nothing between the projections."""
+    """ "PF-orig": nothing between the projections."""
 
     reach = 0
 

@@ -40,9 +40,7 @@ class EncoderLayer:
         """(B, n, d) -> keys and values, (B, heads, n, d/heads) each."""
         return self._heads(self.key(hidden_states)), self._heads(self.value(hidden_states))
 
-    def attend(
-        self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """y for the rows that query, (B, q, d), and the attention weights (B, heads, q, n) where eager keeps them."""
         stock = self.attention
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(stock.config._attn_implementation, eager_attention_forward)
@@ -180,4 +178,3 @@ def embed(
 def pooler_dense(backbone: PreTrainedModel) -> nn.Linear:
     """The linear layer of the encoder's own pooler; tanh follows it in every family."""
     return backbone.pooler if backbone.config.model_type == "albert" else backbone.pooler.dense
-

@@ -62,7 +62,9 @@ class ExitState:
     problem_type: str
 
     @classmethod
-    def start(cls, rows: int, num_labels: int, policy: ExitPolicy, problem_type: str, device: torch.device) -> ExitState:
+    def start(
+        cls, rows: int, num_labels: int, policy: ExitPolicy, problem_type: str, device: torch.device
+    ) -> ExitState:
         """No exit passed yet."""
         outcomes = (num_labels, 2) if problem_type == MULTI_LABEL else (1, num_labels)
         memory = CRITERIA[policy.criterion].memory(policy)

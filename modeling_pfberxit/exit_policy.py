@@ -94,7 +94,9 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
 def operating_point(name: str, config: Any) -> dict[str, Any]:
     """The policy stored in the config under a name; its measured score and cost are left out."""
     if name not in config.operating_points:
-        refuse("exit_policy", name, f"one of this model's operating points: {sorted(config.operating_points) or 'none'}")
+        refuse(
+            "exit_policy", name, f"one of this model's operating points: {sorted(config.operating_points) or 'none'}"
+        )
     return {field: value for field, value in config.operating_points[name].items() if field in POLICY_CHECKS}
 
 

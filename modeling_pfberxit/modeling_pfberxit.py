@@ -18,7 +18,14 @@ from .criteria import REGRESSION, SINGLE_LABEL, ExitState
 from .exit_policy import ExitPolicy, resolve_policy
 from .exits import Exits
 from .losses import check_labels, depth_weighted, exit_losses, infer_problem_type, lte_loss
-from .persistence import SHARED_OPTIONS, check_adapter_only, check_shared, load_backbone, record_hashes, verify_checkpoint
+from .persistence import (
+    SHARED_OPTIONS,
+    check_adapter_only,
+    check_shared,
+    load_backbone,
+    record_hashes,
+    verify_checkpoint,
+)
 from .rows import Rows
 from .validation import refuse
 from .walk import Walk
@@ -117,7 +124,11 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, backbone: nn.Module | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        backbone: nn.Module | None = None,
+        **kwargs: Any,
     ):
         """Load a checkpoint; an adapter checkpoint fetches the encoder it is pinned to.
 
@@ -185,7 +196,9 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
         if self.config.adapter_only:
             check_adapter_only(self)
         self._mark_backbone_keys()
-        hub = {name: kwargs.pop(name) for name in ("repo_id", "commit_message", "private", "create_pr") if name in kwargs}
+        hub = {
+            name: kwargs.pop(name) for name in ("repo_id", "commit_message", "private", "create_pr") if name in kwargs
+        }
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:
             self.config.weights_sha256 = record_hashes(save_directory)

@@ -100,7 +100,9 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
     """
     name, revision = config.base_model_name_or_path, config.base_model_revision
     try:
-        found = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **options_for_config(options))
+        found = AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=False, **options_for_config(options)
+        )
         check_same_shape(config.encoder_config(), found, name)
         with without_load_report():
             backbone, info = AutoModel.from_pretrained(
@@ -158,7 +160,9 @@ def check_shared(config: PreTrainedConfig, backbone: PreTrainedModel) -> None:
         raise ValueError("backbone: must be frozen to be shared; this one has parameters that require gradients.")
     actual, expected = getattr(backbone, "weights_sha256", None), config.base_model_sha256
     if actual is None or expected is None:
-        logger.warning_once("backbone: its weights have no recorded hash, so it cannot be checked against the adapters.")
+        logger.warning_once(
+            "backbone: its weights have no recorded hash, so it cannot be checked against the adapters."
+        )
     elif actual != expected:
         raise ValueError(f"backbone: its weights have sha256 {actual}, but these adapters were trained on {expected}.")
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers import set_seed
 
 from ..criteria import REGRESSION
@@ -119,7 +118,13 @@ def as_markdown(results: list[dict]) -> str:
         groups.setdefault((result["task"], result["mode"]), []).append(result)
     first = results[0]
     exits, points = len(first["layers"]), len(first["points"])
-    titles = ["task", "encoder", "majority", *(f"{i}" for i in range(1, exits + 1)), *(f"exit {i}" for i in range(1, points + 1))]
+    titles = [
+        "task",
+        "encoder",
+        "majority",
+        *(f"{i}" for i in range(1, exits + 1)),
+        *(f"exit {i}" for i in range(1, points + 1)),
+    ]
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for (task, mode), runs in groups.items():
         majority = float(np.mean([run["majority"] for run in runs]))

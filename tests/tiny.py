@@ -1,0 +1,93 @@
+"""Tiny encoders of every family, and batches for them."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    BertConfig,
+    BertTokenizer,
+    CamembertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+from modeling_pfberxit import PFBerxitForSequenceClassification
+
+VOCABULARY, HIDDEN, LAYERS, HEADS = 120, 32, 6, 4
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 64,
+    "max_position_embeddings": 80,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "albert": lambda **changes: AlbertConfig(**{**SIZES, "embedding_size": 16, **changes}),
+    "albert-groups": lambda **changes: AlbertConfig(
+        **{**SIZES, "embedding_size": 16, "num_hidden_groups": 3, "inner_group_num": 2, **changes}
+    ),
+    "bert": lambda **changes: BertConfig(**{**SIZES, **changes}),
+    "roberta": lambda **changes: RobertaConfig(**{**SIZES, **changes}),
+    "xlm-roberta": lambda **changes: XLMRobertaConfig(**{**SIZES, **changes}),
+    "camembert": lambda **changes: CamembertConfig(**{**SIZES, **changes}),
+    "electra": lambda **changes: ElectraConfig(**{**SIZES, "embedding_size": 16, **changes}),
+    "distilbert": lambda **changes: DistilBertConfig(
+        **{
+            "vocab_size": VOCABULARY, "dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": 64,
+            "max_position_embeddings": 80, "pad_token_id": 0, **changes,
+        }
+    ),
+}  # fmt: skip
+
+
+def tiny_config(family: str = "bert", **changes) -> PreTrainedConfig:
+    """A six-layer encoder of 32 dimensions (`albert-groups`: twelve executed layers)."""
+    return CONFIGS[family](**changes)
+
+
+def save_backbone(folder: Path, family: str = "bert", seed: int = 0, **changes) -> str:
+    """A pretrained encoder (weights drawn from a seed) with its pooler and a tokenizer, in a folder."""
+    torch.manual_seed(seed)
+    AutoModel.from_config(tiny_config(family, **changes)).save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCABULARY - 5))]
+    vocabulary = Path(folder) / "vocab.txt"
+    vocabulary.write_text("\n".join(words))
+    BertTokenizer(str(vocabulary)).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_model(family: str = "bert", seed: int = 0, liven: bool = True, **knobs) -> PFBerxitForSequenceClassification:
+    """A model with random weights and no base. `liven` gives adapters and exits weights large enough to disagree."""
+    torch.manual_seed(seed)
+    knobs = {"adapter_dim": 8, "adapter_num_heads": 2, **knobs}
+    changes = knobs.pop("backbone_changes", {})
+    model = PFBerxitForSequenceClassification.from_backbone(tiny_config(family, **changes), **knobs)
+    if liven:
+        enliven(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def enliven(model: PFBerxitForSequenceClassification) -> None:
+    """Weights that make adapters change the states and exits differ from each other, as after training."""
+    for name, parameter in model.named_parameters():
+        if "adapter" in name and "norm" not in name:
+            parameter.normal_(0.0, 0.3)
+        elif name.startswith("exits."):
+            parameter.normal_(0.0, 0.6)
+
+
+def tiny_batch(rows: int, longest: int = 16, seed: int = 0, shortest: int = 3) -> dict[str, torch.Tensor]:
+    """Token ids of mixed length with their mask, padded on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(shortest, longest + 1, (rows,), generator=generator)
+    ids = torch.randint(5, VOCABULARY, (rows, longest), generator=generator)
+    mask = (torch.arange(longest) < lengths[:, None]).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
