@@ -4,8 +4,8 @@ f is one of four sub-learning modules on the bottleneck of width r. The paper's 
 but its parameter counts (Table 2) come out only with a bias in both projections, a LayerNorm over the hidden size and,
 in the convolution and the self-attention, one over the bottleneck.
 
-Every module says how far it reaches: by how many positions another token may stand away and still change a token's output
-(0: not at all; None: any token). Padding is never read.
+Every module says how far it reaches: how many positions away another token may stand and still change a token's
+output (0: not at all; None: any token). Padding is never read.
 """
 
 from collections.abc import Callable

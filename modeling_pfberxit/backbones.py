@@ -1,8 +1,8 @@
 """ALBERT, BERT, RoBERTa, ELECTRA, DistilBERT ... as one list of encoder layers.
 
 All of them are the same post-LayerNorm arithmetic under other attribute names. A family is a short view of the stock
-`transformers` layer; the stock modules keep the weights and do the work. The forward pass takes the keys and values apart
-from the rows that query them, so that a layer can be run for some positions and not others.
+`transformers` layer; the stock modules keep the weights and do the work. The forward pass takes the keys and values
+apart from the rows that query them, so that a layer can be run for some positions and not others.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class EncoderLayer:
         return projected.unflatten(-1, (-1, self.attention.attention_head_size)).transpose(1, 2)
 
 
-# ---- families ---------------------------------------------------------------------------------------------------------
+# ---- families -------------------------------------------------------------------------------------------------------
 
 
 def albert_layer(layer: nn.Module) -> EncoderLayer:
@@ -122,7 +122,7 @@ LAYERS: dict[str, Callable[[PreTrainedModel], list[EncoderLayer]]] = {
 HAVE_POOLER = ("albert", "bert", "roberta", "xlm-roberta", "camembert")
 
 
-# ---- what the model needs of a backbone -------------------------------------------------------------------------------
+# ---- what the model needs of a backbone -----------------------------------------------------------------------------
 
 
 def check_supported(config: PreTrainedConfig) -> None:

@@ -149,7 +149,7 @@ class PFBerxitConfig(PreTrainedConfig):
             value = {}
         super().__setattr__(name, CHECKS[name](name, value) if name in CHECKS else value)
 
-    # ---- the backbone ------------------------------------------------------------------------------------------------
+    # ---- the backbone -----------------------------------------------------------------------------------------------
 
     @classmethod
     def from_backbone(

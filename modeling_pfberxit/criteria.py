@@ -5,7 +5,7 @@ A criterion works in two steps:
 * `score` compares an exit's evidence with the exits before it. It knows neither the threshold tau nor the patience t;
 * `decide` holds the score against tau and t, and says which rows stop here and with which answer.
 
-So recorded evidence can be scored once and decided ten thousand times. Rows never see each other: whatever is remembered
+So recorded evidence can be scored once and decided ten thousand times. Rows never see each other: what is remembered
 lies in tensors whose first dimension is the row. A new criterion is these two functions and an entry in `CRITERIA`.
 
 Shapes: B rows, C classes or labels, m exits looked back on. A prediction is a table of log-probabilities (B, L, K):
@@ -49,7 +49,7 @@ def predictions(logits: Tensor, problem_type: str) -> Tensor:
     return logits.log_softmax(-1)[:, None]
 
 
-# ---- what travels with a row ------------------------------------------------------------------------------------------
+# ---- what travels with a row ----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -100,11 +100,11 @@ def step(evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor
     return fire & (depth >= policy.min_layer) & ~now.isnan().flatten(1).any(1), answer
 
 
-# ---- score: free of tau and t -----------------------------------------------------------------------------------------
+# ---- score: free of tau and t ---------------------------------------------------------------------------------------
 
 
 def divergences_from_past(now: Tensor, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """s_{i,i-1} ... s_{i,i-m}, summed over labels: (B, L, K) against (B, m, L, K) -> (B, m), NaN where there was none."""
+    """s_{i,i-1} ... s_{i,i-m}, summed over labels: (B, L, K) against (B, m, L, K) -> (B, m); NaN: there was none."""
     divergence = DIVERGENCES[policy.divergence]
     scores = divergence.of(now[:, None].expand_as(state.past), state.past).sum(-1)
     return scores / (now.shape[1] * divergence.unit(now.shape[2])) if policy.normalize else scores
@@ -128,7 +128,7 @@ def score_v3(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPoli
 
 
 def score_patience(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """PABEE: the distance from the exit before, (B,). Labels: -inf if all agree, +inf if not; regression: |y_i - y_j|."""
+    """PABEE: the distance from the exit before, (B,). Labels: -inf if all agree, else +inf; regression: |y_i - y_j|."""
     before = state.past[:, 0]
     if state.problem_type == REGRESSION:
         return (now - before).abs().amax((-2, -1))
@@ -141,7 +141,7 @@ def score_nothing(now: Tensor, evidence: Evidence, state: ExitState, policy: Exi
     return now.new_zeros(now.shape[0])
 
 
-# ---- decide: which rows stop, with which answer -----------------------------------------------------------------------
+# ---- decide: which rows stop, with which answer ---------------------------------------------------------------------
 
 
 def threshold(state: ExitState, policy: ExitPolicy) -> Tensor | float:
@@ -167,7 +167,7 @@ def decide_appointed(score: Tensor, evidence: Evidence, state: ExitState, policy
     return depth >= policy.appointed_layer, evidence.logits
 
 
-# ---- registry ---------------------------------------------------------------------------------------------------------
+# ---- registry -------------------------------------------------------------------------------------------------------
 
 
 class Criterion(NamedTuple):

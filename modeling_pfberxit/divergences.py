@@ -1,9 +1,9 @@
 """How far two predictions are apart (eq. 6 to 8 and their relatives).
 
-A divergence takes two tables of log-probabilities (..., K) and returns nats (...). The paper's "kl", "rekl" and "bikl" are
-cross-entropies, CE(p, q) = H(p) + KL(p || q): they are small only where two exits agree *and* are sure, so a small
-threshold is a confidence threshold as well. F-PABEE's released code computes the same. They keep the paper's names here,
-and the true divergences stand beside them.
+A divergence takes two tables of log-probabilities (..., K) and returns nats (...). The paper's "kl", "rekl" and "bikl"
+are cross-entropies, CE(p, q) = H(p) + KL(p || q): they are small only where two exits agree *and* are sure, so a small
+threshold is a confidence threshold as well. F-PABEE's released code computes the same. They keep the paper's names
+here, and the true divergences stand beside them.
 """
 
 import math

@@ -22,7 +22,7 @@ def pool(hidden_states: Tensor, weights: Tensor | None, pooling: str) -> Tensor:
 
 
 class Exits(nn.Module):
-    """All exits of a model: a classifier for each, or one for all (`exit_shared`), with poolers and LTE heads likewise."""
+    """All exits of a model: a classifier for each, or one for all (`exit_shared`); poolers and LTE heads likewise."""
 
     def __init__(self, config: PreTrainedConfig, hidden_size: int, exits: int):
         super().__init__()

@@ -91,7 +91,7 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
         super()._init_weights(module)
         init_adapter_weights(module, init)
 
-    # ---- loading and saving -------------------------------------------------------------------------------------------
+    # ---- loading and saving -----------------------------------------------------------------------------------------
 
     @classmethod
     def from_backbone(
@@ -175,7 +175,7 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
         return self
 
     def _mark_backbone_keys(self) -> None:
-        """Name the weights that checkpoints leave out; saving, Trainer's resume and best-model loading all honour it."""
+        """Name the weights that checkpoints leave out; saving, Trainer's resume and best-model loading honour it."""
         keys = {f"backbone.{key}" for key in self.backbone.state_dict()} if self.config.adapter_only else set()
         self._keys_to_ignore_on_save = keys
         self._keys_to_ignore_on_load_missing = {r"^backbone\."} if self.config.adapter_only else set()
@@ -188,7 +188,7 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save adapters and exits (`config.adapter_only`), or the whole model; with the code, and a hash of the weights.
+        """Save adapters and exits (`config.adapter_only`) or the whole model, with the code and a hash of the weights.
 
         Raises:
             ValueError: the adapters alone could not be loaded again. Nothing is written then.
@@ -211,8 +211,8 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
         base = self.config.base_model_name_or_path
         if self.config.adapter_only and base and os.path.isdir(base):
             logger.warning(
-                f"These adapters refer to the encoder in {base}, a folder of this machine. Whoever loads {repo_id} must "
-                "say where theirs is: from_pretrained(..., base_model_name_or_path=<Hub id or folder>)."
+                f"These adapters refer to the encoder in {base}, a folder of this machine. Whoever loads {repo_id} "
+                "must say where theirs is: from_pretrained(..., base_model_name_or_path=<Hub id or folder>)."
             )
         return super().push_to_hub(repo_id, **kwargs)
 
@@ -222,7 +222,7 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
         trained = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
         print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
 
-    # ---- forward ------------------------------------------------------------------------------------------------------
+    # ---- forward ----------------------------------------------------------------------------------------------------
 
     def forward(
         self,

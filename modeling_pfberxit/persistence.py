@@ -1,7 +1,7 @@
 """Adapter checkpoints: what they hold, which encoder they belong to, and how both are checked.
 
-An adapter checkpoint is an ordinary `config.json` + `model.safetensors` with adapters and exits only. Its config names the
-encoder, pinned by commit (Hub) and by the hash of its weights file, and the hash of the checkpoint's own weights.
+An adapter checkpoint is an ordinary `config.json` + `model.safetensors` with adapters and exits only. Its config names
+the encoder, pinned by commit (Hub) and by the hash of its weights file, and the hash of the checkpoint's own weights.
 """
 
 import hashlib
@@ -26,11 +26,12 @@ logger = hf_logging.get_logger(__name__)
 SHARED_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 SHAPE = (
     "model_type", "hidden_size", "embedding_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
-    "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size", "hidden_act",
+    "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size",
+    "hidden_act",
 )  # fmt: skip
 
 
-# ---- hashes -----------------------------------------------------------------------------------------------------------
+# ---- hashes ---------------------------------------------------------------------------------------------------------
 
 
 def sha256_of(*paths: str | os.PathLike) -> str:
@@ -86,7 +87,7 @@ def verify_checkpoint(name: str, config: PreTrainedConfig, **options: Any) -> No
             )
 
 
-# ---- the encoder an adapter checkpoint refers to ----------------------------------------------------------------------
+# ---- the encoder an adapter checkpoint refers to --------------------------------------------------------------------
 
 
 def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -> PreTrainedModel:
@@ -148,8 +149,8 @@ def check_same_shape(expected: PreTrainedConfig, found: PreTrainedConfig, name: 
     for field in SHAPE:
         if getattr(expected, field, None) != getattr(found, field, None):
             raise ValueError(
-                f"base_model_name_or_path={name!r} has {field}={getattr(found, field, None)!r}, but these adapters were "
-                f"trained on {field}={getattr(expected, field, None)!r}."
+                f"base_model_name_or_path={name!r} has {field}={getattr(found, field, None)!r}, but these adapters "
+                f"were trained on {field}={getattr(expected, field, None)!r}."
             )
 
 

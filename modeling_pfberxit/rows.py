@@ -1,4 +1,4 @@
-"""What belongs to a row, in tensors whose first dimension is the row: letting rows leave is one `index_select` over them."""
+"""What belongs to a row, in tensors whose first dimension is the row: letting rows leave is one `index_select`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Rows:
 
     @cached_property
     def attention_mask(self) -> Tensor | None:
-        """What the encoder's attention wants of the padding mask: (B, 1, n, n) or its like, None where none is needed."""
+        """The padding mask as the encoder's attention wants it: (B, 1, n, n) or its like, None where none is needed."""
         if self.padding_mask is None:
             return None
         return create_bidirectional_mask(

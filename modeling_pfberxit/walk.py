@@ -34,9 +34,7 @@ class Walk:
         if self.attentions is not None and weights is not None:
             self.attentions.append(weights)
 
-    def judge(
-        self, rows: Rows, evidence: Evidence, policy: ExitPolicy | None, depth: int, last: bool
-    ) -> Tensor | None:
+    def judge(self, rows: Rows, evidence: Evidence, policy: ExitPolicy | None, depth: int, last: bool) -> Tensor | None:
         """Take the answers of the rows that stop at this exit; without a policy, all of them at the last.
 
         Returns:

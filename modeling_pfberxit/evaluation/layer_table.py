@@ -1,4 +1,4 @@
-"""The layer table: what every exit scores, frozen encoder beside trained one, and what is left of it when rows leave early.
+"""The layer table: what every exit scores, frozen encoder beside trained one, and what is left when rows leave early.
 
 One model per task, mode and seed. Thresholds are chosen on rows held out of the training split, and reported on the
 evaluation split. Every finished run is kept as JSON, so a table that was interrupted goes on where it stopped.

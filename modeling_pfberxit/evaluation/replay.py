@@ -23,9 +23,7 @@ def record(model: torch.nn.Module, loader: DataLoader) -> tuple[Tensor, Tensor]:
     return torch.cat(logits), torch.cat(labels)
 
 
-def replay(
-    exit_logits: Tensor, policy: ExitPolicy, exit_depths: list[int], problem_type: str
-) -> tuple[Tensor, Tensor]:
+def replay(exit_logits: Tensor, policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> tuple[Tensor, Tensor]:
     """The answers (N, C) and executed layers (N,) that the policy gives on recorded logits (N, E, C)."""
     rows, exits, labels = exit_logits.shape
     state = ExitState.start(rows, labels, policy, problem_type, exit_logits.device)
