@@ -105,12 +105,13 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
             knobs: fields of the config, `revision` of the encoder, `dtype`, `attn_implementation`, and Hub options
                 (`token`, `cache_dir`, `local_files_only`).
         """
-        dtype = knobs.pop("dtype", torch.float32)
+        dtype, attention = knobs.pop("dtype", torch.float32), knobs.pop("attn_implementation", None)
         options = {name: knobs.pop(name) for name in SHARED_OPTIONS if name in knobs}
         if getattr(backbone, "model_type", None) == cls.config_class.model_type:
             config = cls.config_class.from_dict({**backbone.to_dict(), **knobs})
         else:
             config = cls.config_class.from_backbone(backbone, **knobs, **options)
+        config._attn_implementation = attention
         model = cls(config).to(dtype)
         if config.base_model_name_or_path is None:
             return model.eval()
@@ -302,10 +303,13 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
             rows = rows.select(staying)
 
     def _problem_type(self, labels: Tensor | None) -> str:
-        """The config's, or what the first labels say (and then it is the config's)."""
-        if self.config.problem_type is None and labels is not None:
-            self.config.problem_type = infer_problem_type(self.num_labels, labels)
-        return self.config.problem_type or (REGRESSION if self.num_labels == 1 else SINGLE_LABEL)
+        """The config's, or what the labels of this call say; training makes that the config's."""
+        known = self.config.problem_type
+        if known is None and labels is not None:
+            known = infer_problem_type(self.num_labels, labels)
+            if self.training:
+                self.config.problem_type = known
+        return known or (REGRESSION if self.num_labels == 1 else SINGLE_LABEL)
 
     def _loss(self, walk: Walk, labels: Tensor, problem_type: str) -> Tensor:
         """Of all exits, weighted by depth, plus the LTE heads'; where rows left early, of their answers."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import float64, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
@@ -126,7 +126,22 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
     if with_pooler and any(key.startswith("pooler.") for key in info["missing_keys"]):
         backbone.pooler = None
     backbone.weights_sha256 = check_pinned(config, revision, **options_for_config(options))
+    backbone.weights_checksum = checksum(backbone)
     return backbone
+
+
+def checksum(backbone: PreTrainedModel) -> tuple[str, float, float]:
+    """The dtype, the sum and the absolute sum of an encoder's weights, its pooler apart."""
+    weights = [parameter.detach() for name, parameter in backbone.named_parameters() if not name.startswith("pooler.")]
+    sums = ((weight.sum(dtype=float64).item(), weight.abs().sum(dtype=float64).item()) for weight in weights)
+    total, size = map(sum, zip(*sums))
+    return str(backbone.dtype), total, size
+
+
+def weights_moved(backbone: PreTrainedModel) -> bool:
+    """Whether the weights are others than were loaded; after a change of dtype that cannot be told."""
+    (dtype, total, size), (dtype_now, total_now, _) = backbone.weights_checksum, checksum(backbone)
+    return dtype == dtype_now and abs(total - total_now) > 1e-9 * size
 
 
 def check_pinned(config: PreTrainedConfig, revision: str | None, **options: Any) -> str | None:
@@ -179,6 +194,8 @@ def check_adapter_only(model: nn.Module) -> None:
         problem = "its backbone is trained"
     elif not tokens == backbone.config.vocab_size == config.vocab_size:
         problem = f"its token embeddings were resized to {tokens}"
+    elif weights_moved(backbone):
+        problem = "its backbone's weights are no longer those that were loaded"
     if problem:
         raise ValueError(
             f"adapter_only=True: cannot save the adapters alone, {problem}. "

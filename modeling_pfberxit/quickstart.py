@@ -61,9 +61,7 @@ def quickstart(
 
     set_seed(seed)
     model = new_model(backbone, task)
-    print(
-        f"\n{task.name}: {len(train)} rows to train on, {held_out} to choose thresholds on, {len(evaluation)} to test on"
-    )
+    print(f"\n{task.name}: {len(train)} rows to train, {held_out} to choose thresholds, {len(evaluation)} to test on")
     model.print_trainable_parameters()
     arguments = training_arguments(
         os.path.join(output, "training"), num_train_epochs=epochs, per_device_train_batch_size=16, seed=seed

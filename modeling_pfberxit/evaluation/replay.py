@@ -3,12 +3,14 @@
 The same `step` that runs online is fed with the recorded logits, so the answers and depths are the same.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..criteria import Evidence, ExitState, step
+from ..criteria import CRITERIA, Evidence, ExitState, predictions, step
 from ..exit_policy import ExitPolicy
 
 
@@ -57,8 +59,6 @@ def thresholds_for(
 
 def candidate_thresholds(exit_logits: Tensor, policy: ExitPolicy, problem_type: str, steps: int) -> list[float]:
     """Quantiles of the scores between adjacent exits, and one above all of them."""
-    from ..criteria import CRITERIA, predictions
-
     rule, rows = CRITERIA[policy.criterion], exit_logits.shape[0]
     state = ExitState.start(rows, exit_logits.shape[2], policy, problem_type, exit_logits.device)
     scores = []
@@ -68,11 +68,11 @@ def candidate_thresholds(exit_logits: Tensor, policy: ExitPolicy, problem_type: 
         state.remember(now)
     seen = torch.cat(scores)
     seen = seen[seen.isfinite()].numpy()
+    if not seen.size:  # a rule that only agrees or disagrees
+        return [0.0]
     return [*np.unique(np.quantile(seen, np.linspace(0, 1, steps))).tolist(), float(seen.max()) * 1.01 + 1e-6]
 
 
 def with_threshold(policy: ExitPolicy, tau: float) -> ExitPolicy:
     """The same policy at another threshold."""
-    from dataclasses import replace
-
     return replace(policy, threshold=tau)

@@ -1,0 +1,118 @@
+"""Every family is walked layer by layer exactly as `transformers` runs it."""
+
+import pytest
+import torch
+from tiny import CONFIGS, tiny_batch, tiny_config, tiny_model
+from transformers import AutoModel, BertConfig, GPT2Config
+
+from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit.backbones import LAYERS, num_depths
+
+FAMILIES = list(CONFIGS)
+MASKED = tiny_batch(5, longest=11)
+
+
+def stock_and_ours(family: str, attention: str = "sdpa", **knobs):
+    model = tiny_model(family, liven=False, attn_implementation=attention, **knobs)
+    stock = AutoModel.from_config(tiny_config(family), attn_implementation=attention).eval()
+    stock.load_state_dict(model.backbone.state_dict(), strict=False)
+    return stock, model
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fresh_model_equals_its_backbone(family, attention):
+    stock, model = stock_and_ours(family, attention, num_labels=3)
+    expected = stock(**MASKED, output_hidden_states=True).hidden_states
+    found = model(**MASKED, output_hidden_states=True).hidden_states
+    assert len(found) == len(expected) == num_depths(stock.config) + 1
+    for layer, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert torch.equal(ours, theirs), f"layer {layer}"
+
+
+@pytest.mark.parametrize("placement", ["ffn", "attention", "both", "sequential", "none"])
+@pytest.mark.parametrize("norm", ["in", "out", "none"])
+def test_every_adapter_starts_as_nothing(placement, norm):
+    stock, model = stock_and_ours("bert", adapter_placement=placement, adapter_layer_norm=norm)
+    found = model(**MASKED, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(found, stock(**MASKED).last_hidden_state)
+
+
+def test_a_trained_adapter_changes_the_backbones_states():
+    stock, _ = stock_and_ours("bert")
+    lively = tiny_model("bert")
+    found = lively(**MASKED, output_hidden_states=True).hidden_states[-1]
+    assert not torch.allclose(found, stock(**MASKED).last_hidden_state, atol=1e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sdpa_and_eager_agree(family):
+    model = tiny_model(family, num_labels=3)
+    sdpa = model(**MASKED).exit_logits
+    model.set_attn_implementation("eager")
+    assert model.backbone.config._attn_implementation == "eager"
+    torch.testing.assert_close(model(**MASKED).exit_logits, sdpa, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["albert", "bert", "distilbert"])
+def test_eager_returns_the_stock_models_attentions(family):
+    stock, model = stock_and_ours(family, "eager")
+    found = model(**MASKED, output_attentions=True).attentions
+    expected = stock(**MASKED, output_attentions=True).attentions
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_attentions_without_eager_are_refused_in_one_line():
+    with pytest.raises(ValueError, match="output_attentions.*attn_implementation='eager'"):
+        tiny_model("bert")(**MASKED, output_attentions=True)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert", "electra"])
+def test_embeddings_may_be_given_instead_of_tokens(family):
+    model = tiny_model(family)
+    ids = torch.randint(5, 100, (3, 9))
+    embeddings = model.get_input_embeddings()(ids)
+    torch.testing.assert_close(model(inputs_embeds=embeddings).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("inputs", [{}, {"input_ids": MASKED["input_ids"], "inputs_embeds": torch.zeros(5, 11, 32)}])
+def test_tokens_and_embeddings_exclude_each_other(inputs):
+    with pytest.raises(ValueError, match="input_ids.*exactly one"):
+        tiny_model("bert")(**inputs)
+
+
+def test_token_types_reach_the_backbone():
+    model = tiny_model("bert")
+    second = torch.ones_like(MASKED["input_ids"])
+    assert not torch.allclose(model(**MASKED).logits, model(**MASKED, token_type_ids=second).logits)
+
+
+def test_albert_shares_layers_but_not_adapters():
+    model = tiny_model("albert-groups")
+    layers = LAYERS["albert"](model.backbone)
+    assert len(layers) == len(model.depths) == 12
+    # 6 layers over 3 groups of 2 inner layers: group 0 runs at layers 0 and 1, its inner layers in turn
+    assert [layers.index(layer) for layer in layers] == [0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9]
+    assert len({id(depth.ffn_adapter.down.weight) for depth in model.depths}) == 12
+
+
+def test_an_unsupported_architecture_is_named_with_the_supported_ones():
+    with pytest.raises(ValueError, match="model_type='gpt2'.*albert, bert, roberta"):
+        PFBerxitForSequenceClassification.from_backbone(GPT2Config(n_layer=2, n_embd=32, n_head=2))
+
+
+def test_a_decoder_is_refused():
+    with pytest.raises(ValueError, match="is_decoder.*bidirectional"):
+        PFBerxitForSequenceClassification.from_backbone(BertConfig(is_decoder=True))
+
+
+def test_padding_on_the_left_is_refused():
+    left = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    with pytest.raises(ValueError, match="attention_mask.*pad on the right"):
+        tiny_model("bert")(input_ids=torch.randint(5, 100, (2, 4)), attention_mask=left)
+
+
+def test_a_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"attention_mask=\(2, 3\).*\(2, 4\)"):
+        tiny_model("bert")(input_ids=torch.randint(5, 100, (2, 4)), attention_mask=torch.ones(2, 3))
