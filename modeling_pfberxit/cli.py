@@ -80,6 +80,9 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
     """Time against the stock model."""
     parser = commands.add_parser("benchmark", help="speed against the stock transformers model, in one run")
     parser.add_argument("--preset", default="albert-base-v2-mlp", help="a file of configuration/, without .json")
+    parser.add_argument(
+        "--paper", action="store_true", help="the preset's exits (backbone pooler, LTE), not the defaults"
+    )
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128])
     parser.add_argument("--repeats", type=int, default=9)
@@ -90,14 +93,15 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
 
 
 def run_benchmark(
-    preset: str, batch_sizes: list[int], lengths: list[int], repeats: int, device: str, dtype: str, output: str | None
-) -> None:
+    preset: str, paper: bool, batch_sizes: list[int], lengths: list[int], repeats: int, device: str, dtype: str,
+    output: str | None,
+) -> None:  # fmt: skip
     """Print one line per case as it is measured."""
     import torch
 
     from .evaluation.benchmark import benchmark, save
 
-    lines = benchmark(preset, batch_sizes, lengths, repeats, device, getattr(torch, dtype))
+    lines = benchmark(preset, paper, batch_sizes, lengths, repeats, device, getattr(torch, dtype))
     if output:
         save(lines, output)
 

@@ -12,8 +12,16 @@ from .validation import Check, flag, increasing, mapping, one_of, optional, real
 
 FORMAT_VERSION = 1  # of the checkpoints this code writes; it reads this one and the ones before
 
+
+def readable_format(field: str, value: Any) -> int:
+    """A version this code can read."""
+    if isinstance(value, int) and value > FORMAT_VERSION:
+        refuse(field, value, f"at most {FORMAT_VERSION}: a newer modeling_pfberxit wrote this checkpoint, update yours")
+    return whole(1)(field, value)
+
+
 CHECKS: dict[str, Check] = {
-    "format_version": whole(1, FORMAT_VERSION),
+    "format_version": readable_format,
     "backbone_config": optional(mapping),
     "base_model_name_or_path": optional(text),
     "base_model_revision": optional(text),
@@ -142,6 +150,10 @@ class PFBerxitConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "operating_points" and value is None:
             value = {}
+        if name == "base_model_name_or_path" and self.__dict__.get("_post_init_done") and value != getattr(self, name):
+            # Another place: the commit was of the old one, and only the hash still says which encoder it must be.
+            self.base_model_revision = None
+            value = os.path.abspath(value) if isinstance(value, (str, os.PathLike)) and os.path.isdir(value) else value
         super().__setattr__(name, CHECKS[name](name, value) if name in CHECKS else value)
 
     # ---- the backbone -----------------------------------------------------------------------------------------------
@@ -184,9 +196,9 @@ class PFBerxitConfig(PreTrainedConfig):
         return depths if depths[-1] == num_layers else [*depths, num_layers]
 
     @property
-    def vocab_size(self) -> int:
+    def vocab_size(self) -> int | None:
         """Of the encoder."""
-        return self.encoder_config().vocab_size
+        return self.encoder_config().vocab_size if self.backbone_config else None
 
     @vocab_size.setter
     def vocab_size(self, value: int) -> None:

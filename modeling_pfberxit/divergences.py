@@ -39,7 +39,7 @@ def jskd(i: Tensor, j: Tensor) -> Tensor:
 
 def kl_div(i: Tensor, j: Tensor) -> Tensor:
     """The true Kullback-Leibler divergence KL(p_i || p_j): 0 exactly where the predictions are equal."""
-    return kl(i, j) - kl(i, i)
+    return (kl(i, j) - kl(i, i)).clamp(min=0)  # rounding may leave a hair below
 
 
 def rekl_div(i: Tensor, j: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def symkl_div(i: Tensor, j: Tensor) -> Tensor:
 
 def js_div(i: Tensor, j: Tensor) -> Tensor:
     """The Jensen-Shannon divergence, in [0, ln 2]."""
-    return jskd(i, j) - (kl(i, i) + kl(j, j)) / 2
+    return (jskd(i, j) - (kl(i, i) + kl(j, j)) / 2).clamp(min=0)
 
 
 class Divergence(NamedTuple):

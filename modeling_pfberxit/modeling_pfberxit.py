@@ -118,6 +118,7 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
         wants_pooler = config.exit_pooler != "none" and model.backbone.config.model_type in HAVE_POOLER
         encoder = load_backbone(config, wants_pooler, dtype=dtype, **options)
         config.base_model_sha256 = encoder.weights_sha256
+        check_pooler(config, encoder)
         if wants_pooler and not reads_backbone_pooler(config):
             model.exits.init_poolers(encoder)
             encoder.pooler = None
@@ -159,17 +160,21 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
         """After the checkpoint's own weights: the encoder they refer to, and what is frozen (loading forgets it)."""
         if not self.config.adapter_only:
             self.backbone.requires_grad_(self.config.train_backbone)
-        elif backbone is not None:
+            return
+        if self.config.base_model_sha256 is None:
+            logger.warning_once("The config has no base_model_sha256, so the encoder cannot be checked against it.")
+        if backbone is not None:
             check_shared(self.config, backbone)
             self.attach_backbone(backbone)
         else:
             pooler = reads_backbone_pooler(self.config)
             self.attach_backbone(load_backbone(self.config, pooler, dtype=self.dtype, **options))
+        self.config.base_model_sha256 = getattr(self.backbone, "weights_sha256", None)
 
     def attach_backbone(self, backbone: PreTrainedModel) -> "PFBerxitForSequenceClassification":
         """Put a pretrained encoder in the placeholder's place, frozen unless the config trains it."""
-        if reads_backbone_pooler(self.config) and getattr(backbone, "pooler", None) is None:
-            refuse("exit_pooler", "backbone", "'none' or 'own': this encoder's checkpoint has no pooler weights")
+        if reads_backbone_pooler(self.config):
+            check_pooler(self.config, backbone)
         backbone.config._attn_implementation = self.config._attn_implementation
         self.backbone = backbone.to(self.device).requires_grad_(self.config.train_backbone).train(self.training)
         self._mark_backbone_keys()
@@ -210,7 +215,9 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload code, config and weights as one commit; warns if the encoder is a folder of this machine."""
         base = self.config.base_model_name_or_path
-        if self.config.adapter_only and base and os.path.isdir(base):
+        if self.config.adapter_only:
+            check_adapter_only(self)  # before a repository is made
+        if self.config.adapter_only and os.path.isdir(base):
             logger.warning(
                 f"These adapters refer to the encoder in {base}, a folder of this machine. Whoever loads {repo_id} "
                 "must say where theirs is: from_pretrained(..., base_model_name_or_path=<Hub id or folder>)."
@@ -321,6 +328,13 @@ class PFBerxitForSequenceClassification(PreTrainedModel):
             lte = torch.stack([evidence.lte for evidence in walk.evidence], dim=1)  # (B, exits)
             loss = loss + lte_loss(lte, exit_logits, labels, problem_type)
         return loss
+
+
+def check_pooler(config: PFBerxitConfig, backbone: PreTrainedModel) -> None:
+    """Refuse exits that want the encoder's pooler where its checkpoint has no weights for one."""
+    if config.exit_pooler == "backbone" and getattr(backbone, "pooler", None) is None:
+        kind = backbone.config.model_type
+        refuse("exit_pooler", "backbone", f"'none' or 'own': this {kind} checkpoint has no pooler weights")
 
 
 def reads_backbone_pooler(config: PFBerxitConfig) -> bool:

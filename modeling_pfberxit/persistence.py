@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import float64, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
@@ -105,6 +106,7 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
             name, revision=revision, trust_remote_code=False, **options_for_config(options)
         )
         check_same_shape(config.encoder_config(), found, name)
+        weights_sha256 = check_pinned(config, **options_for_config(options))
         with without_load_report():
             backbone, info = AutoModel.from_pretrained(
                 name,
@@ -115,7 +117,9 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
                 **pooler_option(found, with_pooler),
                 **options,
             )
-    except OSError as error:
+    except WrongEncoder:
+        raise
+    except (OSError, SafetensorError) as error:
         raise OSError(
             f"base_model_name_or_path={name!r}: this encoder could not be loaded ({str(error).splitlines()[0]}) "
             "Load with base_model_name_or_path=<Hub id or folder> to say where it is."
@@ -125,7 +129,7 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
         raise OSError(f"base_model_name_or_path={name!r}: its checkpoint lacks {sorted(missing)[:3]} ...")
     if with_pooler and any(key.startswith("pooler.") for key in info["missing_keys"]):
         backbone.pooler = None
-    backbone.weights_sha256 = check_pinned(config, revision, **options_for_config(options))
+    backbone.weights_sha256 = weights_sha256
     backbone.weights_checksum = checksum(backbone)
     return backbone
 
@@ -144,15 +148,17 @@ def weights_moved(backbone: PreTrainedModel) -> bool:
     return dtype == dtype_now and abs(total - total_now) > 1e-9 * size
 
 
-def check_pinned(config: PreTrainedConfig, revision: str | None, **options: Any) -> str | None:
-    """The hash of the encoder's weights, compared with the config's unless the commit already says which they are."""
+class WrongEncoder(OSError):
+    """The encoder was found, but its weights are not the ones the adapters were trained on."""
+
+
+def check_pinned(config: PreTrainedConfig, **options: Any) -> str | None:
+    """The hash of the encoder's weights, compared with the config's before they are read."""
     name, expected = config.base_model_name_or_path, config.base_model_sha256
-    if expected and revision and not os.path.isdir(name):
-        return expected
-    files = weight_files(name, revision=revision, **options)
+    files = weight_files(name, revision=config.base_model_revision, **options)
     actual = sha256_of(*files) if files else None
-    if expected and actual != expected:
-        raise OSError(
+    if expected and actual and actual != expected:
+        raise WrongEncoder(
             f"base_model_name_or_path={name!r}: the sha256 of its weights is {actual}, but these adapters were trained "
             f"on {expected}. Load with base_model_sha256=None if it is the same encoder in another serialisation."
         )
@@ -179,6 +185,8 @@ def check_shared(config: PreTrainedConfig, backbone: PreTrainedModel) -> None:
         logger.warning_once(
             "backbone: its weights have no recorded hash, so it cannot be checked against the adapters."
         )
+    elif weights_moved(backbone):
+        raise ValueError("backbone: its weights are no longer those that were loaded from its base.")
     elif actual != expected:
         raise ValueError(f"backbone: its weights have sha256 {actual}, but these adapters were trained on {expected}.")
 
@@ -189,7 +197,7 @@ def check_adapter_only(model: nn.Module) -> None:
     tokens = backbone.get_input_embeddings().num_embeddings
     problem = None
     if config.base_model_name_or_path is None or not hasattr(backbone, "weights_sha256"):
-        problem = "its backbone has no base to refer to (random weights)"
+        problem = "its backbone has no base to refer to (random weights, or from a self-contained checkpoint)"
     elif config.train_backbone or any(parameter.requires_grad for parameter in backbone.parameters()):
         problem = "its backbone is trained"
     elif not tokens == backbone.config.vocab_size == config.vocab_size:

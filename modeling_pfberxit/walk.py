@@ -42,9 +42,10 @@ class Walk:
         """
         if policy is None:
             self.evidence.append(evidence)
-            fire, answer = torch.full_like(rows.index, last, dtype=torch.bool), evidence.logits
-        else:
-            fire, answer = step(evidence, rows.state, policy, torch.full_like(rows.index, depth))
+            if last:
+                self.logits, self.exit_layer = evidence.logits, torch.full_like(rows.index, depth)
+            return None
+        fire, answer = step(evidence, rows.state, policy, torch.full_like(rows.index, depth))
         if self.logits is None:
             self.logits, self.exit_layer = torch.zeros_like(answer), torch.zeros_like(rows.index)
         stops = (fire | last) & (self.exit_layer[rows.index] == 0)

@@ -52,7 +52,9 @@ def test_every_preset_loads_and_names_what_it_is(path):
     assert config.base_model_revision is None
     written = json.loads(path.read_text())
     fresh = PFBerxitConfig().to_dict()
-    missing = {name for name in fresh if name.startswith(("adapter_", "exit_", "train_", "use_", "lte_"))} - set(written)
+    missing = {name for name in fresh if name.startswith(("adapter_", "exit_", "train_", "use_", "lte_"))} - set(
+        written
+    )
     assert not missing, "a preset states every knob"
 
 
@@ -150,7 +152,10 @@ def test_placements_are_the_formulas(placement):
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"adapter_num_heads": 3, "adapter_sublearner": "self_attention"}, "adapter_num_heads=3.*divisor of adapter_dim=8"),
+        (
+            {"adapter_num_heads": 3, "adapter_sublearner": "self_attention"},
+            "adapter_num_heads=3.*divisor of adapter_dim=8",
+        ),
         ({"adapter_conv_kernel": 4, "adapter_sublearner": "conv"}, "adapter_conv_kernel=4.*odd"),
         ({"adapter_sublearner": "lora"}, "adapter_sublearner='lora'.*identity, self_attention, conv, mlp"),
         ({"adapter_dim": 0}, "adapter_dim=0.*>= 1"),

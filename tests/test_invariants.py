@@ -47,7 +47,7 @@ def rows() -> dict[str, torch.Tensor]:
 
 @torch.inference_mode()
 def run(model, batch: dict, size: int, policy: ExitPolicy, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answers and layers in the batch's own order, after running it in another order, cut to each part's longest row."""
+    """Answers and layers in the batch's own order, after running it in another, cut to each part's longest row."""
     logits = torch.empty(len(order), model.num_labels)
     layers = torch.empty(len(order), dtype=torch.long)
     for part in order.split(size):
@@ -64,7 +64,7 @@ def recorded(family: str, problem: str) -> torch.Tensor:
 
 
 def spreading_policy(family: str, criterion: str, problem: str) -> ExitPolicy:
-    """A policy under which rows leave at five or more layers, none of them taking more than half the rows."""
+    """A policy under which rows leave at five or more layers, none of which takes more than half of them."""
     evidence, depths = recorded(family, problem), list(range(1, LAYERS + 1))
     for divergence, patience, window in product(("js_div", "kl", "kl_div"), (1, 2, 3, 4), (4, 2)):
         if patience > window:

@@ -13,6 +13,7 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,23 +48,24 @@ class Line:
         return self.speed_up / self.layer_speed_up
 
 
-def preset(name: str) -> PFBerxitConfig:
-    """A configuration that comes with the package, without the base it refers to: weights will be random."""
-    text = resources.files("modeling_pfberxit.configuration").joinpath(f"{name}.json").read_text()
-    return PFBerxitConfig.from_dict({**json.loads(text), "base_model_name_or_path": None})
+def configuration(preset: str, **knobs: Any) -> PFBerxitConfig:
+    """The library's defaults on the encoder of a preset; `paper` among the knobs takes the preset's layout as well."""
+    text = resources.files("modeling_pfberxit.configuration").joinpath(f"{preset}.json").read_text()
+    config = PFBerxitConfig.from_dict({**json.loads(text), "base_model_name_or_path": None})
+    if knobs.pop("paper", False):
+        config.exit_layers = knobs.get("exit_layers")
+        return config
+    return PFBerxitConfig.from_backbone(config.encoder_config(), **knobs)
 
 
-def models(name: str, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, ...]:
+def models(preset: str, paper: bool, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, ...]:
     """The stock classifier, ours with an exit at every layer, and ours with exits at `EXIT_LAYERS`; one encoder."""
     torch.manual_seed(0)
-    config = preset(name)
-    stock = AutoModelForSequenceClassification.from_config(config.encoder_config())
+    stock = AutoModelForSequenceClassification.from_config(configuration(preset).encoder_config())
     encoder = getattr(stock, stock.base_model_prefix)
     ours = []
     for exit_layers in (None, EXIT_LAYERS):
-        config = preset(name)
-        config.exit_layers = exit_layers
-        model = PFBerxitForSequenceClassification(config)
+        model = PFBerxitForSequenceClassification(configuration(preset, paper=paper, exit_layers=exit_layers))
         model.backbone.load_state_dict(encoder.state_dict(), strict=False)
         with torch.no_grad():  # untrained exits all say the same
             for parameter in model.exits.parameters():
@@ -102,10 +104,16 @@ def spread_policy(model: PFBerxitForSequenceClassification, batch: dict[str, Ten
 
 
 def benchmark(
-    name: str, batch_sizes: list[int], lengths: list[int], repeats: int, device: str, dtype: torch.dtype
+    preset: str,
+    paper: bool,
+    batch_sizes: list[int],
+    lengths: list[int],
+    repeats: int,
+    device: str,
+    dtype: torch.dtype,
 ) -> list[Line]:
     """All cases; the calls of one (batch, length) run in turn."""
-    stock, full, early = models(name, device, dtype)
+    stock, full, early = models(preset, paper, device, dtype)
     lines = []
     for batch in batch_sizes:
         for length in lengths:
