@@ -49,13 +49,14 @@ def add_table(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--rows", type=int, default=20_000, help="training rows at most (0: all)")
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--saved", nargs="+", type=float, default=[0.25, 0.4, 0.5], help="shares of layers to save")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", dest="knobs", help="config fields to set")
     parser.add_argument("--output", default="runs/table", help="where finished runs are kept; they are not run again")
     parser.set_defaults(run=run_table)
 
 
 def run_table(
     dataset: str, tasks: list[str], backbone: str | None, modes: list[str], seeds: list[int], rows: int, epochs: float,
-    saved: list[float], output: str,
+    saved: list[float], knobs: list[str], output: str,
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every run."""
     from pathlib import Path
@@ -71,6 +72,7 @@ def run_table(
                     cached_run(
                         Path(output), dataset=dataset, config=task, mode=mode, seed=seed,
                         backbone=backbone or packaged_backbone(), budget=Budget(rows, epochs), saved=saved,
+                        knobs=dict(knob.split("=", 1) for knob in knobs),
                     )
                 )  # fmt: skip
                 print(as_markdown(results) + "\n", flush=True)

@@ -38,8 +38,14 @@ class Budget:
     batch_size: int = 32
 
 
-def run(dataset: str, config: str, mode: str, seed: int, backbone: str, budget: Budget, saved: list[float]) -> dict:
-    """Train one model and measure it: scores of all exits, and at thresholds that save given shares of the layers."""
+def run(
+    dataset: str, config: str, mode: str, seed: int, backbone: str, budget: Budget, saved: list[float], knobs: dict
+) -> dict:
+    """Train one model and measure it: scores of all exits, and at thresholds that save given shares of the layers.
+
+    Args:
+        knobs: fields of the model's config to set, beside the mode's own.
+    """
     task, data = load_task(dataset, config)
     tokenizer = new_tokenizer(backbone)
     train = data["train"].shuffle(seed=seed)
@@ -49,7 +55,7 @@ def run(dataset: str, config: str, mode: str, seed: int, backbone: str, budget: 
     evaluation = encode(task, data[task.evaluation_split], tokenizer)
 
     set_seed(seed)
-    model = new_model(backbone, task, **MODES[mode])
+    model = new_model(backbone, task, **{**MODES[mode], **knobs})
     with tempfile.TemporaryDirectory() as scratch:
         arguments = training_arguments(
             scratch,
@@ -64,7 +70,7 @@ def run(dataset: str, config: str, mode: str, seed: int, backbone: str, budget: 
         chosen_on = record(model, trainer.get_eval_dataloader(held_out))
         reported_on = record(model, trainer.get_eval_dataloader(evaluation))
     return {
-        "task": task.name, "mode": mode, "seed": seed, "metric": task.metric, "train_rows": len(train),
+        "task": task.name, "mode": " ".join([mode, *map(str, knobs.values())]), "seed": seed, "metric": task.metric, "train_rows": len(train),
         "epochs": budget.epochs, "evaluation_rows": len(evaluation),
         "majority": majority_score(task.metric, reported_on[1].numpy()),
         "layers": layer_scores(task, *reported_on),
@@ -100,9 +106,14 @@ def exit_points(
 
 def cached_run(folder: Path, **setting: Any) -> dict:
     """`run`, or its result from an earlier call with the same setting."""
-    name = f"{setting['config']}-{setting['mode']}-seed{setting['seed']}.json"
-    path = folder / name
-    asked = {"backbone": Path(setting["backbone"]).name, "budget": vars(setting["budget"]), "saved": setting["saved"]}
+    parts = [setting["config"], setting["mode"], *map(str, setting["knobs"].values()), f"seed{setting['seed']}"]
+    path = folder / ("-".join(map(str, parts)) + ".json")
+    asked = {
+        "backbone": Path(setting["backbone"]).name,
+        "budget": vars(setting["budget"]),
+        "saved": setting["saved"],
+        "knobs": setting["knobs"],
+    }
     if path.exists() and (known := json.loads(path.read_text())).get("setting") == asked:
         return known
     result = {**run(**setting), "setting": asked}

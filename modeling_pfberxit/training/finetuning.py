@@ -39,10 +39,10 @@ def new_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(backbone, padding_side="right")
 
 
-def training_arguments(output_dir: str, train_backbone: bool = False, **changes: Any) -> TrainingArguments:
-    """Arguments for `Trainer`: any of its own may be given, the rest suits adapters (or a trained encoder)."""
+def training_defaults(train_backbone: bool = False) -> dict[str, Any]:
+    """Values for `TrainingArguments` that suit adapters, or an encoder that is trained itself."""
     on_gpu = torch.cuda.is_available()
-    defaults = {
+    return {
         "learning_rate": BACKBONE_LEARNING_RATE if train_backbone else ADAPTER_LEARNING_RATE,
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 128,
@@ -55,7 +55,11 @@ def training_arguments(output_dir: str, train_backbone: bool = False, **changes:
         "save_strategy": "no",
         "logging_steps": 50,
     }
-    return TrainingArguments(output_dir=output_dir, **{**defaults, **changes})
+
+
+def training_arguments(output_dir: str, train_backbone: bool = False, **changes: Any) -> TrainingArguments:
+    """`training_defaults` as `TrainingArguments`; any of them, and any other, may be changed."""
+    return TrainingArguments(output_dir=output_dir, **{**training_defaults(train_backbone), **changes})
 
 
 def new_trainer(

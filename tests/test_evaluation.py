@@ -1,0 +1,173 @@
+"""Metrics, exit reports, the layer table, the benchmark, the card and the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from tiny import save_backbone, tiny_batch, tiny_model
+
+from modeling_pfberxit import ExitPolicy, cli
+from modeling_pfberxit.evaluation import layer_table
+from modeling_pfberxit.evaluation.exits_report import Setting, as_table, earlier, histogram
+from modeling_pfberxit.evaluation.metrics import METRICS, majority_score, score
+from modeling_pfberxit.evaluation.replay import replay, thresholds_for, with_threshold
+from modeling_pfberxit.evaluation.timing import interleaved, median_ratio
+from modeling_pfberxit.quickstart import difficulty_note
+
+
+def test_metrics_by_hand():
+    logits, labels = np.array([[2.0, 1], [0, 3], [1, 0], [0, 1]]), np.array([0, 1, 1, 0])
+    assert score("accuracy", logits, labels) == 0.5
+    assert score("accuracy_f1", logits, labels) == 0.5  # precision 1/2, recall 1/2
+    assert score("matthews", logits, labels) == 0.0
+    assert score("correlation", np.array([[1.0], [2], [3]]), np.array([2.0, 4, 6])) == pytest.approx(1.0)
+    given = np.array([[1.0, -1, 1], [-1, -1, -1]])  # 2 labels given, 1 of them right, 1 missed
+    assert score("micro_f1", given, np.array([[1, 0, 0], [0, 1, 0]])) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="metric='bleu'.*accuracy"):
+        score("bleu", logits, labels)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "accuracy_f1", "matthews"])
+def test_the_majority_score_is_that_of_a_constant_answer(metric):
+    labels = np.array([1, 1, 1, 0, 0])
+    always = np.tile([0.0, 1.0], (5, 1))
+    assert majority_score(metric, labels) == METRICS[metric](always, labels)
+    assert majority_score("correlation", labels) == 0.0
+
+
+def test_thresholds_save_what_was_asked():
+    torch.manual_seed(0)
+    model = tiny_model("bert", num_labels=2)
+    with torch.inference_mode():
+        exit_logits = model(**tiny_batch(300)).exit_logits
+    policy = ExitPolicy("divergence_v1", "js_div", threshold=0.0, patience=1)
+    wanted = [0.1, 0.3, 0.5]
+    taus = thresholds_for(exit_logits, policy, model.exit_depths, "single_label_classification", wanted)
+    assert taus == sorted(taus)
+    for share, tau in zip(wanted, taus, strict=True):
+        _, layers = replay(exit_logits, with_threshold(policy, tau), model.exit_depths, "single_label_classification")
+        assert 1 - layers.float().mean() / 6 >= share
+
+
+def test_the_interval_of_a_clear_difference_excludes_zero():
+    rng = np.random.default_rng(0)
+    easy, hard = rng.integers(2, 4, 200), rng.integers(4, 6, 200)
+    mean, low, high = earlier(easy, hard)
+    assert mean == pytest.approx(hard.mean() - easy.mean())
+    assert 0 < low < mean < high
+    mean, low, high = earlier(easy, easy)
+    assert low < 0 < high
+
+
+@pytest.mark.parametrize(("shift", "word"), [(2, " earlier."), (-2, " later."), (0, "neither earlier nor later")])
+def test_the_difficulty_note_tells_the_sign_it_found(shift, word):
+    depths = np.array([3, 4] * 40)
+    note = difficulty_note({"plain": depths, "contrast": depths + shift, "indirect": depths + shift})
+    assert word in note
+
+
+def test_tables_and_bars_show_what_was_measured():
+    depths = np.array([2, 2, 4, 6])
+    setting = Setting("fast", ExitPolicy(threshold=0.1), 0.75, depths, 6, {1: 2.0, 32: 0.5})
+    assert setting.saved == pytest.approx(1 - 3.5 / 6)
+    assert "| fast | 0.750 | 3.50 of 6 | 42 % | 2.00 | 0.50 |" in as_table([setting], "accuracy")
+    bars = histogram({"all": depths}, 6)
+    assert "layer  2" in bars and "50 %" in bars and "layer  3" not in bars
+
+
+def test_times_are_taken_in_turn():
+    order = []
+    times = interleaved([lambda: order.append("a"), lambda: order.append("b")], repeats=2, warmups=1)
+    assert order == ["a", "b"] * 3
+    assert [len(series) for series in times] == [2, 2]
+    assert median_ratio([2.0, 6.0, 3.0], [1.0, 2.0, 1.0]) == 3.0
+
+
+def run_cli(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "modeling_pfberxit.cli", *arguments], capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def test_the_benchmark_compares_with_the_stock_model(tmp_path, capsys):
+    path = tmp_path / "numbers.json"
+    sizes = ["--batch-sizes", "2", "--lengths", "4", "--repeats", "1"]
+    cli.main(["benchmark", *sizes, "--output", str(path)])
+    lines = json.loads(path.read_text())
+    assert [line["case"] for line in lines] == [
+        "full depth", "all at layer 3", "all at layer 6", "all at layer 9", "spread over 6, 9, 12",
+    ]  # fmt: skip
+    assert [line["mean_depth"] for line in lines[:4]] == [12, 3, 6, 9]
+    assert 6 <= lines[4]["mean_depth"] < 12
+    for line in lines:
+        assert line["efficiency"] == pytest.approx(line["speed_up"] / line["layer_speed_up"])
+    assert capsys.readouterr().out.count("| 2 | 4 |") == 5
+
+
+@pytest.fixture
+def glue_like(tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+    rows = {"sentence": [f"w{i % 9} w{i % 7}" for i in range(80)], "label": [i % 2 for i in range(80)]}
+    folder = tmp_path / "glue"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    return str(folder)
+
+
+def test_the_layer_table_goes_on_where_it_stopped(glue_like, tmp_path, monkeypatch):
+    budget = layer_table.Budget(rows=16, epochs=1, held_out=20)
+    setting = {
+        "dataset": glue_like, "config": None, "mode": "frozen", "seed": 1,
+        "backbone": save_backbone(tmp_path / "encoder"), "budget": budget, "saved": [0.2, 0.4], "knobs": {},
+    }  # fmt: skip
+    first = layer_table.cached_run(tmp_path / "runs", **setting)
+    assert len(first["layers"]) == 6 and len(first["points"]) == 2
+    assert first["train_rows"] == 16
+    monkeypatch.setattr(layer_table, "run", lambda **_: pytest.fail("trained again"))
+    assert layer_table.cached_run(tmp_path / "runs", **setting) == first
+    monkeypatch.setattr(layer_table, "run", lambda **_: {**first, "majority": 2.0})
+    other = layer_table.cached_run(tmp_path / "runs", **{**setting, "saved": [0.1, 0.4]})
+    assert other["majority"] == 2.0, "another setting is another run"
+    table = layer_table.as_markdown([other])
+    assert table.splitlines()[-1].count("*") == 6, "exits below the majority are marked"
+
+
+def test_bad_values_on_the_command_line_end_in_one_line(tmp_path):
+    printed = run_cli("quickstart", "--dataset", str(tmp_path / "nothing"), "--backbone", str(tmp_path))
+    assert "Traceback" not in printed
+    assert printed.strip().splitlines()[-1].startswith("pfberxit: dataset=")
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["intent", pytest.param("topics", marks=pytest.mark.slow), pytest.param("urgency", marks=pytest.mark.slow)],
+)
+def test_the_quickstart_tells_the_whole_story(config, tmp_path):
+    encoder = save_backbone(tmp_path / "encoder")
+    printed = run_cli(
+        "quickstart", "--backbone", encoder, "--config", config, "--epochs", "0.2", "--output", str(tmp_path / "out")
+    )
+    folder = tmp_path / "out" / f"pfberxit-{config}"
+    assert "| full depth |" in printed and "| balanced |" in printed and "Where rows left" in printed
+    assert "95 % bootstrap interval" in printed
+    assert printed.count(" after layer ") == 3 and "model class from transformers_modules" in printed
+    assert (folder / "exit_depths.png").stat().st_size > 5_000
+    check_card(folder, config)
+
+
+def check_card(folder: Path, config: str) -> None:
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model_relation == "adapter" and card.data.library_name == "transformers"
+    assert len(card.data.eval_results) == 4
+    assert "{{" not in card.content and "{%" not in card.content
+    code = card.content.split("```python\n")[1].split("```")[0].replace(f'"{folder.name}"', f'"{folder}"')
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" after layer ") == 3, config

@@ -1,0 +1,39 @@
+"""The numbered scripts run, one after the other, on what the one before has made."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(script: str, *arguments: str) -> None:
+    before = sys.argv
+    sys.argv = [script, *map(str, arguments)]
+    try:
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+@pytest.mark.parametrize("config", ["intent", "topics", "urgency"])
+def test_fine_tune_then_sweep_then_share(config, hub_backbone, hub, tmp_path, capsys):
+    folder = tmp_path / config
+    quick = ["--max_steps", "2", "--rows", "40", "--bf16", "False", "--per_device_train_batch_size", "8"]
+    run("01_finetune.py", "--backbone", hub_backbone, "--config", config, "--output_dir", folder, *quick)
+    printed = capsys.readouterr().out
+    assert "by exit layer:" in printed and "trainable params" in printed
+    assert (folder / "model.safetensors").stat().st_size < 200_000
+
+    run("02_infer.py", folder, "--config", config, "--steps", "3", "--patience", "1", "2")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(lines) > 4
+    saved = [int(line.split("|")[5].strip(" %")) for line in lines[2:]]
+    assert saved[0] == 0 and max(saved) > 0
+
+    run("03_share.py", folder, f"acme/desk-{config}")
+    assert "score" in capsys.readouterr().out
+    files = hub.files(f"acme/desk-{config}")
+    assert {"config.json", "model.safetensors", "modeling_pfberxit.py", "tokenizer.json", "README.md"} <= set(files)
