@@ -70,12 +70,17 @@ def run(
         chosen_on = record(model, trainer.get_eval_dataloader(held_out))
         reported_on = record(model, trainer.get_eval_dataloader(evaluation))
     return {
-        "task": task.name, "mode": " ".join([mode, *map(str, knobs.values())]), "seed": seed, "metric": task.metric, "train_rows": len(train),
-        "epochs": budget.epochs, "evaluation_rows": len(evaluation),
+        "task": task.name,
+        "mode": " ".join([mode, *map(str, knobs.values())]),
+        "seed": seed,
+        "metric": task.metric,
+        "train_rows": len(train),
+        "epochs": budget.epochs,
+        "evaluation_rows": len(evaluation),
         "majority": majority_score(task.metric, reported_on[1].numpy()),
         "layers": layer_scores(task, *reported_on),
         "points": exit_points(task, model.exit_depths, chosen_on[0], *reported_on, saved),
-    }  # fmt: skip
+    }
 
 
 def layer_scores(task: Task, exit_logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
