@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.criteria import CRITERIA
-from modeling_pfberxit.evaluation.metrics import score
 from modeling_pfberxit.evaluation.replay import candidate_thresholds, record, replay, with_threshold
+from modeling_pfberxit.training.metrics import score
 from modeling_pfberxit.training.tasks import encode, load_task
 
 

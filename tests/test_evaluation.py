@@ -14,10 +14,10 @@ from tiny import save_backbone, tiny_batch, tiny_model
 from modeling_pfberxit import ExitPolicy, cli
 from modeling_pfberxit.evaluation import layer_table
 from modeling_pfberxit.evaluation.exits_report import Setting, as_table, earlier, histogram
-from modeling_pfberxit.evaluation.metrics import METRICS, majority_score, score
 from modeling_pfberxit.evaluation.replay import replay, thresholds_for, with_threshold
 from modeling_pfberxit.evaluation.timing import interleaved, median_ratio
 from modeling_pfberxit.quickstart import difficulty_note
+from modeling_pfberxit.training.metrics import METRICS, majority_score, score
 
 
 def test_metrics_by_hand():

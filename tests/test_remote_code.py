@@ -16,7 +16,8 @@ from modeling_pfberxit import PFBerxitForSequenceClassification, modeling_pfberx
 
 PACKAGE = Path(modeling_pfberxit.__file__).parent
 CODE = {
-    "adapted_layer.py", "adapters.py", "backbones.py", "configuration_pfberxit.py", "criteria.py", "divergences.py",
+    "adapted_layer.py", "adapters.py", "backbones.py",
+    "checkpoints.py", "configuration_pfberxit.py", "criteria.py", "divergences.py",
     "exit_policy.py", "exits.py", "losses.py", "modeling_pfberxit.py", "persistence.py", "rows.py", "validation.py",
     "walk.py",
 }  # fmt: skip

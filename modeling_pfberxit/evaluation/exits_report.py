@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..exit_policy import ExitPolicy
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..training.metrics import score
 from ..training.tasks import Task
-from .metrics import score
 from .timing import interleaved
 
 FULL_DEPTH = ExitPolicy(criterion=None)

@@ -17,8 +17,8 @@ from transformers import set_seed
 from ..criteria import REGRESSION
 from ..exit_policy import ExitPolicy
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
+from ..training.metrics import majority_score, score
 from ..training.tasks import Task, encode, load_task
-from .metrics import majority_score, score
 from .replay import record, replay, thresholds_for, with_threshold
 
 # All weights trained is the field's usual setting: no adapters, the encoder itself moves.

@@ -14,8 +14,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..evaluation.metrics import score
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from .metrics import score
 from .tasks import Task
 
 # 0.6 M fresh parameters want larger steps than a pretrained encoder: the paper's grid (1e-5 to 5e-5) barely moves them.

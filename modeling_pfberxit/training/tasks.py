@@ -18,7 +18,7 @@ class Task:
     Args:
         dataset, config: as for `load_dataset`; `support_desk` is the one in the package.
         texts: one column, or two for pairs of sentences.
-        metric: a name in `evaluation.metrics.METRICS`.
+        metric: a name in `training.metrics.METRICS`.
     """
 
     name: str
