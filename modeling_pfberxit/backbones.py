@@ -163,8 +163,6 @@ def embed(
     inputs_embeds: Tensor | None = None,
 ) -> Tensor:
     """Tokens (B, n) or embeddings (B, n, e) -> what the first layer reads, (B, n, d)."""
-    if (input_ids is None) == (inputs_embeds is None):
-        refuse("input_ids", None if input_ids is None else "...", "given, or else inputs_embeds: exactly one of them")
     inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
     if backbone.config.model_type != "distilbert":
         inputs["token_type_ids"] = token_type_ids

@@ -115,7 +115,9 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         Raises:
             ValueError: labels, mask or policy do not fit, before any layer runs.
         """
-        tokens = input_ids if input_ids is not None else inputs_embeds
+        if (input_ids is None) == (inputs_embeds is None):
+            refuse("input_ids", None if input_ids is None else "...", "given, or inputs_embeds: exactly one of them")
+        tokens = inputs_embeds if input_ids is None else input_ids
         problem_type = self._problem_type(labels)
         if labels is not None:
             check_labels(labels, self.num_labels, tokens.shape[0], problem_type)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,30 +23,27 @@ class Rows:
     hidden_states: Tensor  # (B, n, d)
     padding_mask: Tensor | None  # (B, n) 1 for tokens, 0 for padding; None where nothing is padding
     state: ExitState | None = None
+    attention_mask: Tensor | None = field(
+        init=False, default=None
+    )  # the padding mask as the encoder's attention wants it
+    mean_weights: Tensor | None = field(init=False, default=None)  # (B, 1, n), for exits that read the mean
+
+    def __post_init__(self) -> None:
+        if self.padding_mask is not None:
+            self.mean_weights = mean_weights(self.padding_mask, self.hidden_states.dtype)
+            self.attention_mask = create_bidirectional_mask(
+                config=self.encoder, inputs_embeds=self.hidden_states, attention_mask=self.padding_mask
+            )
 
     @classmethod
     def start(cls, encoder: PreTrainedConfig, hidden_states: Tensor, attention_mask: Tensor | None) -> Rows:
         """All rows of a batch, before the first layer."""
         index = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-        if attention_mask is not None:
+        # Looking at the mask's values would break a compiled graph in two.
+        if attention_mask is not None and not torch.compiler.is_compiling():
             check_mask(attention_mask, hidden_states)
-            if bool((attention_mask != 0).all()):
-                attention_mask = None
+            attention_mask = None if bool((attention_mask != 0).all()) else attention_mask
         return cls(encoder, index, hidden_states, attention_mask)
-
-    @cached_property
-    def attention_mask(self) -> Tensor | None:
-        """The padding mask as the encoder's attention wants it: (B, 1, n, n) or its like, None where none is needed."""
-        if self.padding_mask is None:
-            return None
-        return create_bidirectional_mask(
-            config=self.encoder, inputs_embeds=self.hidden_states, attention_mask=self.padding_mask
-        )
-
-    @cached_property
-    def mean_weights(self) -> Tensor | None:
-        """(B, 1, n), for exits that read the mean over the tokens."""
-        return None if self.padding_mask is None else mean_weights(self.padding_mask, self.hidden_states.dtype)
 
     def select(self, keep: Tensor) -> Rows:
         """The rows whose numbers are given, (B',), cut to the longest of them."""
