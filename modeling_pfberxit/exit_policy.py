@@ -77,7 +77,9 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
     policy = ExitPolicy(**{name: getattr(config, f"exit_{name}") for name in POLICY_CHECKS})
     if isinstance(request, str):
         request = operating_point(request, config)
-    if is_dataclass(request):  # remote code has an ExitPolicy class of its own; any of them will do
+    if is_dataclass(request) and not isinstance(
+        request, type
+    ):  # remote code has an ExitPolicy class of its own; any of them will do
         policy = ExitPolicy(**asdict(request))
     elif isinstance(request, Mapping):
         if unknown := sorted(set(request) - set(POLICY_CHECKS)):
@@ -106,7 +108,7 @@ def check_fit(policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> 
     if problem_type not in rule.problem_types:
         able = [name for name, other in CRITERIA.items() if problem_type in other.problem_types]
         refuse("exit_criterion", policy.criterion, f"a rule for {problem_type}: {', '.join(able)}")
-    if policy.patience > exits:
+    if policy.patience > exits and policy.criterion != "appointed":
         refuse("exit_patience", policy.patience, f"at most the number of exits, {exits}")
     if rule.memory(policy) > exits:
         refuse("exit_window", policy.window, f"at most the number of exits, {exits}")

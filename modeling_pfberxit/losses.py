@@ -17,17 +17,16 @@ def infer_problem_type(num_labels: int, labels: Tensor) -> str:
 
 def check_labels(labels: Tensor, num_labels: int, rows: int, problem_type: str) -> None:
     """Refuse labels that do not fit the problem, before the loss kernel fails on them in its own words."""
-    allowed = {
-        SINGLE_LABEL: f"integers of shape ({rows},) in [0, {num_labels}), or -100",
-        MULTI_LABEL: f"floats of shape ({rows}, {num_labels}) in [0, 1]",
-        REGRESSION: f"finite numbers of shape ({rows},)" if num_labels == 1 else f"of shape ({rows}, {num_labels})",
-    }[problem_type]
-    shapes = {SINGLE_LABEL: [(rows,)], MULTI_LABEL: [(rows, num_labels)], REGRESSION: [(rows, num_labels)]}
-    if problem_type == REGRESSION and num_labels == 1:
-        shapes[REGRESSION].append((rows,))
-    fits = tuple(labels.shape) in shapes[problem_type]
-    fits &= labels.is_floating_point() if problem_type == MULTI_LABEL else True
-    fits &= not labels.is_floating_point() if problem_type == SINGLE_LABEL else True
+    if problem_type == SINGLE_LABEL:
+        allowed, shapes = f"integers of shape ({rows},) in [0, {num_labels}), or -100", [(rows,)]
+        right_kind = not labels.is_floating_point() and labels.dtype is not torch.bool
+    elif problem_type == MULTI_LABEL:
+        allowed, shapes = f"floats of shape ({rows}, {num_labels}) in [0, 1]", [(rows, num_labels)]
+        right_kind = labels.is_floating_point()
+    else:
+        shapes = [(rows,), (rows, 1)] if num_labels == 1 else [(rows, num_labels)]
+        allowed, right_kind = f"finite numbers of shape {shapes[0]}", True
+    fits = right_kind and tuple(labels.shape) in shapes
     if fits and not torch.compiler.is_compiling():
         fits = _in_range(labels, num_labels, problem_type)
     if not fits:
@@ -40,6 +39,7 @@ def _in_range(labels: Tensor, num_labels: int, problem_type: str) -> bool:
         return bool(labels.isfinite().all())
     if problem_type == MULTI_LABEL:
         return bool(((labels >= 0) & (labels <= 1)).all())
+    labels = labels.long()
     return bool((((labels >= 0) & (labels < num_labels)) | (labels == -100)).all())
 
 
@@ -61,6 +61,7 @@ def exit_losses(exit_logits: Tensor, labels: Tensor, problem_type: str, label_sm
         targets = labels.to(exit_logits) * (1 - label_smoothing) + label_smoothing / 2
         targets = targets[:, None].expand_as(exit_logits)
         return F.binary_cross_entropy_with_logits(exit_logits, targets, reduction="none").mean((0, 2))
+    labels = labels.long()  # as bytes, -100 would be class 156
     losses = F.cross_entropy(
         exit_logits.transpose(1, 2),
         labels[:, None].expand(-1, exits),
@@ -85,11 +86,14 @@ def lte_loss(lte: Tensor, exit_logits: Tensor, labels: Tensor, problem_type: str
     The target is 1 where the label is missed (multi-label: the share of labels missed) and tanh |y' - y| in regression.
     """
     answers = exit_logits.detach().float()
+    if problem_type == SINGLE_LABEL:
+        labels = labels.long()
+        counted = labels != -100
+        wrong = (answers.argmax(-1) != labels[:, None]).float()[counted]
+        return F.mse_loss(lte.float()[counted], wrong, reduction="sum") / max(wrong.numel(), 1)
     if problem_type == REGRESSION:
         targets = labels.to(answers).reshape(answers.shape[0], 1, -1)
         wrong = torch.tanh((answers - targets).abs()).mean(-1)
-    elif problem_type == MULTI_LABEL:
-        wrong = ((answers > 0) != (labels[:, None] > 0.5)).float().mean(-1)
     else:
-        wrong = (answers.argmax(-1) != labels[:, None]).float()
+        wrong = ((answers > 0) != (labels[:, None] > 0.5)).float().mean(-1)
     return F.mse_loss(lte.float(), wrong)

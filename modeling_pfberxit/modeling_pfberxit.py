@@ -121,6 +121,8 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         problem_type = self._problem_type(labels)
         if labels is not None:
             check_labels(labels, self.num_labels, tokens.shape[0], problem_type)
+            if self.training:
+                self.config.problem_type = problem_type
         elif self.training:
             logger.warning_once(
                 "A training forward without labels: no exit learns from it. If label_smoothing_factor is set in the "
@@ -170,13 +172,10 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
             rows = rows.select(staying)
 
     def _problem_type(self, labels: Tensor | None) -> str:
-        """The config's, or what the labels of this call say; training makes that the config's."""
-        known = self.config.problem_type
-        if known is None and labels is not None:
-            known = infer_problem_type(self.num_labels, labels)
-            if self.training:
-                self.config.problem_type = known
-        return known or (REGRESSION if self.num_labels == 1 else SINGLE_LABEL)
+        """The config's, or what the labels of this call say."""
+        if self.config.problem_type is None and labels is not None:
+            return infer_problem_type(self.num_labels, labels)
+        return self.config.problem_type or (REGRESSION if self.num_labels == 1 else SINGLE_LABEL)
 
     def _loss(self, walk: Walk, labels: Tensor, problem_type: str) -> Tensor:
         """Of all exits, weighted by depth, plus the LTE heads'; where rows left early, of their answers."""

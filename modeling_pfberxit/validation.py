@@ -80,7 +80,12 @@ def each(check: Check) -> Check:
 
 def either(single: Check, several: Check) -> Check:
     """One value for all exits, or a list with one per exit."""
-    return lambda field, value: (single if isinstance(value, (str, numbers.Number)) else several)(field, value)
+
+    def check(field: str, value: Any) -> Any:
+        is_list = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
+        return (several if is_list else single)(field, value)
+
+    return check
 
 
 def increasing(field: str, value: Any) -> list[int]:

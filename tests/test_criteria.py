@@ -585,6 +585,9 @@ def compare_with_replay(
         online = model(**batch, exit_policy=policy)
         answers, layers = replay(recorded, policy, model.exit_depths, model.config.problem_type)
         assert online.exit_layer.tolist() == layers.tolist(), policy
+        looked_at = model(**batch, exit_policy=policy, output_hidden_states=True)  # no row leaves the batch
+        assert looked_at.exit_layer.tolist() == layers.tolist(), policy
+        torch.testing.assert_close(looked_at.logits, answers, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(online.logits, answers, rtol=1e-4, atol=1e-4)
         exits = torch.tensor([model.exit_depths.index(layer) for layer in layers.tolist()])
         assert torch.equal(answers, recorded[torch.arange(len(recorded)), exits])

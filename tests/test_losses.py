@@ -306,6 +306,18 @@ def test_integers_of_any_width_are_class_labels(dtype):
     torch.testing.assert_close(model(**BATCH, labels=labels.to(dtype)).loss, expected)
 
 
+def test_class_156_is_not_mistaken_for_a_missing_label():
+    labels = torch.tensor([156, 0, 156, 199, 1])
+    bytes_ = labels.to(torch.uint8)  # -100 is 156 as a byte
+    logits, lte = some_logits(200), torch.full((ROWS, LAYERS), 0.3)
+    torch.testing.assert_close(
+        exit_losses(logits, bytes_, SINGLE_LABEL), exit_losses(logits, labels, SINGLE_LABEL), msg="exit_losses"
+    )
+    torch.testing.assert_close(
+        lte_loss(lte, logits, bytes_, SINGLE_LABEL), lte_loss(lte, logits, labels, SINGLE_LABEL), msg="lte_loss"
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64])
 def test_numbers_of_any_kind_are_values(dtype):
     model, labels = tiny_model("bert", num_labels=1), torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0])
