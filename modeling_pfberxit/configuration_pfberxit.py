@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import resolve_revision
 
+from .criteria import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .exit_policy import POLICY_CHECKS
 from .validation import Check, flag, increasing, mapping, one_of, optional, real, refuse, text, whole
 
@@ -46,6 +47,7 @@ CHECKS: dict[str, Check] = {
     "use_lte": flag,
     "lte_shared": flag,
     "label_smoothing": real(0.0, 1.0),
+    "problem_type": optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION)),
     "operating_points": mapping,
     **{f"exit_{name}": check for name, check in POLICY_CHECKS.items()},
 }

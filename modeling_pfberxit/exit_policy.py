@@ -82,7 +82,7 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
     ):  # remote code has an ExitPolicy class of its own; any of them will do
         policy = ExitPolicy(**asdict(request))
     elif isinstance(request, Mapping):
-        if unknown := sorted(set(request) - set(POLICY_CHECKS)):
+        if unknown := sorted(set(request) - set(POLICY_CHECKS), key=str):
             refuse("exit_policy", unknown, "a dict with fields of " + ", ".join(POLICY_CHECKS))
         policy = replace(policy, **request)
     elif request is not None:

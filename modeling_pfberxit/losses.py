@@ -12,11 +12,13 @@ def infer_problem_type(num_labels: int, labels: Tensor) -> str:
     """The problem a model without `problem_type` is trained on, by `transformers`' convention."""
     if num_labels == 1:
         return REGRESSION
-    return MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
+    return MULTI_LABEL if isinstance(labels, Tensor) and labels.is_floating_point() else SINGLE_LABEL
 
 
 def check_labels(labels: Tensor, num_labels: int, rows: int, problem_type: str) -> None:
     """Refuse labels that do not fit the problem, before the loss kernel fails on them in its own words."""
+    if not isinstance(labels, Tensor):
+        refuse("labels", type(labels).__name__, "a tensor")
     if problem_type == SINGLE_LABEL:
         allowed, shapes = f"integers of shape ({rows},) in [0, {num_labels}), or -100", [(rows,)]
         right_kind = not labels.is_floating_point() and labels.dtype is not torch.bool

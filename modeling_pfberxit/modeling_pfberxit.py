@@ -32,7 +32,7 @@ class PFBerxitOutput(ModelOutput):
         loss: over all exits while they all run (training, or early exit off); of the answers given otherwise.
         logits: (B, C) each row's answer.
         exit_layer: (B,) how many layers were executed for it.
-        exit_logits: (B, exits, C) of every exit, where all of them ran for every row, else None.
+        exit_logits: (B, exits, C) of every exit, in training and while early exit is off, else None.
         hidden_states: (n + 1) x (B, tokens, d), the embeddings first.
         attentions: n x (B, heads, tokens, tokens).
     """
@@ -121,6 +121,8 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         problem_type = self._problem_type(labels)
         if labels is not None:
             check_labels(labels, self.num_labels, tokens.shape[0], problem_type)
+            if problem_type == REGRESSION and self.config.label_smoothing:
+                refuse("label_smoothing", self.config.label_smoothing, "0 for regression")
             if self.training:
                 self.config.problem_type = problem_type
         elif self.training:

@@ -45,11 +45,15 @@ def real(low: float, high: float = math.inf) -> Check:
     """A finite number (an integer or a NumPy scalar will do) in `[low, high]`."""
 
     def check(field: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        number = math.nan
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except OverflowError:  # an integer beyond the floats
+                number = math.inf
+        if not (math.isfinite(number) and low <= number <= high):
             refuse(field, value, f"a finite number {_range(low, high)}")
-        if not low <= value <= high:
-            refuse(field, value, f"a finite number {_range(low, high)}")
-        return float(value)
+        return number
 
     return check
 

@@ -388,3 +388,18 @@ def test_promised_names_are_registered():
     assert {"divergence_v1", "divergence_v2", "divergence_v3", "patience", "appointed"} <= set(CRITERIA)
     assert {"kl", "rekl", "bikl", "jskd", "kl_div", "rekl_div", "symkl_div", "js_div"} <= set(DIVERGENCES)
     assert set(DIVERGENCE_ALIASES.values()) <= set(DIVERGENCES)
+
+
+def test_an_unknown_problem_is_refused_when_it_is_assigned():
+    model = tiny_model("bert")
+    with pytest.raises(ValueError, match="problem_type='foo': must be one of single_label_classification"):
+        model.config.problem_type = "foo"
+
+
+def test_a_number_too_large_for_a_float_is_refused():
+    with pytest.raises(ValueError, match="must be a finite number"):
+        ExitPolicy(threshold=10**400)
+
+
+def test_unknown_fields_of_any_type_are_refused(watched):
+    assert "fields" in watched.refusal({3: 1, "tau": 0.3})

@@ -393,3 +393,16 @@ def test_labels_out_of_range_are_refused_with_their_range():
         check_labels(torch.tensor([[-0.5, 1.0]]), 2, 1, MULTI_LABEL)
     check_labels(torch.tensor([0, 2, -100]), 3, 3, SINGLE_LABEL)
     check_labels(torch.tensor([[0.5, 1.0]]), 2, 1, MULTI_LABEL)
+
+
+def test_smoothing_a_value_is_refused_before_any_layer_runs():
+    model = tiny_model("bert", num_labels=1, label_smoothing=0.1)
+    ran = count_layers(model)
+    with pytest.raises(ValueError, match="label_smoothing=0.1: must be 0 for regression"):
+        model(**BATCH, labels=torch.zeros(5))
+    assert not ran
+
+
+def test_labels_in_a_list_are_refused_by_name():
+    with pytest.raises(ValueError, match="labels='list': must be a tensor"):
+        tiny_model("bert", num_labels=3)(**BATCH, labels=[0, 1, 2, 0, 1])
