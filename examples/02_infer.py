@@ -38,18 +38,17 @@ def main() -> None:
     task, data = load_task(options.dataset, options.config)
     rows = encode(task, data[task.evaluation_split], tokenizer)
     loader = DataLoader(rows, batch_size=64, collate_fn=DataCollatorWithPadding(tokenizer))
-    exit_logits, labels = record(model, loader)
+    evidence, labels = record(model, loader)
 
     criterion = options.criterion or ("patience" if task.problem_type == "regression" else "divergence_v1")
     print(f"| t | tau | {task.metric} | mean depth | layers saved |\n|---:|---:|---:|---:|---:|")
-    print(
-        f"|  | off | {score(task.metric, exit_logits[:, -1].numpy(), labels.numpy()):.3f} | {len(model.depths)} | 0 % |"
-    )
+    full = score(task.metric, evidence.logits[:, -1].numpy(), labels.numpy())
+    print(f"|  | off | {full:.3f} | {len(model.depths)} | 0 % |")
     for patience in options.patience:
         base = ExitPolicy(criterion, options.divergence, threshold=0.0, patience=patience)
-        for tau in candidate_thresholds(exit_logits, base, task.problem_type, options.steps)[1:]:
+        for tau in candidate_thresholds(evidence, base, task.problem_type, options.steps)[1:]:
             policy = with_threshold(base, round(tau, 4))
-            answers, layers = replay(exit_logits, policy, model.exit_depths, task.problem_type)
+            answers, layers = replay(evidence, policy, model.exit_depths, task.problem_type)
             value, depth = score(task.metric, answers.numpy(), labels.numpy()), layers.float().mean().item()
             saved = 100 * (1 - depth / len(model.depths))
             print(f"| {patience} | {policy.threshold:.4f} | {value:.3f} | {depth:.2f} | {saved:.0f} % |")

@@ -20,13 +20,22 @@ class AdaptedLayer(GradientCheckpointingLayer):
         self.ffn_adapter = Adapter(config, hidden_size) if place in ("ffn", "both") else None
 
     def forward(
-        self, hidden_states: Tensor, layer: EncoderLayer, attention_mask: Tensor | None, padding_mask: Tensor | None
+        self,
+        hidden_states: Tensor,
+        layer: EncoderLayer,
+        attention_mask: Tensor | None,
+        padding_mask: Tensor | None,
+        queries: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, n, d) -> (B, n, d), and the attention weights where there are any.
+        """(B, n, d) -> (B, n, d), and the attention weights where there are any; the first `queries` positions only.
 
         attention: a = LN1(x + y + A(x));  sequential: a = LN1(x + y + A(y));  ffn: h = LN2(a + FFN(a) + A(a)).
         """
         keys, values = layer.keys_values(hidden_states)
+        if queries is not None:
+            hidden_states = hidden_states[:, :queries]
+            attention_mask = None if attention_mask is None else attention_mask[:, :, :queries]
+            padding_mask = None if padding_mask is None else padding_mask[:, :queries]
         attended, weights = layer.attend(hidden_states, keys, values, attention_mask)
         summed = hidden_states + attended
         if self.attention_adapter is not None:

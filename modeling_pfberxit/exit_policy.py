@@ -17,6 +17,10 @@ POLICY_CHECKS: dict[str, Check] = {
     "min_layer": whole(1),
     "appointed_layer": optional(whole(1)),
     "normalize": flag,
+    "window_rule": one_of("agree", "monotone", "narrow"),
+    "window_range": real(0.0, 1.0),
+    "ensemble": one_of("none", "run", "all"),
+    "distance_weight": real(0.0),
 }
 
 
@@ -28,11 +32,18 @@ class ExitPolicy:
         criterion: a name in `CRITERIA`, or None: every row runs to the last layer.
         divergence: a name in `DIVERGENCES` (s of eq. 6 to 8).
         threshold: tau >= 0, or one for each exit. Where the criterion needs one and has none, early exit is off.
-        patience: t >= 1, counted in exits.
-        window: m >= 1, how many earlier exits v2 and v3 look back on.
+            Rows leave below it; with `max_prob` and `voting`, which measure certainty, at it or above.
+        patience: t >= 1, counted in exits; `voting`: votes for the majority.
+        window: m >= 1, how many earlier exits v2, v3 and dge look back on; `window`: how many must settle, itself
+            included.
         min_layer: no row leaves before this layer (1-based).
         appointed_layer: the layer at which `appointed` stops.
-        normalize: divide divergences by their unit, so that one threshold means the same for 2 and for 77 classes.
+        normalize: divide divergences and entropies by their unit and put probabilities on a scale from guess to sure,
+            so that one threshold means the same for 2 and for 77 classes.
+        window_rule: what `window` asks of the last m exits: `agree` on the label, its probability also `monotone`, or
+            `narrow`, within `window_range`.
+        ensemble: what `pcee` answers: the exit itself (`none`), the mean over the sure exits in a `run`, or over `all`.
+        distance_weight: lambda of `distance`, what the distance ratio weighs against entropy.
 
     Raises:
         ValueError: a value that can never be right; what does not fit a model is refused when a call uses it.
@@ -50,6 +61,10 @@ class ExitPolicy:
     min_layer: int = 1
     appointed_layer: int | None = None
     normalize: bool = False
+    window_rule: str = "agree"
+    window_range: float = 0.1
+    ensemble: str = "none"
+    distance_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name, check in POLICY_CHECKS.items():
@@ -63,6 +78,11 @@ class ExitPolicy:
         return self.threshold is not None or not CRITERIA[self.criterion].needs_threshold(problem_type)
 
 
+def configured_policy(config: Any) -> ExitPolicy:
+    """The policy that a config's `exit_*` fields make."""
+    return ExitPolicy(**{name: getattr(config, f"exit_{name}") for name in POLICY_CHECKS})
+
+
 def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_type: str) -> ExitPolicy | None:
     """What a call asked for, over the config's defaults; None when early exit is off.
 
@@ -74,7 +94,7 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
     Raises:
         ValueError: an unknown field or name, or fields that do not fit each other or this model.
     """
-    policy = ExitPolicy(**{name: getattr(config, f"exit_{name}") for name in POLICY_CHECKS})
+    policy = configured_policy(config)
     if isinstance(request, str):
         request = operating_point(request, config)
     if is_dataclass(request) and not isinstance(
@@ -90,6 +110,7 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
     if not policy.is_active(problem_type):
         return None
     check_fit(policy, exit_depths, problem_type)
+    check_evidence(policy, config)
     return policy
 
 
@@ -108,9 +129,9 @@ def check_fit(policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> 
     if problem_type not in rule.problem_types:
         able = [name for name, other in CRITERIA.items() if problem_type in other.problem_types]
         refuse("exit_criterion", policy.criterion, f"a rule for {problem_type}: {', '.join(able)}")
-    if policy.patience > exits and policy.criterion != "appointed":
+    if policy.patience > exits and rule.counts_exits:
         refuse("exit_patience", policy.patience, f"at most the number of exits, {exits}")
-    if rule.memory(policy) > exits:
+    if rule.memory(policy, exits) > exits:
         refuse("exit_window", policy.window, f"at most the number of exits, {exits}")
     if policy.criterion == "divergence_v3" and policy.patience > policy.window:
         refuse("exit_patience", policy.patience, f"at most exit_window={policy.window}: v3 counts within the window")
@@ -120,3 +141,11 @@ def check_fit(policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> 
         refuse("exit_min_layer", policy.min_layer, f"at most the number of layers, {exit_depths[-1]}")
     if policy.criterion == "appointed" and policy.appointed_layer not in exit_depths:
         refuse("exit_appointed_layer", policy.appointed_layer, f"a layer with an exit: {exit_depths}")
+
+
+def check_evidence(policy: ExitPolicy, config: Any) -> None:
+    """Refuse a rule that judges what this model's exits do not emit."""
+    needed = CRITERIA[policy.criterion].needs_evidence
+    if needed and not getattr(config, needed):
+        able = [name for name, rule in CRITERIA.items() if rule.needs_evidence is None]
+        refuse("exit_criterion", policy.criterion, f"one of {', '.join(able)}, or the model trained with {needed}=True")

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .adapters import Adapter
 from .backbones import pooler_dense
-from .criteria import Evidence
+from .evidence import SINGLE_LABEL, Evidence, outcomes
+from .strategies import LearnedWeights
 
 
 def mean_weights(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -21,6 +23,21 @@ def pool(hidden_states: Tensor, weights: Tensor | None, pooling: str) -> Tensor:
     return hidden_states.mean(1) if weights is None else torch.bmm(weights, hidden_states).squeeze(1)
 
 
+class Prototypes(nn.Module):
+    """DE3-BERT: one point for every outcome of a prediction, where rows of that outcome gather."""
+
+    def __init__(self, num_labels: int, problem_type: str, hidden_size: int):
+        super().__init__()
+        self.points = nn.Parameter(torch.empty(*outcomes(num_labels, problem_type), hidden_size).normal_(std=0.02))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, d) -> the distances to all of them, (B, L, K)."""
+        points = self.points.float().flatten(0, 1)
+        # The faster way by matrix products would round differently in batches of another size.
+        distances = torch.cdist(pooled.float(), points, compute_mode="donot_use_mm_for_euclid_dist")
+        return distances.unflatten(-1, self.points.shape[:2])
+
+
 class Exits(nn.Module):
     """All exits of a model: a classifier for each, or one for all (`exit_shared`); poolers and LTE heads likewise."""
 
@@ -29,30 +46,57 @@ class Exits(nn.Module):
         heads = 1 if config.exit_shared else exits
         poolers = {"none": 0, "backbone": int(config.train_pooler), "own": heads}[config.exit_pooler]
         ltes = (1 if config.lte_shared else exits) if config.use_lte else 0
+        bypasses = exits if config.adapter_placement == "bypass" else 0
+        prototypes = exits if config.use_prototypes else 0
+        problem_type = config.problem_type or SINGLE_LABEL
         self.pooling = config.exit_pooling
+        self.bypass_adapters = nn.ModuleList(Adapter(config, hidden_size) for _ in range(bypasses))
         self.poolers = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(poolers))
         self.classifiers = nn.ModuleList(nn.Linear(hidden_size, config.num_labels) for _ in range(heads))
         self.ltes = nn.ModuleList(nn.Linear(hidden_size, 1) for _ in range(ltes))
+        self.prototypes = nn.ModuleList(
+            Prototypes(config.num_labels, problem_type, hidden_size) for _ in range(prototypes)
+        )
+        self.loss_weights = LearnedWeights(exits) if config.exit_weights == "learned" else None
         self.dropout = nn.Dropout(config.exit_dropout)
 
     def forward(
-        self, number: int, hidden_states: Tensor, weights: Tensor | None, backbone_pooler: nn.Linear | None = None
+        self,
+        number: int,
+        hidden_states: Tensor,
+        weights: Tensor | None,
+        padding_mask: Tensor | None,
+        backbone_pooler: nn.Linear | None = None,
     ) -> Evidence:
         """What exit `number` (0-based) says of the rows.
 
         Args:
             hidden_states: (B, n, d) the layer's output.
-            weights: (B, 1, n) from `mean_weights`, or None where no token is padding.
+            weights: (B, 1, n) from `mean_weights`, or None where every position counts.
+            padding_mask: (B, n) 1 for tokens, 0 for padding; None where nothing is padding.
             backbone_pooler: the encoder's own, where exits use it untrained.
         """
-        pooled = pool(hidden_states, weights, self.pooling)  # (B, d)
-        pooler = _head(self.poolers, number) or backbone_pooler
-        if pooler is not None:
-            pooled = torch.tanh(pooler(pooled))
-        lte = _head(self.ltes, number)
+        pooled = self.pooled(number, hidden_states, weights, padding_mask, backbone_pooler)  # (B, d)
+        lte, prototypes = _head(self.ltes, number), _head(self.prototypes, number)
         # The LTE head watches the exits learn; it must not steer them.
         score = None if lte is None else torch.sigmoid(lte(pooled.detach()).float()).squeeze(-1)
-        return Evidence(_head(self.classifiers, number)(self.dropout(pooled)), score)
+        distances = None if prototypes is None else prototypes(pooled)
+        return Evidence(_head(self.classifiers, number)(self.dropout(pooled)), score, distances)
+
+    def pooled(
+        self,
+        number: int,
+        hidden_states: Tensor,
+        weights: Tensor | None,
+        padding_mask: Tensor | None,
+        backbone_pooler: nn.Linear | None = None,
+    ) -> Tensor:
+        """What the heads of exit `number` read, (B, d); arguments as for `forward`."""
+        if len(self.bypass_adapters):
+            hidden_states = hidden_states + self.bypass_adapters[number](hidden_states, padding_mask)
+        pooled = pool(hidden_states, weights, self.pooling)
+        pooler = _head(self.poolers, number) or backbone_pooler
+        return pooled if pooler is None else torch.tanh(pooler(pooled))
 
     @torch.no_grad()
     def init_poolers(self, backbone: PreTrainedModel) -> None:
@@ -65,3 +109,12 @@ class Exits(nn.Module):
 def _head(heads: nn.ModuleList, number: int) -> nn.Module | None:
     """The exit's own head, the one shared by all, or none."""
     return heads[number if len(heads) > 1 else 0] if len(heads) else None
+
+
+@torch.no_grad()
+def init_exit_weights(module: nn.Module, init) -> None:
+    """Parameters of the exits that are no linear layers."""
+    if isinstance(module, Prototypes):
+        init.normal_(module.points, std=0.02)
+    elif isinstance(module, LearnedWeights):
+        init.constant_(module.theta, 4.0)

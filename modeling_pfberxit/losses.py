@@ -1,10 +1,13 @@
-"""What the exits are trained on: one task loss per exit, weighted by depth."""
+"""What the exits are trained on: a loss for each of them, and their sum as the training phase weighs it."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 
-from .criteria import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from .divergences import DIVERGENCES
+from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
+from .strategies import Phase
 from .validation import refuse
 
 
@@ -50,13 +53,9 @@ def exit_losses(exit_logits: Tensor, labels: Tensor, problem_type: str, label_sm
 
     Cross-entropy, binary cross-entropy averaged over the labels, or squared error, in fp32.
 
-    Raises:
-        ValueError: `label_smoothing` for regression, which has no labels to smooth.
     """
     exit_logits, exits = exit_logits.float(), exit_logits.shape[1]
     if problem_type == REGRESSION:
-        if label_smoothing:
-            refuse("label_smoothing", label_smoothing, "0 for regression")
         targets = labels.to(exit_logits).reshape(exit_logits.shape[0], 1, -1).expand_as(exit_logits)
         return F.mse_loss(exit_logits, targets, reduction="none").mean((0, 2))
     if problem_type == MULTI_LABEL:
@@ -73,13 +72,74 @@ def exit_losses(exit_logits: Tensor, labels: Tensor, problem_type: str, label_sm
     return losses.sum(0) / (labels != -100).sum().clamp(min=1)
 
 
-def depth_weighted(losses: Tensor, depths: list[int]) -> Tensor:
-    """sum_i i l_i / sum_i i over the exits' layers i (PABEE, F-PABEE): (E,) -> scalar.
+def training_loss(
+    exits: list[Evidence], labels: Tensor, problem_type: str, config: PreTrainedConfig, phase: Phase
+) -> Tensor:
+    """The losses of the exits that learn, weighted: evidence of all exits, labels (B,) or (B, C) -> scalar.
 
-    Example: losses (3, 1) at layers 1 and 2 make (1 * 3 + 2 * 1) / 3 = 5/3.
+    l_i of an exit is (1 - g) times its task loss plus g times its distance from the last exit (self-distillation), plus
+    alpha times its prototypes' loss. LTE heads, where there are any, learn in every phase.
     """
-    weights = losses.new_tensor(depths)
-    return (losses * weights).sum() / weights.sum()
+    learners = Evidence.stack([exits[number] for number in phase.exits])
+    losses = exit_losses(learners.logits, labels, problem_type, config.label_smoothing)
+    if config.distillation:
+        taught = distillation_losses(learners.logits, exits[-1].logits, problem_type, config)
+        share = torch.full_like(losses, config.distillation)
+        if phase.exits[-1] == len(exits) - 1:  # the teacher itself learns from the labels alone
+            share[-1] = 0.0
+        losses = (1 - share) * losses + share * taught
+    if config.use_prototypes:
+        losses = losses + config.prototype_weight * prototype_losses(learners.distances, labels, problem_type)
+    loss = (losses * phase.weights.to(losses)).sum()
+    if config.use_lte:
+        everyone = Evidence.stack(exits)
+        loss = loss + lte_loss(everyone.lte, everyone.logits, labels, problem_type)
+    return loss
+
+
+def check_objective(config: PreTrainedConfig, problem_type: str) -> None:
+    """Refuse losses that mean nothing for the problem, before any layer runs."""
+    if problem_type == REGRESSION and config.label_smoothing:
+        refuse("label_smoothing", config.label_smoothing, "0 for regression")
+    if problem_type == REGRESSION and config.use_prototypes:
+        refuse("use_prototypes", True, "False for regression, which has no outcomes to make prototypes of")
+    if problem_type == MULTI_LABEL and config.use_prototypes and config.problem_type != MULTI_LABEL:
+        refuse(
+            "problem_type", config.problem_type, f"{MULTI_LABEL!r} before the model is made: prototypes depend on it"
+        )
+
+
+def distillation_losses(exit_logits: Tensor, teacher: Tensor, problem_type: str, config: PreTrainedConfig) -> Tensor:
+    """How far each exit is from the last one: logits (B, E, C), the teacher's (B, C) -> (E,).
+
+    T^2 times the divergence of predictions softened by T, mean over rows and labels; `kl_div` puts the student first
+    (FastBERT), `rekl_div` the teacher (RomeBERT). Regression: the squared difference. The teacher is not moved.
+    """
+    teacher, temperature = teacher.detach(), config.distillation_temperature
+    if problem_type == REGRESSION:
+        return (exit_logits.float() - teacher[:, None].float()).square().mean((0, 2))
+    goal = predictions(teacher / temperature, problem_type)[:, None]  # (B, 1, L, K)
+    students = predictions(exit_logits.flatten(0, 1) / temperature, problem_type)
+    students = students.unflatten(0, exit_logits.shape[:2])  # (B, E, L, K)
+    apart = DIVERGENCES[config.distillation_divergence].of(students, goal.expand_as(students))  # (B, E, L)
+    return temperature**2 * apart.mean((0, 2))
+
+
+def prototype_losses(distances: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+    """DE3-BERT: rows are drawn to their outcome's prototype, away from the others: (B, E, L, K) -> (E,).
+
+    The cross-entropy of a softmax over negative distances. The paper's distance-aware term and its weight are not
+    public; this is our reading, since it is the prototypical network's own loss and does both in one term.
+    """
+    closeness = (-distances).log_softmax(-1)
+    if problem_type == MULTI_LABEL:  # outcome 0 is "has the label"
+        target = (labels <= 0.5).long()[:, None, :, None].expand(-1, distances.shape[1], -1, -1)
+        return -closeness.gather(-1, target).mean((0, 2, 3))
+    labels = labels.long()
+    counted = labels != -100
+    target = labels.clamp(min=0)[:, None, None, None].expand(-1, distances.shape[1], 1, 1)
+    missed = -closeness.gather(-1, target)[:, :, 0, 0] * counted[:, None]
+    return missed.sum(0) / counted.sum().clamp(min=1)
 
 
 def lte_loss(lte: Tensor, exit_logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -13,11 +12,15 @@ from .adapters import init_adapter_weights
 from .backbones import build_backbone, check_supported, embed, encoder_layers, num_depths, pooler_dense
 from .checkpoints import CheckpointMixin, reads_backbone_pooler
 from .configuration_pfberxit import PFBerxitConfig
-from .criteria import REGRESSION, SINGLE_LABEL, ExitState
+from .criteria import start
+from .evidence import REGRESSION, SINGLE_LABEL
 from .exit_policy import ExitPolicy, resolve_policy
-from .exits import Exits
-from .losses import check_labels, depth_weighted, exit_losses, infer_problem_type, lte_loss
+from .exits import Exits, init_exit_weights
+from .losses import check_labels, check_objective, exit_losses, infer_problem_type, training_loss
+from .prompts import Prompts
 from .rows import Rows
+from .strategies import Phase, TrainingProgress, branch, current_phase, whole_phase
+from .token_exits import TokenExits, check_reach, init_token_exits
 from .validation import refuse
 from .walk import Walk
 
@@ -33,6 +36,9 @@ class PFBerxitOutput(ModelOutput):
         logits: (B, C) each row's answer.
         exit_layer: (B,) how many layers were executed for it.
         exit_logits: (B, exits, C) of every exit, in training and while early exit is off, else None.
+        exit_lte: (B, exits) likewise, the learning-to-exit scores of a model that has them.
+        exit_distances: (B, exits, L, K) likewise, to the prototypes of a model that has them.
+        token_layers: (B, tokens) the layer each token left after, where tokens leave on their own; 0 at padding.
         hidden_states: (n + 1) x (B, tokens, d), the embeddings first.
         attentions: n x (B, heads, tokens, tokens).
     """
@@ -41,6 +47,9 @@ class PFBerxitOutput(ModelOutput):
     logits: Tensor | None = None
     exit_layer: Tensor | None = None
     exit_logits: Tensor | None = None
+    exit_lte: Tensor | None = None
+    exit_distances: Tensor | None = None
+    token_layers: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -60,17 +69,23 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
     _supports_sdpa = True
     # The loss is a mean over this call's rows; with **kwargs or True, Trainer would not divide it by the accumulation.
     accepts_loss_kwargs = False
+    training_progress: TrainingProgress | None = None  # for strategies that follow the steps; StrategyCallback sets it
 
     def __init__(self, config: PFBerxitConfig):
         super().__init__(config)
         encoder = config.encoder_config()
         check_supported(encoder)
         encoder._attn_implementation = config._attn_implementation
+        layers, size = num_depths(encoder), encoder.hidden_size
         self.num_labels = config.num_labels
-        self.exit_depths = config.exit_depths(num_depths(encoder))
+        self.exit_depths = config.exit_depths(layers)
         self.backbone = build_backbone(encoder, reads_backbone_pooler(config))
-        self.depths = nn.ModuleList(AdaptedLayer(config, encoder.hidden_size) for _ in range(num_depths(encoder)))
-        self.exits = Exits(config, encoder.hidden_size, len(self.exit_depths))
+        self.depths = nn.ModuleList(AdaptedLayer(config, size) for _ in range(layers))
+        self.exits = Exits(config, size, len(self.exit_depths))
+        self.prompts = None if config.prompt_generator == "none" else Prompts(config, size, layers)
+        self.token_exits = TokenExits(config, encoder.vocab_size, layers) if config.token_exits else None
+        if config.token_exits:
+            check_reach(self.depths)
         if config.adapter_only and config.base_model_name_or_path:  # a placeholder until `attach_backbone`
             for module in self.backbone.modules():
                 module._is_hf_initialized = True
@@ -80,7 +95,8 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        init_adapter_weights(module, init)
+        for initialise in (init_adapter_weights, init_exit_weights, init_token_exits):
+            initialise(module, init)
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trained, of how many."""
@@ -121,8 +137,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         problem_type = self._problem_type(labels)
         if labels is not None:
             check_labels(labels, self.num_labels, tokens.shape[0], problem_type)
-            if problem_type == REGRESSION and self.config.label_smoothing:
-                refuse("label_smoothing", self.config.label_smoothing, "0 for regression")
+            check_objective(self.config, problem_type)
             if self.training:
                 self.config.problem_type = problem_type
         elif self.training:
@@ -131,41 +146,55 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
                 "TrainingArguments, set config.label_smoothing instead, which smooths the loss of every exit."
             )
         policy = None if self.training else resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
+        phase = self._phase() if self.training else None
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if want_attentions and self.backbone.config._attn_implementation != "eager":
             refuse("output_attentions", True, "False unless the model was loaded with attn_implementation='eager'")
+        if self.token_exits is not None and (want_attentions or input_ids is None):
+            name = "output_attentions" if want_attentions else "inputs_embeds"
+            refuse(name, "...", "left out: with token_exits, input_ids say which tokens still ask")
 
         hidden_states = embed(self.backbone, input_ids, token_type_ids, position_ids, inputs_embeds)
-        rows = Rows.start(self.backbone.config, hidden_states, attention_mask)
+        token_layers = None if self.token_exits is None else self.token_exits(input_ids, attention_mask)
+        rows = Rows.start(self.backbone.config, hidden_states, attention_mask, token_layers)
         walk = Walk([] if want_states else None, [] if want_attentions else None)
-        self._walk(rows, walk, policy, problem_type)
+        self._walk(rows, walk, policy, phase, problem_type)
+        seen = walk.recorded
         output = PFBerxitOutput(
-            loss=None if labels is None else self._loss(walk, labels, problem_type),
+            loss=None if labels is None else self._loss(walk, labels, phase, problem_type),
             logits=walk.logits,
             exit_layer=walk.exit_layer,
-            exit_logits=walk.exit_logits,
+            exit_logits=seen and seen.logits,
+            exit_lte=seen and seen.lte,
+            exit_distances=seen and seen.distances,
+            token_layers=token_layers,
             hidden_states=None if walk.hidden_states is None else tuple(walk.hidden_states),
             attentions=None if walk.attentions is None else tuple(walk.attentions),
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _walk(self, rows: Rows, walk: Walk, policy: ExitPolicy | None, problem_type: str) -> None:
+    def _walk(self, rows: Rows, walk: Walk, policy: ExitPolicy | None, phase: Phase | None, problem_type: str) -> None:
         """Layer by layer: run, let the exit speak, let the criterion judge, send away the rows that are done."""
         if policy is not None:
-            size, device = rows.index.shape[0], rows.index.device
-            rows.state = ExitState.start(size, self.num_labels, policy, problem_type, device)
+            size, device, exits = rows.index.shape[0], rows.index.device, len(self.exit_depths)
+            rows.state = start(size, self.num_labels, policy, exits, problem_type, device)
         pooler = pooler_dense(self.backbone) if reads_backbone_pooler(self.config) else None
         layers = encoder_layers(self.backbone)
-        walk.see(rows.hidden_states)
+        walk.see(rows)
         for depth, (adapted, layer) in enumerate(zip(self.depths, layers, strict=True), start=1):
-            hidden_states, weights = adapted(rows.hidden_states, layer, rows.attention_mask, rows.padding_mask)
-            rows.hidden_states = hidden_states
-            walk.see(hidden_states, weights)
+            rows = self._enter(rows, depth)
+            hidden_states, weights = adapted(
+                rows.hidden_states, layer, rows.attention_mask, rows.padding_mask, rows.queries(depth)
+            )
+            rows.advance(hidden_states, depth)
+            walk.see(rows, weights)
             if depth not in self.exit_depths:
                 continue
-            evidence = self.exits(self.exit_depths.index(depth), hidden_states, rows.mean_weights, pooler)
+            number = self.exit_depths.index(depth)
+            to_exit, rows.hidden_states = branch(rows.hidden_states, number, phase)
+            evidence = self.exits(number, to_exit, rows.mean_weights, rows.padding_mask, pooler)
             staying = walk.judge(rows, evidence, policy, depth, last=depth == len(layers))
             if staying is None:
                 continue
@@ -173,19 +202,25 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
                 return
             rows = rows.select(staying)
 
+    def _enter(self, rows: Rows, depth: int) -> Rows:
+        """Before a layer: prompts join the rows above the layer they belong to."""
+        if self.prompts is None or depth != self.config.prompt_layer + 1:
+            return rows
+        return rows.join(self.prompts(rows.hidden_states, rows.padding_mask))
+
+    def _phase(self) -> Phase:
+        """What this training step teaches."""
+        learned = None if self.exits.loss_weights is None else self.exits.loss_weights()
+        return current_phase(self.config, self.exit_depths, self.training_progress, learned)
+
     def _problem_type(self, labels: Tensor | None) -> str:
         """The config's, or what the labels of this call say."""
         if self.config.problem_type is None and labels is not None:
             return infer_problem_type(self.num_labels, labels)
         return self.config.problem_type or (REGRESSION if self.num_labels == 1 else SINGLE_LABEL)
 
-    def _loss(self, walk: Walk, labels: Tensor, problem_type: str) -> Tensor:
-        """Of all exits, weighted by depth, plus the LTE heads'; where rows left early, of their answers."""
-        smoothing, exit_logits = self.config.label_smoothing, walk.exit_logits
-        if exit_logits is None:
-            return exit_losses(walk.logits[:, None], labels, problem_type, smoothing)[0]
-        loss = depth_weighted(exit_losses(exit_logits, labels, problem_type, smoothing), self.exit_depths)
-        if self.config.use_lte:
-            lte = torch.stack([evidence.lte for evidence in walk.evidence], dim=1)  # (B, exits)
-            loss = loss + lte_loss(lte, exit_logits, labels, problem_type)
-        return loss
+    def _loss(self, walk: Walk, labels: Tensor, phase: Phase | None, problem_type: str) -> Tensor:
+        """Of the exits that learn in this phase, or all of them; where rows left early, of their answers."""
+        if not walk.evidence:
+            return exit_losses(walk.logits[:, None], labels, problem_type, self.config.label_smoothing)[0]
+        return training_loss(walk.evidence, labels, problem_type, self.config, phase or whole_phase(self.exit_depths))

@@ -9,11 +9,11 @@ import numpy as np
 from datasets import Dataset
 from transformers import set_seed
 
-from .criteria import REGRESSION
 from .data import DIFFICULTIES
 from .evaluation import plots
 from .evaluation.exits_report import Setting, as_table, earlier, histogram, measure
 from .evaluation.replay import record, thresholds_for, with_threshold
+from .evidence import REGRESSION, Evidence
 from .exit_policy import ExitPolicy
 from .model_card import usage_snippet, write_card
 from .persistence import sha256_of
@@ -93,10 +93,10 @@ def quickstart(
     classify_in_a_fresh_process(folder, task)
 
 
-def choose_policies(model, task: Task, exit_logits) -> dict[str, ExitPolicy]:
+def choose_policies(model, task: Task, evidence: Evidence) -> dict[str, ExitPolicy]:
     """A policy for each of `POINTS`, its threshold chosen on held-out rows."""
     policy = ExitPolicy(criterion="patience" if task.problem_type == REGRESSION else "divergence_v1", patience=1)
-    taus = thresholds_for(exit_logits, policy, model.exit_depths, task.problem_type, list(POINTS.values()))
+    taus = thresholds_for(evidence, policy, model.exit_depths, task.problem_type, list(POINTS.values()))
     return {name: with_threshold(policy, round(tau, 4)) for name, tau in zip(POINTS, taus)}
 
 

@@ -9,57 +9,117 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
-from .criteria import ExitState
+from .evidence import ExitState
 from .exits import mean_weights
 from .validation import refuse
 
 
 @dataclass
 class Rows:
-    """The rows still on their way through the encoder."""
+    """The rows still on their way through the encoder.
+
+    Where tokens leave on their own, positions stand in the order in which they leave, the longest-lived first, so that
+    those still querying are the first ones. Prompts stand at 1 ... p: behind the first token, which exits may read.
+    """
 
     encoder: PreTrainedConfig
     index: Tensor  # (B,) the row's place in the batch it came in
     hidden_states: Tensor  # (B, n, d)
-    padding_mask: Tensor | None  # (B, n) 1 for tokens, 0 for padding; None where nothing is padding
+    padding_mask: Tensor | None  # (B, n) 1 for tokens and prompts, 0 for padding; None where nothing is padding
     state: ExitState | None = None
+    token_depths: Tensor | None = None  # (B, n) the layer each position leaves after; None: they all stay
+    order: Tensor | None = None  # (B, n) where the tokens stood before they were put in the order of leaving
+    prompts: int = 0
     attention_mask: Tensor | None = field(
         init=False, default=None
     )  # the padding mask as the encoder's attention wants it
     mean_weights: Tensor | None = field(init=False, default=None)  # (B, 1, n), for exits that read the mean
 
     def __post_init__(self) -> None:
-        if self.padding_mask is not None:
-            self.mean_weights = mean_weights(self.padding_mask, self.hidden_states.dtype)
+        mask = self.padding_mask
+        if mask is not None:
             self.attention_mask = create_bidirectional_mask(
-                config=self.encoder, inputs_embeds=self.hidden_states, attention_mask=self.padding_mask
+                config=self.encoder, inputs_embeds=self.hidden_states, attention_mask=mask
             )
+        if self.prompts:
+            mask = torch.ones_like(self.hidden_states[..., 0]) if mask is None else mask.clone()
+            mask[:, 1 : 1 + self.prompts] = 0
+        self.mean_weights = None if mask is None else mean_weights(mask, self.hidden_states.dtype)
 
     @classmethod
-    def start(cls, encoder: PreTrainedConfig, hidden_states: Tensor, attention_mask: Tensor | None) -> Rows:
+    def start(
+        cls,
+        encoder: PreTrainedConfig,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        token_depths: Tensor | None = None,
+    ) -> Rows:
         """All rows of a batch, before the first layer."""
         index = torch.arange(hidden_states.shape[0], device=hidden_states.device)
         # Looking at the mask's values would break a compiled graph in two.
         if attention_mask is not None and not torch.compiler.is_compiling():
             check_mask(attention_mask, hidden_states)
             attention_mask = None if bool((attention_mask != 0).all()) else attention_mask
-        return cls(encoder, index, hidden_states, attention_mask)
+        if token_depths is None:
+            return cls(encoder, index, hidden_states, attention_mask)
+        token_depths, order = token_depths.sort(dim=1, descending=True, stable=True)
+        hidden_states = hidden_states.take_along_dim(order[..., None], 1)
+        attention_mask = None if attention_mask is None else attention_mask.take_along_dim(order, 1)
+        return cls(encoder, index, hidden_states, attention_mask, token_depths=token_depths, order=order)
+
+    def join(self, prompts: Tensor) -> Rows:
+        """The rows with prompts (B, p, d) behind their first token."""
+        prompts, mask, depths = prompts.to(self.hidden_states.dtype), self.padding_mask, self.token_depths
+        return replace(
+            self,
+            hidden_states=insert(self.hidden_states, prompts),
+            padding_mask=None if mask is None else insert(mask, mask[:, :1].expand(-1, prompts.shape[1])),
+            token_depths=None if depths is None else insert(depths, depths[:, :1].expand(-1, prompts.shape[1])),
+            prompts=prompts.shape[1],
+        )
+
+    def queries(self, depth: int) -> int | None:
+        """How many positions, the first ones, a layer has to be run for; None: all."""
+        return None if self.token_depths is None else int((self.token_depths >= depth).sum(1).max())
+
+    def advance(self, hidden_states: Tensor, depth: int) -> None:
+        """Take over a layer's output for the positions that queried, (B, q, d); the others keep what they had."""
+        if self.token_depths is not None:
+            queries, before = hidden_states.shape[1], self.hidden_states
+            queried = (self.token_depths[:, :queries] >= depth)[..., None]
+            hidden_states = torch.where(queried, hidden_states, before[:, :queries])
+            hidden_states = torch.cat([hidden_states, before[:, queries:]], dim=1)
+        self.hidden_states = hidden_states
+
+    def tokens(self) -> Tensor:
+        """The states of the tokens, without prompts and in the order they came in, (B, n, d)."""
+        states = self.hidden_states
+        if self.prompts:
+            states = torch.cat([states[:, :1], states[:, 1 + self.prompts :]], dim=1)
+        return states if self.order is None else states.take_along_dim(self.order.argsort(1)[..., None], 1)
 
     def select(self, keep: Tensor) -> Rows:
         """The rows whose numbers are given, (B',), cut to the longest of them."""
-        mask, hidden_states = self.padding_mask, self.hidden_states.index_select(0, keep)
+        mask, longest = self.padding_mask, self.hidden_states.shape[1]
         if mask is not None:
             mask = mask.index_select(0, keep)
             longest = int(mask.any(0).nonzero().max()) + 1
-            hidden_states, mask = hidden_states[:, :longest], mask[:, :longest]
-            mask = None if bool((mask != 0).all()) else mask
+            mask = None if bool((mask[:, :longest] != 0).all()) else mask[:, :longest]
+        depths = self.token_depths
         return replace(
             self,
             index=self.index.index_select(0, keep),
-            hidden_states=hidden_states,
+            hidden_states=self.hidden_states.index_select(0, keep)[:, :longest],
             padding_mask=mask,
             state=None if self.state is None else self.state.select(keep),
+            token_depths=None if depths is None else depths.index_select(0, keep)[:, :longest],
+            order=None,  # only of use while all rows are kept
         )
+
+
+def insert(positions: Tensor, more: Tensor) -> Tensor:
+    """More positions behind the first one: (B, n, ...) and (B, p, ...) -> (B, n + p, ...)."""
+    return torch.cat([positions[:, :1], more, positions[:, 1:]], dim=1)
 
 
 def check_mask(attention_mask: Tensor, hidden_states: Tensor) -> None:

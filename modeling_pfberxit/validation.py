@@ -100,6 +100,18 @@ def increasing(field: str, value: Any) -> list[int]:
     return layers
 
 
+def layer_range(field: str, value: Any) -> list[int]:
+    """The lowest and the highest of some layers (1-based)."""
+    layers = each(whole(1))(field, value)
+    return layers if len(layers) == 2 and layers[0] <= layers[1] else refuse(field, value, "two layers, lowest first")
+
+
+def above_zero(field: str, value: Any) -> float:
+    """A finite number that something can be divided by."""
+    number = real(0.0)(field, value)
+    return number or refuse(field, value, "a finite number above 0")
+
+
 def mapping(field: str, value: Any) -> dict:
     """A dictionary."""
     return value if isinstance(value, dict) else refuse(field, value, "a dictionary")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .criteria import Evidence, step
+from .criteria import step
+from .evidence import Evidence
 from .exit_policy import ExitPolicy
 from .rows import Rows
 
@@ -27,10 +28,10 @@ class Walk:
         """Whether rows that are done stop being computed: not while someone wants to see every layer of every row."""
         return self.hidden_states is None and self.attentions is None
 
-    def see(self, hidden_states: Tensor, weights: Tensor | None = None) -> None:
-        """Keep a layer's output, (B, n, d), and its attention weights for a caller who asked for them."""
+    def see(self, rows: Rows, weights: Tensor | None = None) -> None:
+        """Keep the tokens' states, (B, n, d), and the attention weights for a caller who asked for them."""
         if self.hidden_states is not None:
-            self.hidden_states.append(hidden_states)
+            self.hidden_states.append(rows.tokens())
         if self.attentions is not None and weights is not None:
             self.attentions.append(weights)
 
@@ -57,6 +58,6 @@ class Walk:
         return (~stops).nonzero().squeeze(1) if self.compacts else None
 
     @property
-    def exit_logits(self) -> Tensor | None:
-        """(B, exits, C), or None where not every exit ran for every row."""
-        return torch.stack([evidence.logits for evidence in self.evidence], dim=1) if self.evidence else None
+    def recorded(self) -> Evidence | None:
+        """Of all exits, which are the second dimension; None where not every exit ran for every row."""
+        return Evidence.stack(self.evidence) if self.evidence else None

@@ -11,7 +11,7 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig
-from modeling_pfberxit.criteria import MULTI_LABEL, SINGLE_LABEL, ExitState, divergences_from_past, predictions
+from modeling_pfberxit.criteria import MULTI_LABEL, SINGLE_LABEL, divergences_from_past, predictions, start
 from modeling_pfberxit.divergences import DIVERGENCE_ALIASES, DIVERGENCES
 
 LN2 = math.log(2)
@@ -214,7 +214,7 @@ def test_every_divergence_is_listed_once():
 def scores_between(before: Tensor, now: Tensor, problem_type: str, divergence: str, normalize: bool) -> Tensor:
     """What the criteria see: logits (B, C) of an exit against those of the exit before."""
     policy = ExitPolicy(divergence=divergence, threshold=1.0, normalize=normalize)
-    state = ExitState.start(*before.shape, policy, problem_type, before.device)
+    state = start(*before.shape, policy, 2, problem_type, before.device)
     state.remember(predictions(before, problem_type))
     return divergences_from_past(predictions(now, problem_type), state, policy)[:, 0]
 

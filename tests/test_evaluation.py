@@ -16,6 +16,7 @@ from modeling_pfberxit.evaluation import layer_table
 from modeling_pfberxit.evaluation.exits_report import Setting, as_table, earlier, histogram
 from modeling_pfberxit.evaluation.replay import replay, thresholds_for, with_threshold
 from modeling_pfberxit.evaluation.timing import interleaved, median_ratio
+from modeling_pfberxit.evidence import Evidence
 from modeling_pfberxit.quickstart import difficulty_note
 from modeling_pfberxit.training.metrics import METRICS, majority_score, score
 
@@ -44,13 +45,13 @@ def test_thresholds_save_what_was_asked():
     torch.manual_seed(0)
     model = tiny_model("bert", num_labels=2)
     with torch.inference_mode():
-        exit_logits = model(**tiny_batch(300)).exit_logits
+        evidence = Evidence(model(**tiny_batch(300)).exit_logits)
     policy = ExitPolicy("divergence_v1", "js_div", threshold=0.0, patience=1)
     wanted = [0.1, 0.3, 0.5]
-    taus = thresholds_for(exit_logits, policy, model.exit_depths, "single_label_classification", wanted)
+    taus = thresholds_for(evidence, policy, model.exit_depths, "single_label_classification", wanted)
     assert taus == sorted(taus)
     for share, tau in zip(wanted, taus, strict=True):
-        _, layers = replay(exit_logits, with_threshold(policy, tau), model.exit_depths, "single_label_classification")
+        _, layers = replay(evidence, with_threshold(policy, tau), model.exit_depths, "single_label_classification")
         assert 1 - layers.float().mean() / 6 >= share
 
 

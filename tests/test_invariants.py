@@ -9,7 +9,8 @@ from tiny import tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.criteria import CRITERIA
-from modeling_pfberxit.evaluation.replay import candidate_thresholds, replay, with_threshold
+from modeling_pfberxit.evaluation.replay import candidate_thresholds, record, replay, with_threshold
+from modeling_pfberxit.evidence import Evidence
 
 ROWS, LONGEST, LAYERS = 2000, 24, 12
 PROBLEMS = {
@@ -58,9 +59,8 @@ def run(model, batch: dict, size: int, policy: ExitPolicy, order: torch.Tensor) 
 
 
 @cache
-def recorded(family: str, problem: str) -> torch.Tensor:
-    with torch.inference_mode():
-        return twelve_layers(family, problem)(**rows()).exit_logits
+def recorded(family: str, problem: str) -> Evidence:
+    return record(twelve_layers(family, problem), [{**rows(), "labels": torch.zeros(ROWS)}])[0]
 
 
 def spreading_policy(family: str, criterion: str, problem: str) -> ExitPolicy:

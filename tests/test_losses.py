@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.criteria import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.losses import check_labels, depth_weighted, exit_losses, infer_problem_type, lte_loss
+from modeling_pfberxit.losses import check_labels, exit_losses, infer_problem_type, lte_loss
+from modeling_pfberxit.strategies import exit_weights
 
 ROWS, LAYERS = 5, 6
 BATCH = tiny_batch(ROWS)
@@ -121,8 +122,11 @@ def test_losses_are_single_precision_whatever_the_logits_are(problem_type):
 
 
 def test_deeper_exits_weigh_more():
-    assert depth_weighted(torch.tensor([3.0, 1.0]), [1, 2]).item() == pytest.approx((1 * 3 + 2 * 1) / 3)
-    assert depth_weighted(torch.tensor([6.0, 3.0, 1.0]), [2, 5, 6]).item() == pytest.approx((12 + 15 + 6) / 13)
+    def weights(depths: list[int]) -> list[float]:
+        return exit_weights("depth", depths, depths, None, None).tolist()
+
+    assert weights([1, 2]) == pytest.approx([1 / 3, 2 / 3])
+    assert weights([2, 5, 6]) == pytest.approx([2 / 13, 5 / 13, 6 / 13])
 
 
 # ---- learning to exit -----------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..configuration_pfberxit import PFBerxitConfig
-from ..criteria import Evidence, ExitState, predictions, score_v1
+from ..criteria import score_v1, start
+from ..evidence import SINGLE_LABEL, Evidence, predictions
 from ..exit_policy import ExitPolicy
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
 from .exits_report import predict
@@ -87,7 +88,7 @@ def spread_policy(model: PFBerxitForSequenceClassification, batch: dict[str, Ten
     exit_logits = model(**batch, exit_policy={"criterion": None}).exit_logits
     policy = ExitPolicy(threshold=0.0, patience=1)
     rows, exits, labels = exit_logits.shape
-    state = ExitState.start(rows, labels, policy, "single_label_classification", exit_logits.device)
+    state = start(rows, labels, policy, exits, SINGLE_LABEL, exit_logits.device)
     running, thresholds = torch.ones(rows, dtype=torch.bool, device=exit_logits.device), []
     for number, logits in enumerate(exit_logits.unbind(1)):
         now = predictions(logits, state.problem_type)

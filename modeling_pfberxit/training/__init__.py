@@ -1,1 +1,17 @@
-"""Fine-tuning with the stock `Trainer`: tasks, their data, and the arguments that suit adapters."""
+"""Fine-tuning with the stock `Trainer`: tasks, their data, and what the strategies need beside it."""
+
+from .elasticbert import from_elasticbert
+from .prototypes import fit_prototypes
+from .strategies import StrategyCallback, set_loss_weight_rate, train
+from .token_exits import fit_token_exits
+from .truncation import truncate
+
+__all__ = [
+    "StrategyCallback",
+    "fit_prototypes",
+    "fit_token_exits",
+    "from_elasticbert",
+    "set_loss_weight_rate",
+    "train",
+    "truncate",
+]

@@ -16,6 +16,7 @@ from transformers import (
 
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
 from .metrics import score
+from .strategies import StrategyCallback, set_loss_weight_rate
 from .tasks import Task
 
 # 0.6 M fresh parameters want larger steps than a pretrained encoder: the paper's grid (1e-5 to 5e-5) barely moves them.
@@ -70,12 +71,12 @@ def new_trainer(
     train: Dataset | None = None,
     evaluation: Dataset | None = None,
 ) -> Trainer:
-    """A stock `Trainer` that pads to the longest row of a batch and reports the task's metric."""
+    """A stock `Trainer` that pads to the longest row of a batch, follows the strategy and reports the task's metric."""
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return {task.metric: score(task.metric, np.asarray(prediction.predictions), prediction.label_ids)}
 
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=train,
@@ -83,4 +84,7 @@ def new_trainer(
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
+        callbacks=[StrategyCallback()],
     )
+    set_loss_weight_rate(trainer)
+    return trainer

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
-from ..criteria import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..data import INTENTS, TOPICS, read_support_desk
+from ..evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..validation import refuse
 
 

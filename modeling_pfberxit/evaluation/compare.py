@@ -1,0 +1,65 @@
+"""`pfberxit compare`: from systems and tasks to a table."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ..configuration_pfberxit import PFBerxitConfig
+from .comparison import Run, compared_config, recording
+from .comparison_table import as_markdown, measure
+from .layer_table import Budget
+
+
+def compare(
+    systems: list[str], tasks: list[tuple[str, str]], backbone: str, seeds: list[int], budget: Budget,
+    goals: list[float], output: str,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Train what is missing; print and write the table as results come in.
+
+    Args:
+        tasks: pairs of a data set (Hub id or folder) and its configuration.
+        goals: the shares of layers to save at which systems are compared.
+        output: a folder: `recordings/` of trained models, `results.json` and `table.md`.
+    """
+    folder, results, started = Path(output), [], time.perf_counter()
+    runs = [Run(dataset, config, seed, backbone, budget) for seed in seeds for dataset, config in tasks]
+    for number, run in enumerate(runs, start=1):
+        for system in systems:
+            minutes = (time.perf_counter() - started) / 60
+            results += measured(folder, run, system, goals, f"[{number}/{len(runs)}, {minutes:.0f} min] ")
+        write(folder, results, goals)
+        print("\n" + as_markdown([each for each in results if each["task"] == results[-1]["task"]], goals) + "\n")
+    return results
+
+
+def measured(folder: Path, run: Run, system: str, goals: list[float], progress: str) -> list[dict[str, Any]]:
+    """A system's result on one task and seed."""
+    config = compared_config(system, run.backbone)
+    if not config.token_exits:
+        return [measure(system, config, recording(folder, run, config, progress), goals)]
+    # Where tokens leave is settled before training, so every share is a training of its own.
+    result = None
+    for goal_number, goal in enumerate(goals):
+        config.token_exit_range = token_range(config, goal)
+        found = measure(system, config, recording(folder, run, config, progress), goals)
+        result = result or {**found, "points": [None] * len(goals), "full": found["full"]}
+        result["points"][goal_number] = found["points"][goal_number]
+    return [result]
+
+
+def token_range(config: PFBerxitConfig, goal: float) -> list[int]:
+    """Lowest and highest layer for tokens, so that about the share asked for is saved.
+
+    Frequent tokens make up most of a text and leave first, so the lowest layer settles the share.
+    """
+    layers = config.encoder_config().num_hidden_layers
+    low = max(1, min(layers, round(layers * (1 - goal))))
+    return [low, layers]
+
+
+def write(folder: Path, results: list[dict[str, Any]], goals: list[float]) -> None:
+    """The raw numbers and the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "table.md").write_text(as_markdown(results, goals) + "\n")

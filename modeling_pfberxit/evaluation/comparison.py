@@ -1,0 +1,192 @@
+"""The comparison: every system on one backbone with one budget, trained, recorded and kept.
+
+Systems that differ only in the exit rule share one trained model. What a model's exits said about the held-out and the
+evaluation rows is kept in a safetensors file under a hash of everything that went into its training, so a comparison
+that was interrupted goes on where it stopped, and new rules cost no training.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import set_seed
+
+from ..configuration_pfberxit import CHECKS, PFBerxitConfig
+from ..evidence import Evidence
+from ..exit_policy import POLICY_CHECKS
+from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
+from ..training.strategies import train
+from ..training.tasks import Task, encode, load_task
+from ..training.token_exits import fit_token_exits
+from .layer_table import Budget
+from .replay import record
+
+# Every system's exits read the same thing, so that rules and training are compared and not what is read.
+COMMON = {"exit_pooling": "mean", "exit_pooler": "none"}
+ASIDE = {"system", "operating_points", "format_version", "adapter_only", "backbone_config", "problem_type"}
+UNTRAINED = ASIDE | {f"exit_{name}" for name in POLICY_CHECKS}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the comparison, whatever the system."""
+
+    dataset: str
+    config: str
+    seed: int
+    backbone: str
+    budget: Budget
+
+
+def compared_config(system: str, backbone: str, **knobs: Any) -> PFBerxitConfig:
+    """A system as it is compared: with the common reading, and late prompts with exits above the layer they join at."""
+    config = PFBerxitConfig.for_system(system, backbone, **{**COMMON, **knobs})
+    layers = config.encoder_config().num_hidden_layers
+    if config.prompt_generator != "none":
+        config.exit_layers = list(range(config.prompt_layer + 1, layers + 1))
+        config.exit_criterion = "entropy"
+    return config
+
+
+def trained_as(config: PFBerxitConfig) -> dict[str, Any]:
+    """What of a config shapes the training: everything but the exit policy and the system's name."""
+    values = config.to_dict()
+    return {name: values[name] for name in sorted(CHECKS) if name not in UNTRAINED and not name.startswith("base_")}
+
+
+def training_id(run: Run, config: PFBerxitConfig) -> str:
+    """A hash of all that goes into a training."""
+    asked = {**asdict(run), "backbone": Path(run.backbone).name, "dataset": Path(run.dataset).name}
+    text = json.dumps({"run": asked, "config": trained_as(config)}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def recording(folder: Path, run: Run, config: PFBerxitConfig, progress: str = "") -> "Recording":
+    """What a training's exits said; trained now if it has not been yet."""
+    path = folder / "recordings" / f"{run.config}-seed{run.seed}-{training_id(run, config)}.safetensors"
+    if not path.exists():
+        print(f"{progress}training {config.system} on {run.config}, seed {run.seed} ...", flush=True)
+        train_and_record(path, run, config)
+    return Recording.load(path)
+
+
+# ---- what is kept ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The evidence of one trained model on two sets of rows, and what is known of its making."""
+
+    chosen_on: tuple[Evidence, Tensor]  # held out of the training split, for thresholds
+    reported_on: tuple[Evidence, Tensor]
+    facts: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> "Recording":
+        """Read it back."""
+        with safe_open(path, framework="pt") as file:
+            parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            facts = json.loads(file.metadata()["facts"])
+        sets = (
+            (Evidence(*(parts.get(f"{which}.{kind}") for kind in Evidence._fields)), parts[f"{which}.labels"])
+            for which in ("chosen_on", "reported_on")
+        )
+        return cls(*sets, facts)
+
+    def save(self, path: Path) -> None:
+        """Write it in one move, so that an interrupted run leaves nothing that looks finished."""
+        parts = {}
+        for which in ("chosen_on", "reported_on"):
+            evidence, labels = getattr(self, which)
+            parts[f"{which}.labels"] = labels
+            for kind, values in zip(Evidence._fields, evidence):
+                if values is not None:
+                    parts[f"{which}.{kind}"] = values
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file({name: part.contiguous() for name, part in parts.items()}, draft, {"facts": json.dumps(self.facts)})
+        os.replace(draft, path)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def train_and_record(path: Path, run: Run, config: PFBerxitConfig) -> None:
+    """Train one model and keep what its exits say."""
+    task, splits = split_task(run)
+    tokenizer = new_tokenizer(run.backbone)
+    held_out, rows, evaluation = (encode(task, part, tokenizer) for part in splits)
+    set_seed(run.seed)
+    # The policy stays behind: nothing of it is trained, and a model without criterion runs to its last layer.
+    model = new_model(run.backbone, task, **{**trained_as(config), "exit_criterion": None})
+    if not run.budget.dropout:
+        for module in model.backbone.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    if model.token_exits is not None:
+        fill_table(model, rows, tokenizer.all_special_ids, config)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = train(model, lambda: trainer_of(model, task, tokenizer, run, scratch, rows))
+        seconds = time.perf_counter() - started
+        model.eval()
+        sets = [record(model, runs[-1].get_eval_dataloader(part)) for part in (held_out, evaluation)]
+    facts = {
+        "task": task.name,
+        "metric": task.metric,
+        "problem_type": task.problem_type,
+        "exit_depths": model.exit_depths,
+        "layers": len(model.depths),
+        "train_rows": len(rows),
+        "seconds": round(seconds, 1),
+        "steps": sum(each.state.global_step for each in runs),
+        "token_layers": None if model.token_exits is None else mean_token_layer(model, evaluation),
+        "run": {**asdict(run), "backbone": Path(run.backbone).name, "dataset": Path(run.dataset).name},
+    }
+    Recording(*sets, facts).save(path)
+
+
+def split_task(run: Run) -> tuple[Task, tuple[Dataset, Dataset, Dataset]]:
+    """The task with its held-out, training and evaluation rows."""
+    task, data = load_task(run.dataset, run.config)
+    budget, shuffled = run.budget, data["train"].shuffle(seed=run.seed)
+    end = min(len(shuffled), budget.held_out + budget.rows) if budget.rows else len(shuffled)
+    held_out, rows = (shuffled.select(range(*part)) for part in ((budget.held_out,), (budget.held_out, end)))
+    return task, (held_out, rows, data[task.evaluation_split])
+
+
+def trainer_of(model: PFBerxitForSequenceClassification, task: Task, tokenizer, run: Run, folder: str, rows: Dataset):
+    """A stock `Trainer` with the budget; a stage that moves only exits has the learning rate of new parameters."""
+    config = model.config
+    only_exits = config.training_strategy == "two_stage" and config.training_stage == 2
+    arguments = training_arguments(
+        folder, train_backbone=config.train_backbone and not only_exits, num_train_epochs=run.budget.epochs,
+        seed=run.seed, per_device_train_batch_size=run.budget.batch_size, disable_tqdm=True, report_to="none",
+        logging_strategy="no",
+    )  # fmt: skip
+    return new_trainer(model, task, tokenizer, arguments, rows)
+
+
+def fill_table(model: PFBerxitForSequenceClassification, rows: Dataset, special_ids: list[int], config) -> None:
+    """Token depths by frequency, between the layers the config says."""
+    low, high = config.token_exit_range or (1, len(model.depths))
+    fit_token_exits(model, rows["input_ids"], np.asarray(rows["labels"]), special_ids, "frequency", (low, high))
+
+
+@torch.no_grad()
+def mean_token_layer(model: PFBerxitForSequenceClassification, rows: Dataset) -> float:
+    """How many layers a token of these rows is computed in, on average."""
+    depths = [model.token_exits(torch.tensor([ids]), None) for ids in rows["input_ids"]]
+    return torch.cat(depths, dim=1).float().mean().item()

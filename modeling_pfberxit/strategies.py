@@ -1,0 +1,149 @@
+"""Training strategies: which exits learn at a step, with which weights, and how far their gradients reach.
+
+A strategy is a cycle of exit groups. Jointly trained exits form one group; two-stage training is two runs, one for the
+last exit and one for the others; alternating training takes turns between the last exit and all of them; ElasticBERT's
+grouped training goes through groups of exits. What does not learn at a step stays outside the loss, so no gradient
+reaches it and no optimiser moves it; `requires_grad` never changes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from .validation import refuse
+
+
+class TrainingProgress(NamedTuple):
+    """Where a run stands, in optimiser steps. `training.StrategyCallback` keeps it up to date on the model."""
+
+    step: int
+    total: int
+
+
+class Phase(NamedTuple):
+    """What one step teaches."""
+
+    exits: tuple[int, ...]  # numbers (0-based) of the exits that learn
+    weights: Tensor  # of their losses, in the same order
+    encoder_learns: bool = True  # False: only exits do, gradients stop in front of them
+    equilibrium: bool = False
+
+    def learners_from(self, number: int) -> int:
+        """How many exits learn at this depth or deeper."""
+        return sum(exit >= number for exit in self.exits)
+
+
+# ---- which exits, which weights -------------------------------------------------------------------------------------
+
+
+def exit_groups(config: PreTrainedConfig, exit_depths: list[int]) -> list[tuple[int, ...]]:
+    """The groups of exit numbers that take turns, one group per optimiser step."""
+    everyone, last = tuple(range(len(exit_depths))), len(exit_depths) - 1
+    if config.exit_groups is not None:
+        if unknown := {layer for group in config.exit_groups for layer in group} - set(exit_depths):
+            refuse("exit_groups", sorted(unknown), f"layers that have an exit: {exit_depths}")
+        return [tuple(exit_depths.index(layer) for layer in group) for group in config.exit_groups]
+    if config.training_strategy == "two_stage" and last:
+        return [(last,)] if config.training_stage == 1 else [everyone[:-1]]
+    return [(last,), everyone] if config.training_strategy == "alternating" else [everyone]
+
+
+def needs_progress(config: PreTrainedConfig, exit_depths: list[int]) -> bool:
+    """Whether the strategy changes in the course of the run, so that the model must be told where it stands."""
+    return len(exit_groups(config, exit_depths)) > 1 or config.exit_weights == "rising"
+
+
+def current_phase(
+    config: PreTrainedConfig, exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None
+) -> Phase:
+    """What the step that `progress` points at teaches.
+
+    Raises:
+        ValueError: the strategy follows the run's steps, and nobody counts them.
+    """
+    if progress is None and needs_progress(config, exit_depths):
+        given = {name: getattr(config, name) for name in ("training_strategy", "exit_groups", "exit_weights")}
+        callback = "modeling_pfberxit.training.StrategyCallback()"
+        refuse("callbacks", given, f"given with this strategy: Trainer(..., callbacks=[{callback}]) counts its steps")
+    groups = exit_groups(config, exit_depths)
+    exits = groups[progress.step % len(groups) if progress else 0]
+    weights = exit_weights(config.exit_weights, [exit_depths[exit] for exit in exits], exit_depths, progress, learned)
+    stage_two = config.training_strategy == "two_stage" and config.training_stage == 2
+    return Phase(exits, weights, not stage_two, config.gradient_equilibrium)
+
+
+def whole_phase(exit_depths: list[int]) -> Phase:
+    """All exits weighted by depth: how evaluation sums up their losses, whatever the strategy was."""
+    depths = list(exit_depths)
+    return Phase(tuple(range(len(depths))), exit_weights("depth", depths, depths, None, None))
+
+
+def exit_weights(
+    kind: str, depths: list[int], exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None
+) -> Tensor:
+    """What the losses of the exits at `depths` weigh, (len(depths),).
+
+    * `depth`: i / sum of i (PABEE, F-PABEE): layers 1 and 3 weigh 1/4 and 3/4;
+    * `uniform`: 1 each, a plain sum (ElasticBERT, DeeBERT);
+    * `learned`: sigmoids of trained parameters, the last exit taking what is left of the total (ELBERT);
+    * `rising`: in the course of the run from 0.01 to the exit's share of the layers, the last exit 1 (Shallow-Deep).
+    """
+    deep = torch.tensor(depths, dtype=torch.float32)
+    if kind == "depth":
+        return deep / deep.sum()
+    if kind == "learned":
+        return learned[[exit_depths.index(depth) for depth in depths]]
+    if kind == "rising":
+        share = deep / exit_depths[-1]
+        done = progress.step / max(progress.total, 1)
+        return torch.minimum(share, 0.01 + done * share).masked_fill(deep == exit_depths[-1], 1.0)
+    return torch.ones_like(deep)
+
+
+class LearnedWeights(nn.Module):
+    """ELBERT: sigmoid(theta_i) for every exit but the last, which takes what is left of their number M."""
+
+    def __init__(self, exits: int):
+        super().__init__()
+        self.theta = nn.Parameter(torch.full((exits - 1,), 4.0))
+
+    def forward(self) -> Tensor:  # (E,)
+        inner = self.theta.float().sigmoid()
+        return torch.cat([inner, (len(inner) + 1 - inner.sum())[None]])
+
+
+# ---- how far gradients reach ----------------------------------------------------------------------------------------
+
+
+class ScaleGradient(torch.autograd.Function):
+    """The identity, with gradients multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def branch(hidden_states: Tensor, number: int, phase: Phase | None) -> tuple[Tensor, Tensor]:
+    """What the exit reads and what the next layer reads: the same values, with gradients as the phase has them.
+
+    With gradient equilibrium (ElasticBERT) the gradient that reaches a depth is the mean, not the sum, of those of the
+    exits from there on: 1 / k for k of them in front of the fork, k - 1 on the way to the next layer.
+    """
+    if phase is None:
+        return hidden_states, hidden_states
+    if not phase.encoder_learns:
+        return hidden_states.detach(), hidden_states.detach()
+    if phase.equilibrium and number in phase.exits:
+        learners = phase.learners_from(number)
+        hidden_states = ScaleGradient.apply(hidden_states, 1 / learners)
+        return hidden_states, ScaleGradient.apply(hidden_states, learners - 1)
+    return hidden_states, hidden_states

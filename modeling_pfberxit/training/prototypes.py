@@ -1,0 +1,64 @@
+"""Prototypes after training: the means of the classes, so that `distance` works on a model that never learned them."""
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..evidence import MULTI_LABEL, REGRESSION
+from ..exits import Prototypes
+from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..validation import refuse
+
+
+@torch.no_grad()
+def fit_prototypes(model: PFBerxitForSequenceClassification, loader: DataLoader) -> None:
+    """Put every exit's prototypes at the class means of what it reads, over one pass; sets `config.use_prototypes`.
+
+    Multi-label: the mean of the rows with the label and the mean of those without it.
+
+    Raises:
+        ValueError: regression, or an outcome of which the loader has no row.
+    """
+    if model.config.problem_type == REGRESSION:
+        refuse("problem_type", REGRESSION, "a problem with classes or labels to make prototypes of")
+    model.eval()
+    pooled, labels = [], []
+    for batch in loader:
+        labels.append(batch.pop("labels").to(model.device))
+        pooled.append(pooled_states(model, {name: values.to(model.device) for name, values in batch.items()}))
+    members = memberships(torch.cat(labels), model.num_labels, model.config.problem_type)  # (N, L, K)
+    if not bool(members.any(0).all()):
+        refuse("loader", "no row of some class", "rows of every class, and with and without every label")
+    members = members.float() / members.sum(0)
+    if not len(model.exits.prototypes):
+        size = pooled[0].shape[-1]
+        problem_type = model.config.problem_type
+        model.exits.prototypes.extend(
+            Prototypes(model.num_labels, problem_type, size).to(model.device) for _ in model.exit_depths
+        )
+    for number, prototypes in enumerate(model.exits.prototypes):
+        states = torch.cat([part[:, number] for part in pooled])  # (N, d)
+        prototypes.points.copy_(torch.einsum("nlk,nd->lkd", members, states.float()))
+    model.config.use_prototypes = True
+
+
+def memberships(labels: Tensor, num_labels: int, problem_type: str) -> Tensor:
+    """Which rows have which outcome: labels (N,) or (N, C) -> (N, L, K)."""
+    if problem_type == MULTI_LABEL:
+        return torch.stack([labels > 0.5, labels <= 0.5], dim=-1)
+    return labels[:, None, None] == torch.arange(num_labels, device=labels.device)
+
+
+def pooled_states(model: PFBerxitForSequenceClassification, batch: dict[str, Tensor]) -> Tensor:
+    """What the heads of every exit read, in one full-depth pass, (B, E, d)."""
+    seen = []
+    hooks = [
+        head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        for head in model.exits.classifiers
+    ]
+    try:
+        model(**batch, exit_policy={"criterion": None})
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(seen, dim=1)

@@ -1,0 +1,65 @@
+"""Training strategies on the stock `Trainer`: counting its steps, learned loss weights, runs of two stages."""
+
+from collections.abc import Callable
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..strategies import TrainingProgress
+
+LOSS_WEIGHT_LEARNING_RATE = 1e-2  # ELBERT's, for theta
+
+
+class StrategyCallback(TrainerCallback):
+    """Tells the model how far the run is, for strategies that change with its steps.
+
+    Counts optimiser steps, so accumulated gradients belong to one phase, every process of a distributed run is in the
+    same, and a resumed run goes on in the right one. Does no harm where the strategy does not need it.
+
+    Example:
+        >>> Trainer(model, arguments, train_dataset=train, callbacks=[StrategyCallback()])
+    """
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
+    ) -> None:
+        """Before the first forward pass of an optimiser step."""
+        model.training_progress = TrainingProgress(state.global_step, state.max_steps)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
+    ) -> None:
+        """The next run counts from its own start."""
+        model.training_progress = None
+
+
+def set_loss_weight_rate(trainer: Trainer, learning_rate: float = LOSS_WEIGHT_LEARNING_RATE) -> None:
+    """Give learned loss weights (`exit_weights="learned"`), if the model has any, their own learning rate.
+
+    Call it on a new `Trainer`, before `train()`. Without it they learn as slowly as everything else.
+    """
+    weights = trainer.model.exits.loss_weights
+    if weights is None:
+        return
+    optimizer, own = trainer.create_optimizer(), list(weights.parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if all(parameter is not other for other in own)]
+    optimizer.add_param_group({"params": own, "lr": learning_rate, "weight_decay": 0.0})
+
+
+def train(model: PFBerxitForSequenceClassification, trainer: Callable[[], Trainer]) -> list[Trainer]:
+    """Run what the model's strategy asks for: one training, or the two of `two_stage`.
+
+    Args:
+        trainer: makes a new `Trainer` for the model; called once per run, since optimiser and schedule start afresh.
+
+    Returns:
+        The trainers, after their runs.
+    """
+    stages = (1, 2) if model.config.training_strategy == "two_stage" else (model.config.training_stage,)
+    runs = []
+    for stage in stages:
+        model.config.training_stage = stage
+        runs.append(trainer())
+        runs[-1].train()
+    return runs

@@ -1,0 +1,105 @@
+"""HashEE's hash functions: which layer every token of a vocabulary leaves after."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+
+from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..token_exits import DRAWN
+from ..validation import refuse
+
+METHODS = ("random", "random_each_time", "frequency", "mutual_information", "clustered")
+
+
+def fit_token_exits(
+    model: PFBerxitForSequenceClassification,
+    token_ids: Sequence[Sequence[int]],
+    labels: np.ndarray,
+    special_ids: Sequence[int],
+    method: str = "frequency",
+    layers: tuple[int, int] | None = None,
+    buckets: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Fill the model's table of token depths from a training set; special and unseen tokens go to the last layer.
+
+    Args:
+        token_ids: the tokens of every training row.
+        labels: (N,) classes, or (N, C) of 0 and 1; for `mutual_information`.
+        special_ids: the tokenizer's `all_special_ids`.
+        method: `random` (per token of the vocabulary), `random_each_time` (per occurrence, by a hash of token and
+            position), `frequency` (frequent tokens leave first), `mutual_information` (tokens that tell most about the
+            label leave first), `clustered` (k-means over the word embeddings, short vectors leave first).
+        layers: the lowest and the highest layer tokens leave after; default: all.
+        buckets: how many groups of equal size; default: one per layer.
+
+    Raises:
+        ValueError: an unknown method, or a model without `token_exits`.
+    """
+    if model.token_exits is None:
+        refuse("token_exits", False, "True before the model is made")
+    if method not in METHODS:
+        refuse("method", method, f"one of {', '.join(METHODS)}")
+    low, high = layers or (1, model.token_exits.layers)
+    if not 1 <= low <= high <= model.token_exits.layers:
+        refuse("layers", layers, f"two layers, lowest first, 1 to {model.token_exits.layers}")
+    buckets = buckets or high - low + 1
+    table = np.full(len(model.token_exits.depths), model.token_exits.layers)
+    seen = np.setdiff1d(np.unique(np.concatenate([np.asarray(row) for row in token_ids])), np.asarray(special_ids))
+    if method == "random_each_time":
+        table[seen] = DRAWN
+        model.token_exits.low, model.token_exits.high, model.token_exits.seed = low, high, seed
+        model.config.token_exit_range, model.config.token_exit_seed = [low, high], seed
+    elif method == "random":
+        table[seen] = np.random.default_rng(seed).integers(low, high + 1, len(seen))
+    else:
+        bucket = bucket_of_tokens(method, seen, token_ids, np.asarray(labels), model, buckets, seed)
+        table[seen] = low + bucket * ((high - low + 1) // buckets)
+    model.token_exits.depths.copy_(torch.as_tensor(table, dtype=torch.int16))
+
+
+def bucket_of_tokens(
+    method: str, seen: np.ndarray, token_ids: Sequence[Sequence[int]], labels: np.ndarray,
+    model: PFBerxitForSequenceClassification, buckets: int, seed: int,
+) -> np.ndarray:  # fmt: skip
+    """The bucket of every seen token, those of bucket 0 leaving first."""
+    if method == "clustered":
+        vectors = model.get_input_embeddings().weight.detach().float().cpu().numpy()[seen]
+        return cluster_buckets(vectors, buckets, seed)
+    counts = token_counts(token_ids, len(model.token_exits.depths))[seen]
+    score = counts if method == "frequency" else mutual_information(seen, token_ids, labels)
+    rank = np.empty(len(seen), dtype=int)
+    rank[np.argsort(-score, kind="stable")] = np.arange(len(seen))
+    return rank * buckets // len(seen)
+
+
+def token_counts(token_ids: Sequence[Sequence[int]], vocabulary: int) -> np.ndarray:
+    """How often every token occurs, (vocabulary,)."""
+    return np.bincount(np.concatenate([np.asarray(row) for row in token_ids]), minlength=vocabulary)
+
+
+def mutual_information(seen: np.ndarray, token_ids: Sequence[Sequence[int]], labels: np.ndarray) -> np.ndarray:
+    """What meeting a token tells about the label, in nats: sum over y of p(x, y) ln(p(x, y) / (p(x) p(y))), (tokens,).
+
+    x is an occurrence of the token; several labels: the sum over them of what it tells about each.
+    """
+    if labels.ndim == 2:
+        return sum(mutual_information(seen, token_ids, (column > 0.5).astype(int)) for column in labels.T)
+    joint = np.zeros((int(seen.max()) + 1, int(labels.max()) + 1))
+    for row, label in zip(token_ids, labels, strict=True):
+        row = np.asarray(row)
+        np.add.at(joint, (row[row < len(joint)], label), 1.0)
+    joint = joint[seen] / joint[seen].sum()
+    apart = joint / (joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True))
+    return (joint * np.log(np.where(joint > 0, apart, 1.0))).sum(1)
+
+
+def cluster_buckets(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """k-means over vectors (N, d), the clusters ordered by the sum of their vectors' norms: (N,)."""
+    cluster = KMeans(clusters, n_init=1, random_state=seed).fit_predict(vectors)
+    weight = np.bincount(cluster, weights=np.linalg.norm(vectors, axis=1), minlength=clusters)
+    place = np.empty(clusters, dtype=int)
+    place[np.argsort(weight, kind="stable")] = np.arange(clusters)
+    return place[cluster]
