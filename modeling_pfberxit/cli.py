@@ -112,9 +112,8 @@ def run_compare(
         check_system(system)
     named = [task.rpartition(":") for task in tasks]
     asked = [(source or dataset, config) for source, _, config in named]
-    compare(
-        systems, asked, backbone or packaged_backbone(), seeds, Budget(rows, epochs, dropout=dropout), saved, output
-    )
+    budget = Budget(rows, epochs, dropout=dropout)
+    compare(systems, asked, backbone or packaged_backbone(), seeds, budget, saved, output)
 
 
 def add_benchmark(commands: argparse._SubParsersAction) -> None:

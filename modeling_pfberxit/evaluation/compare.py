@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_pfberxit import PFBerxitConfig
+from ..systems import SYSTEMS
 from .comparison import Run, compared_config, recording
 from .comparison_table import as_markdown, measure
 from .layer_table import Budget
@@ -28,7 +29,7 @@ def compare(
         for system in systems:
             minutes = (time.perf_counter() - started) / 60
             results += measured(folder, run, system, goals, f"[{number}/{len(runs)}, {minutes:.0f} min] ")
-        write(folder, results, goals)
+        write(folder, merged(folder, results), goals)
         print("\n" + as_markdown([each for each in results if each["task"] == results[-1]["task"]], goals) + "\n")
     return results
 
@@ -56,6 +57,15 @@ def token_range(config: PFBerxitConfig, goal: float) -> list[int]:
     layers = config.encoder_config().num_hidden_layers
     low = max(1, min(layers, round(layers * (1 - goal))))
     return [low, layers]
+
+
+def merged(folder: Path, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These results, and what the folder has of other tasks, seeds and systems, in the order of tasks and systems."""
+    path, key = folder / "results.json", ("task", "seed", "system")
+    known = json.loads(path.read_text()) if path.exists() else []
+    place = list(SYSTEMS)
+    by_key = {tuple(each[name] for name in key): each for each in [*known, *results]}
+    return sorted(by_key.values(), key=lambda each: (each["task"], place.index(each["system"]), each["seed"]))
 
 
 def write(folder: Path, results: list[dict[str, Any]], goals: list[float]) -> None:

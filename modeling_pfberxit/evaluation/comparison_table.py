@@ -62,9 +62,8 @@ def point_near(goal: float, tried: list[tuple[float, float, ExitPolicy]], kept: 
         return None
     _, _, policy = max((each for each in tried if abs(each[0] - goal) <= nearest + NEAR), key=lambda each: each[1])
     saved, value = outcome(policy, kept, held_out=False)
-    chosen = {
-        name: getattr(policy, name) for name in ("criterion", "threshold", "patience", "window", "appointed_layer")
-    }
+    fields = ("criterion", "threshold", "patience", "window", "appointed_layer")
+    chosen = {name: getattr(policy, name) for name in fields}
     return {"goal": goal, "saved": saved, "score": value, **chosen}
 
 
