@@ -72,13 +72,13 @@ SYSTEMS: dict[str, System] = {
         lambda layers: {
             "adapter_placement": "bypass", "exit_criterion": "dge", "exit_divergence": "symkl_div", "exit_window": 2,
         },
-        "Our reading, since no formula is public: the bypasses are bottleneck adapters that feed only the exits, on a frozen encoder; the "
-        "criterion is the mean symmetrised divergence from the last two exits.",
+        "Our reading, since no formula is public: the bypasses are bottleneck adapters that feed only the exits, on a "
+        "frozen encoder; the criterion is the mean symmetrised divergence from the last two exits.",
     ),
     "de3-bert": System(
         "DE3-BERT (2024)", lambda layers: {**TRAINED, "use_prototypes": True, "exit_criterion": "distance"},
-        "Our reading, since distances and loss weights are not public: the ratio compares the predicted class with the nearest other one; "
-        "prototypes learn by a softmax over distances, weighted 0.1.",
+        "Our reading, since distances and loss weights are not public: the ratio compares the predicted class with the "
+        "nearest other one; prototypes learn by a softmax over distances, weighted 0.1.",
     ),
     "elasticbert": System(
         "ElasticBERT (NAACL 2022)",

@@ -17,9 +17,9 @@ from modeling_pfberxit import PFBerxitForSequenceClassification, modeling_pfberx
 PACKAGE = Path(modeling_pfberxit.__file__).parent
 CODE = {
     "adapted_layer.py", "adapters.py", "backbones.py",
-    "checkpoints.py", "configuration_pfberxit.py", "criteria.py", "divergences.py",
-    "exit_policy.py", "exits.py", "losses.py", "modeling_pfberxit.py", "persistence.py", "rows.py", "validation.py",
-    "walk.py",
+    "checkpoints.py", "configuration_pfberxit.py", "criteria.py", "divergences.py", "evidence.py",
+    "exit_policy.py", "exits.py", "losses.py", "modeling_pfberxit.py", "persistence.py", "prompts.py", "rows.py",
+    "strategies.py", "systems.py", "token_exits.py", "validation.py", "walk.py",
 }  # fmt: skip
 MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
 VARIANTS = {
@@ -61,6 +61,17 @@ VARIANTS = {
         },
     ),
     "trained encoder": ("electra", {"train_backbone": True, "exit_pooling": "cls"}),
+    "tokens that leave": ("distilbert", {"train_backbone": True, "adapter_placement": "none", "token_exits": True}),
+    "prompts half-way": (
+        "xlm-roberta",
+        {
+            "adapter_placement": "none",
+            "prompt_generator": "mppg",
+            "prompt_layer": 2,
+            "prompt_length": 4,
+            "prompt_dim": 8,
+        },
+    ),
 }
 IN_A_FRESH_PROCESS = """
 import json
@@ -120,6 +131,11 @@ def new_model(folder: Path, family: str = "bert", **knobs) -> PFBerxitForSequenc
     knobs = {"adapter_dim": 8, "adapter_num_heads": 2, "num_labels": 3, **knobs}
     model = PFBerxitForSequenceClassification.from_backbone(backbone, **knobs)
     enliven(model)
+    if model.token_exits is not None:
+        model.token_exits.depths.random_(0, len(model.depths) + 1)
+    if model.prompts is not None:
+        for parameter in model.prompts.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
 
 
@@ -247,10 +263,12 @@ def test_without_the_package_a_saved_model_predicts_the_same(strangers_results, 
 def test_without_the_package_a_saved_model_can_be_trained(strangers_results, variant):
     result, knobs = strangers_results[variant], VARIANTS[variant][1]
     assert max(result["after training"].values()) > 1e-4
-    kinds = {kind for kind in ("adapter", "exits.", "backbone.") if any(kind in name for name in result["trained"])}
+    parts = ("adapter", "exits.", "backbone.", "prompts.", "token_exits.")
+    kinds = {kind for kind in parts if any(kind in name for name in result["trained"])}
     adapters = {"adapter"} if knobs.get("adapter_placement") != "none" else set()
     backbone = {"backbone."} if knobs.get("train_backbone") else set()
-    assert kinds == {"exits."} | adapters | backbone
+    prompts = {"prompts."} if "prompt_generator" in knobs else set()
+    assert kinds == {"exits."} | adapters | backbone | prompts
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -28,25 +28,23 @@ def compare(
     for number, run in enumerate(runs, start=1):
         for system in systems:
             minutes = (time.perf_counter() - started) / 60
-            results += measured(folder, run, system, goals, f"[{number}/{len(runs)}, {minutes:.0f} min] ")
+            results.append(measured(folder, run, system, goals, f"[{number}/{len(runs)}, {minutes:.0f} min] "))
         write(folder, merged(folder, results), goals)
         print("\n" + as_markdown([each for each in results if each["task"] == results[-1]["task"]], goals) + "\n")
     return results
 
 
-def measured(folder: Path, run: Run, system: str, goals: list[float], progress: str) -> list[dict[str, Any]]:
+def measured(folder: Path, run: Run, system: str, goals: list[float], progress: str) -> dict[str, Any]:
     """A system's result on one task and seed."""
     config = compared_config(system, run.backbone)
     if not config.token_exits:
-        return [measure(system, config, recording(folder, run, config, progress), goals)]
+        return measure(system, config, recording(folder, run, config, progress), goals)
     # Where tokens leave is settled before training, so every share is a training of its own.
-    result = None
-    for goal_number, goal in enumerate(goals):
+    results = []
+    for goal in goals:
         config.token_exit_range = token_range(config, goal)
-        found = measure(system, config, recording(folder, run, config, progress), goals)
-        result = result or {**found, "points": [None] * len(goals), "full": found["full"]}
-        result["points"][goal_number] = found["points"][goal_number]
-    return [result]
+        results.append(measure(system, config, recording(folder, run, config, progress), [goal]))
+    return {**results[-1], "points": [each["points"][0] for each in results]}
 
 
 def token_range(config: PFBerxitConfig, goal: float) -> list[int]:

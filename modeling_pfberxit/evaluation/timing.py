@@ -42,3 +42,20 @@ def interleaved(calls: Sequence[Callable[[], object]], repeats: int = 9, warmups
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
     """The median of the pairwise ratios of two interleaved series."""
     return median(a / b for a, b in zip(over, under, strict=True))
+
+
+def kept_for_backward(forward: Callable[[], object], model: torch.nn.Module) -> int:
+    """Bytes a forward pass keeps for its backward pass, each tensor once, the model's own weights apart."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()
+    del result
+    return sum(kept.values())
