@@ -86,7 +86,9 @@ TAUGHT = {  # knobs, step (None: nobody counts), what the loss of each layer's e
     "groups, step 0": ({"exit_groups": GROUPS}, 0, {1: 1 / 3, 2: 2 / 3}),
     "groups, step 1": ({"exit_groups": GROUPS}, 1, {3: 1}),
     "groups, step 5": ({"exit_groups": GROUPS}, 5, {2: 1 / 3, 4: 2 / 3}),
-    "groups outrank the strategy": ({"exit_groups": GROUPS, "training_strategy": "alternating"}, 3, {1: 1 / 3, 2: 2 / 3}),
+    "groups outrank the strategy": (
+        {"exit_groups": GROUPS, "training_strategy": "alternating"}, 3, {1: 1 / 3, 2: 2 / 3},
+    ),
     "one group": ({"exit_groups": [[1, 3]], "exit_weights": "uniform"}, None, {1: 1, 3: 1}),
     # shares 1/4, 2/4, 3/4 of the layers: 0.01 + done * share, at most the share, the last exit 1
     "rising, first step": ({"exit_weights": "rising"}, 0, {1: 0.01, 2: 0.01, 3: 0.01, 4: 1}),
@@ -97,13 +99,10 @@ TAUGHT = {  # knobs, step (None: nobody counts), what the loss of each layer's e
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("train_backbone", [False, True], ids=["frozen", "trained"])
 @pytest.mark.parametrize("problem_type", PROBLEMS)
 @pytest.mark.parametrize("knobs, step, weights", TAUGHT.values(), ids=TAUGHT)
-def test_a_step_s_loss_is_that_of_the_exits_that_learn_as_they_weigh(
-    knobs, step, weights, problem_type, train_backbone
-):
-    model = model_at(step, problem_type=problem_type, train_backbone=train_backbone, **knobs)
+def test_a_step_s_loss_is_that_of_the_exits_that_learn_as_they_weigh(knobs, step, weights, problem_type):
+    model = model_at(step, problem_type=problem_type, **knobs)
     output = model(**BATCH, labels=LABELS[problem_type])
     losses = [task_loss(logits, LABELS[problem_type], problem_type) for logits in output.exit_logits.unbind(1)]
     assert torch.stack(losses).unique().numel() == len(model.exit_depths)
@@ -241,7 +240,7 @@ def test_in_equilibrium_a_depth_receives_the_mean_of_the_gradients_of_the_exits_
         above = [alone[learner][depth] for learner in learners if learner >= depth]
         assert all(single.any() for single in above)
         expected = torch.stack(above).mean(0) if above else torch.zeros_like(gradient)
-        assert_close(gradient, expected, atol=1e-8, rtol=1e-4)
+        assert_close(gradient, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("knobs, step, learners", EQUILIBRIUM.values(), ids=EQUILIBRIUM)

@@ -30,6 +30,7 @@ from ..training.finetuning import new_model, new_tokenizer, new_trainer, trainin
 from ..training.strategies import train
 from ..training.tasks import Task, encode, load_task
 from ..training.token_exits import fit_token_exits
+from .costs import token_macs
 from .layer_table import Budget
 from .replay import record
 
@@ -152,7 +153,7 @@ def train_and_record(path: Path, run: Run, config: PFBerxitConfig) -> None:
         "train_rows": len(rows),
         "seconds": round(seconds, 1),
         "steps": sum(each.state.global_step for each in runs),
-        "token_layers": None if model.token_exits is None else mean_token_layer(model, evaluation),
+        **token_facts(model, evaluation),
         "run": {**asdict(run), "backbone": Path(run.backbone).name, "dataset": Path(run.dataset).name},
     }
     Recording(*sets, facts).save(path)
@@ -186,7 +187,11 @@ def fill_table(model: PFBerxitForSequenceClassification, rows: Dataset, special_
 
 
 @torch.no_grad()
-def mean_token_layer(model: PFBerxitForSequenceClassification, rows: Dataset) -> float:
-    """How many layers a token of these rows is computed in, on average."""
-    depths = [model.token_exits(torch.tensor([ids]), None) for ids in rows["input_ids"]]
-    return torch.cat(depths, dim=1).float().mean().item()
+def token_facts(model: PFBerxitForSequenceClassification, rows: Dataset) -> dict[str, float | None]:
+    """The mean layer these rows' tokens leave after, and the share of multiply-adds that saves; None: all stay."""
+    if model.token_exits is None:
+        return {"token_layers": None, "macs_saved": None}
+    encoder, depths = model.backbone.config, [model.token_exits(torch.tensor([ids]), None) for ids in rows["input_ids"]]
+    cost = sum(token_macs(encoder, row).item() for row in depths)
+    whole = sum(token_macs(encoder, torch.full_like(row, len(model.depths))).item() for row in depths)
+    return {"token_layers": torch.cat(depths, dim=1).float().mean().item(), "macs_saved": 1 - cost / whole}

@@ -47,7 +47,8 @@ def points(config: PFBerxitConfig, kept: Recording, goals: list[float]) -> list[
     if kept.facts["token_layers"] is not None:  # tokens leave on their own, where they were told before training
         saved = 1 - kept.facts["token_layers"] / kept.facts["layers"]
         full = score(kept.facts["metric"], kept.reported_on[0].logits[:, -1].numpy(), kept.reported_on[1].numpy())
-        return [{"saved": saved, "score": full} if abs(saved - goal) <= ABOUT else None for goal in goals]
+        point = {"saved": saved, "score": full, "macs_saved": kept.facts["macs_saved"]}
+        return [point if abs(saved - goal) <= ABOUT else None for goal in goals]
     tried = [
         (*outcome(policy, kept, held_out=True), policy)
         for policy in settings(config, kept)

@@ -1,0 +1,47 @@
+"""What rows cost in multiply-adds, counted as ELUE counts them.
+
+A linear layer costs inputs x outputs per position, attention 2 for every pair of positions and head and 2 for each of
+its dimensions, a LayerNorm 2 per element; activations, biases and embeddings are free. One layer of 768 dimensions over
+128 tokens costs 931.9 million.
+"""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from ..configuration_pfberxit import PFBerxitConfig
+
+
+def layer_macs(encoder: PreTrainedConfig, keys: int, queries: int | None = None) -> int:
+    """One encoder layer over `keys` positions, of which `queries` are computed (default: all)."""
+    q, n, d, heads = keys if queries is None else queries, keys, encoder.hidden_size, encoder.num_attention_heads
+    projections = 2 * q * d * d + 2 * n * d * d  # queries and output; keys and values
+    attention = heads * 2 * q * n + 2 * q * n * d
+    inner = encoder.hidden_dim if encoder.model_type == "distilbert" else encoder.intermediate_size
+    return projections + attention + 2 * q * d * inner + 2 * 2 * q * d
+
+
+def adapter_macs(config: PFBerxitConfig, hidden_size: int, tokens: int) -> int:
+    """One adapter over `tokens` positions."""
+    r, norm = config.adapter_dim, 0 if config.adapter_layer_norm == "none" else 2 * hidden_size
+    kernel = config.adapter_conv_kernel
+    inner = {
+        "identity": 0,
+        "mlp": r * r,
+        "conv": r * r + (kernel if kernel > 1 else 2) * r,  # depth-wise taps, or a norm
+        "self_attention": 4 * r * r + 2 * tokens * (config.adapter_num_heads + r) + 2 * r,
+    }[config.adapter_sublearner]
+    return tokens * (2 * hidden_size * r + norm + inner)
+
+
+def token_macs(encoder: PreTrainedConfig, token_layers: Tensor) -> Tensor:
+    """Rows whose tokens leave on their own: the layer each token leaves after (B, n), 0 at padding -> (B,).
+
+    A token that has left costs its key and its value in every later layer, nothing more.
+    """
+    costs = []
+    for row in token_layers:
+        tokens = int((row > 0).sum())
+        layers = range(1, encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)
+        costs.append(sum(layer_macs(encoder, tokens, int((row >= depth).sum())) for depth in layers))
+    return torch.tensor(costs)

@@ -1,0 +1,55 @@
+"""Multiply-adds as ELUE counts them."""
+
+import pytest
+import torch
+from tiny import tiny_batch, tiny_config, tiny_model
+from torch import nn
+from transformers import AlbertConfig, BertConfig
+
+from modeling_pfberxit import PFBerxitConfig
+from modeling_pfberxit.evaluation.costs import adapter_macs, layer_macs, token_macs
+
+
+def test_a_layer_of_bert_base_over_128_tokens_costs_what_elue_publishes():
+    assert round(layer_macs(BertConfig(), 128) / 1e6, 1) == 931.9
+    albert = AlbertConfig(hidden_size=768, num_attention_heads=12, intermediate_size=3072)
+    assert layer_macs(albert, 128) == layer_macs(BertConfig(), 128)
+
+
+@pytest.mark.parametrize(
+    ("sublearner", "millions"), [("identity", 6.49), ("mlp", 6.62), ("conv", 6.63), ("self_attention", 8.20)]
+)
+def test_an_adapter_of_r_32_costs_less_than_a_hundredth_of_it(sublearner, millions):
+    assert adapter_macs(PFBerxitConfig(adapter_sublearner=sublearner), 768, 128) / 1e6 == pytest.approx(
+        millions, abs=0.01
+    )
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "distilbert", "electra"])
+def test_the_linear_part_is_what_the_linear_modules_do(family):
+    model, tokens, seen = tiny_model(family, adapter_placement="none"), 11, []
+
+    def count(module: nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
+        seen.append(inputs[0].shape[:-1].numel() * module.in_features * module.out_features)
+
+    inside = [m for name, m in model.backbone.named_modules() if isinstance(m, nn.Linear) and "layer" in name]
+    hooks = [module.register_forward_hook(count) for module in inside]
+    batch = tiny_batch(1, longest=tokens, shortest=tokens)
+    model(**batch)
+    for hook in hooks:
+        hook.remove()
+    encoder, d, heads = model.backbone.config, 32, 4
+    beside = heads * 2 * tokens * tokens + 2 * tokens * tokens * d + 2 * 2 * tokens * d  # attention and norms
+    assert sum(seen) == 6 * (layer_macs(encoder, tokens) - beside)
+
+
+def test_a_token_that_left_costs_its_key_and_value_alone():
+    encoder, d = tiny_config("bert"), 32
+    stay, leave = torch.tensor([[6, 6, 6, 6]]), torch.tensor([[6, 2, 6, 6]])
+    after = 4 * (layer_macs(encoder, 4) - layer_macs(encoder, 4, queries=3))
+    assert int(token_macs(encoder, stay) - token_macs(encoder, leave)) == after
+    # a query and an output projection, one line of attention, the feed-forward network, two norms
+    assert after == 4 * (2 * d * d + 4 * 2 * 4 + 2 * 4 * d + 2 * d * 64 + 2 * 2 * d)
+    assert int(token_macs(encoder, torch.tensor([[6, 6, 6, 6, 0, 0]]))) == int(token_macs(encoder, stay)), (
+        "padding is free"
+    )

@@ -1,0 +1,312 @@
+"""Late Prompt Tuning: prompts join half-way up as if the stock encoder had been given more positions there."""
+
+from collections import Counter
+from itertools import count
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import CONFIGS, HIDDEN, LAYERS, save_backbone, tiny_batch, tiny_config, tiny_model
+from torch.nn import functional as F
+
+from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
+from modeling_pfberxit.prompts import Prompts
+
+FAMILIES = list(CONFIGS)
+GENERATORS = ["table", "npg", "mppg", "appg"]
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+def prompted(
+    family: str = "bert", generator: str = "npg", layer: int = 3, **knobs
+) -> PFBerxitForSequenceClassification:
+    """A frozen encoder with lively prompts and, unless asked for others, exits above them only."""
+    knobs = {"num_labels": 3, "adapter_placement": "none", "exit_layers": [5], "prompt_length": 4, **knobs}
+    model = tiny_model(family, prompt_generator=generator, prompt_layer=layer, prompt_dim=8, **knobs)
+    for parameter in model.prompts.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+def stock_layers(encoder: torch.nn.Module) -> list[torch.nn.Module]:
+    return [module for module in encoder.modules() if type(module).__name__.endswith(("Layer", "TransformerBlock"))]
+
+
+def made_by_hand(prompts: Prompts, tokens: torch.Tensor) -> torch.Tensor:
+    """The prompts of one row without padding, (n, d) -> (p, d), with torch's own adaptive pooling."""
+    if prompts.kind == "table":
+        return prompts.state_dict()["table.weight"]
+    down, up = prompts.down, prompts.up
+    if prompts.kind == "npg":
+        return F.linear(F.linear(tokens[0], down.weight, down.bias).relu(), up.weight, up.bias).view(prompts.length, -1)
+    pool = {"mppg": F.adaptive_max_pool1d, "appg": F.adaptive_avg_pool1d}[prompts.kind]
+    slots = pool(F.linear(tokens, down.weight, down.bias).T[None], prompts.length)[0].T
+    return F.linear(slots.relu(), up.weight, up.bias)
+
+
+def by_hand(model: PFBerxitForSequenceClassification, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The states of the tokens from the stock encoder, n + 1 times (B, n, d).
+
+    Before layer k + 1 the prompts are put behind everything else, the stock mask made wider for them.
+    """
+    states, calls, tokens = [], count(), batch["input_ids"].shape[1]
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    extra = model.config.prompt_length
+
+    def join(layer, inputs):
+        hidden, attention, *rest = inputs
+        call = next(calls)
+        states.append(hidden[:, :tokens])
+        if call == model.config.prompt_layer:
+            rows = [made_by_hand(model.prompts, row[own.bool()]) for row, own in zip(hidden, mask, strict=True)]
+            hidden = torch.cat([hidden, torch.stack(rows)], dim=1)
+        if call >= model.config.prompt_layer and attention is not None:
+            attention = F.pad(attention, (0, extra, 0, extra), value=True)
+        return hidden, attention, *rest
+
+    hooks = [layer.register_forward_pre_hook(join) for layer in stock_layers(model.backbone)]
+    try:
+        states.append(model.backbone(**batch).last_hidden_state[:, :tokens])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return states
+
+
+def rows_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+
+
+# ---- the generators -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 4, 5])
+@pytest.mark.parametrize("generator", GENERATORS)
+@torch.no_grad()
+def test_a_generator_reads_each_rows_own_tokens(generator, length):
+    prompts = prompted("bert", generator, prompt_length=length).prompts
+    states = torch.randn(13, 13, HIDDEN, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(13, 13).tril()  # rows of 1, 2 ... 13 tokens: fewer and more than there are slots
+    found = prompts(states.masked_fill(mask[..., None] == 0, 50.0), mask)
+    assert found.shape == (13, length, HIDDEN)
+    for row in range(13):
+        torch.testing.assert_close(found[row], made_by_hand(prompts, states[row, : row + 1]), **CLOSE)
+    torch.testing.assert_close(prompts(states[-1:], None)[0], found[-1])
+    different = (found[12] - found[6]).abs().max() > 1e-3
+    assert bool(different) == (generator != "table")
+
+
+@pytest.mark.parametrize("generator", ["mppg", "appg"])
+def test_pooled_prompts_pass_gradients_back_as_torchs_pooling_does(generator):
+    prompts, tokens = prompted("bert", generator).prompts, torch.randn(1, 7, HIDDEN)
+    weights = list(prompts.parameters())
+    ours = torch.autograd.grad(prompts(tokens, None).square().sum(), weights)
+    theirs = torch.autograd.grad(made_by_hand(prompts, tokens[0]).square().sum(), weights)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+# ---- the forward pass -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [0, 3, 5])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_prompts_are_the_stock_encoder_with_more_positions_from_there_on(family, layer):
+    model, batch = prompted(family, "mppg", layer, exit_layers=None), tiny_batch(6, longest=11)
+    output, expected = model(**batch, output_hidden_states=True), by_hand(model, batch)
+    tokens = batch["attention_mask"].bool()
+    assert len(output.hidden_states) == len(expected) == len(model.depths) + 1
+    for ours, theirs in zip(output.hidden_states, expected, strict=True):
+        assert ours.shape == theirs.shape == (6, 11, HIDDEN)
+        torch.testing.assert_close(ours[tokens], theirs[tokens], **CLOSE)
+    for exit, states in enumerate(expected[1:]):
+        mean = torch.stack([row[own].mean(0) for row, own in zip(states, tokens, strict=True)])  # of tokens alone
+        torch.testing.assert_close(output.exit_logits[:, exit], model.exits.classifiers[exit](mean), **CLOSE)
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@torch.no_grad()
+def test_exits_read_the_tokens_and_not_the_prompts(generator, pooling):
+    model = prompted("bert", generator, exit_pooling=pooling)
+    for ids in rows_of(tiny_batch(5, longest=9)):
+        output = model(input_ids=ids[None])
+        states = by_hand(model, {"input_ids": ids[None]})
+        for exit, depth in enumerate([5, 6]):
+            pooled = states[depth][0].mean(0) if pooling == "mean" else states[depth][0, 0]
+            torch.testing.assert_close(output.exit_logits[0, exit], model.exits.classifiers[exit](pooled), **CLOSE)
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@torch.no_grad()
+def test_prompts_change_what_stands_above_them_and_nothing_below(generator):
+    model, batch = prompted("bert", generator, exit_layers=[2, 3, 4]), tiny_batch(5)
+    plain = tiny_model("bert", num_labels=3, adapter_placement="none", exit_layers=[2, 3, 4])
+    plain.load_state_dict(model.state_dict(), strict=False)
+    with_prompts, without = model(**batch).exit_logits, plain(**batch).exit_logits
+    assert torch.equal(with_prompts[:, :2], without[:, :2])
+    assert ((with_prompts[:, 2:] - without[:, 2:]).abs().amax(-1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("sublearner", [None, "conv", "mlp"])
+@torch.no_grad()
+def test_batch_size_order_and_padding_never_change_an_answer(generator, sublearner):
+    adapters = {"adapter_placement": "ffn", "adapter_sublearner": sublearner} if sublearner else {}
+    model, batch = prompted("bert", generator, 2, exit_layers=None, **adapters), tiny_batch(40, seed=3, longest=12)
+    policy = {"criterion": "patience", "patience": 2}
+    expected = model(**batch, exit_policy=policy)
+    assert len(set(expected.exit_layer.tolist())) >= 3
+    shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(5))
+    for part in (*shuffled.split(7), *shuffled.split(1), shuffled):
+        for longest in (int(batch["attention_mask"][part].sum(1).max()), 17):
+            wide = {name: F.pad(values, (0, 5))[part, :longest] for name, values in batch.items()}
+            found = model(**wide, exit_policy=policy)
+            assert torch.equal(found.exit_layer, expected.exit_layer[part])
+            torch.testing.assert_close(found.logits, expected.logits[part], **CLOSE)
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@torch.no_grad()
+def test_among_tokens_that_leave_prompts_stay_and_are_made_of_the_tokens_in_their_own_order(generator):
+    model, ids = prompted("bert", generator, token_exits=True), torch.randint(5, 100, (1, 11))
+    model.token_exits.depths.random_(1, LAYERS + 1, generator=torch.Generator().manual_seed(1))
+    output = model(input_ids=ids, output_hidden_states=True)
+    layers, depth = output.token_layers, count(1)
+    assert 1 < len(set(layers[0].tolist()))
+
+    def put_back(layer, inputs, output):
+        finished = torch.zeros(inputs[0].shape[:2], dtype=torch.bool)
+        finished[:, : ids.shape[1]] = layers < next(depth)
+        return torch.where(finished[..., None], inputs[0], output)
+
+    hooks = [layer.register_forward_hook(put_back) for layer in stock_layers(model.backbone)]
+    expected = by_hand(model, {"input_ids": ids})
+    for hook in hooks:
+        hook.remove()
+    for ours, theirs in zip(output.hidden_states, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def saved_for_backward(model: PFBerxitForSequenceClassification) -> tuple[Counter, Counter]:
+    """How many tensors a training forward keeps: inside every layer, and between a layer (0: none yet) and the next."""
+    inside, between, place = Counter(), Counter(), [False, 0]
+
+    def enter(module, inputs):
+        place[:] = True, place[1] + 1
+
+    def leave(module, inputs, output):
+        place[0] = False
+
+    def keep(tensor):
+        (inside if place[0] else between)[place[1]] += 1
+        return tensor
+
+    hooks = [depth.register_forward_pre_hook(enter) for depth in model.depths]
+    hooks += [depth.register_forward_hook(leave) for depth in model.depths]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.train()(**tiny_batch(4), labels=torch.tensor([0, 1, 2, 0]))
+    for hook in hooks:
+        hook.remove()
+    return inside, between
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("layer", [0, 3, 5])
+def test_nothing_below_the_prompts_is_kept_for_the_backward_pass(generator, layer):
+    inside, between = saved_for_backward(prompted("bert", generator, layer, exit_layers=[6]))
+    assert sorted(inside) == list(range(layer + 1, LAYERS + 1))
+    assert all(place >= layer for place in between)
+
+
+def test_exits_below_the_prompts_keep_only_what_they_read():
+    inside, between = saved_for_backward(prompted("bert", "npg", 3, exit_layers=[1, 2, 6]))
+    assert sorted(inside) == [4, 5, 6]
+    assert set(between) == {1, 2, 3, 6}
+    below, _ = saved_for_backward(prompted("bert", "npg", 3, exit_layers=[6], adapter_placement="ffn"))
+    assert sorted(below) == [1, 2, 3, 4, 5, 6], "an adapter below them would have shown"
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_states_up_to_the_prompts_need_no_gradient(generator):
+    model = prompted("bert", generator, 3).train()
+    states = model(**tiny_batch(4), labels=torch.tensor([0, 1, 2, 0]), output_hidden_states=True).hidden_states
+    assert [state.requires_grad for state in states] == [False] * 4 + [True] * 3
+
+
+@pytest.mark.parametrize("family", ["albert", "bert", "distilbert"])
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_only_prompts_and_exits_are_trained(family, generator):
+    model = prompted(family, generator)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.train()(**tiny_batch(6), labels=torch.arange(6) % 3).loss.backward()
+    optimizer.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if name.startswith(("prompts.", "exits."))}
+    assert moved == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_the_loss_goes_down_by_the_prompts_alone():
+    model, batch, labels = prompted("bert", "npg"), tiny_batch(12, seed=8), torch.arange(12) % 3
+    model.exits.requires_grad_(False)
+    optimizer, losses = torch.optim.AdamW(model.prompts.parameters(), lr=0.03), []
+    for _ in range(40):
+        loss = model.train()(**batch, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(losses[-5:]) < 0.8 * min(losses[:2])
+
+
+# ---- saving ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@torch.no_grad()
+def test_the_prompts_are_saved_without_the_encoder_and_load_back(tmp_path, generator):
+    knobs = {"prompt_generator": generator, "prompt_layer": 2, "prompt_length": 3, "prompt_dim": 8}
+    backbone = save_backbone(tmp_path / "encoder")
+    model = PFBerxitForSequenceClassification.from_backbone(backbone, adapter_placement="none", **knobs)
+    for parameter in (*model.prompts.parameters(), *model.exits.parameters()):
+        parameter.normal_(0, 0.4)
+    model.save_pretrained(tmp_path / "saved")
+    kept = load_file(tmp_path / "saved" / "model.safetensors")
+    assert {name.split(".")[0] for name in kept} == {"prompts", "exits"}
+    loaded, batch = PFBerxitForSequenceClassification.from_pretrained(tmp_path / "saved"), tiny_batch(5)
+    torch.testing.assert_close(loaded(**batch).exit_logits, model(**batch).exit_logits)
+    for name, value in model.prompts.state_dict().items():
+        assert torch.equal(loaded.prompts.state_dict()[name], value)
+
+
+def test_a_new_models_prompts_are_small_and_random():
+    model = tiny_model("bert", prompt_generator="table", prompt_length=50, liven=False)
+    assert 0.01 < model.prompts.table.weight.std() < 0.04
+    assert tiny_model("bert").prompts is None
+
+
+# ---- what cannot work is refused ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"prompt_generator": "lstm"}, "prompt_generator='lstm'.*none, table, npg, mppg, appg"),
+        ({"prompt_length": 0}, "prompt_length=0.*>= 1"),
+        ({"prompt_dim": 0}, "prompt_dim=0.*>= 1"),
+        ({"prompt_layer": -1}, "prompt_layer=-1.*>= 0"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        PFBerxitConfig.from_backbone(tiny_config(), **knobs)
+
+
+@pytest.mark.parametrize("layer", [6, 7])
+def test_prompts_above_the_last_layer_are_refused(layer):
+    with pytest.raises(ValueError, match=f"prompt_layer={layer}.*0 to 5"):
+        tiny_model("bert", prompt_generator="npg", prompt_layer=layer)
