@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 
 from .configuration_pfberxit import CHECKS, PFBerxitConfig
-from .systems import SYSTEMS
+from .systems import SYSTEMS, TRAINED
 
 FOLDER = Path(__file__).parent.parent / "configuration"
 ALBERT_BASE = AlbertConfig(
@@ -26,6 +26,17 @@ ENCODERS: dict[str, PreTrainedConfig] = {
     "fnlp/elasticbert-base": BertConfig(),
 }
 SUBLEARNERS = ("identity", "self_attention", "conv", "mlp")
+HEAD = """# Ready-made configurations
+
+Written by `python -m modeling_pfberxit.presets`. `PFBerxitConfig.from_pretrained(file)` reads one,
+`PFBerxitForSequenceClassification.from_backbone(config)` fetches its encoder.
+
+`albert-base-v2-*.json` and `bert-base-uncased-*.json` are PF-BERxiT as the paper lays it out, one for each
+sub-learning module. `systems/` has the published systems, here for ALBERT-base; for any other encoder
+`PFBerxitConfig.for_system(name, backbone)` makes them. Where all weights are trained there are no adapters, and linear
+exits read the encoder's own pooler on the first token, unless the table says otherwise. Numbers that depend on the
+encoder's depth are given for twelve layers.
+"""
 # As the paper counts it: exits on the encoder's own pooler, one learning-to-exit head per layer.
 PAPER = {"exit_pooling": "cls", "exit_pooler": "backbone", "use_lte": True, "lte_shared": False}
 
@@ -58,8 +69,29 @@ def as_json(config: PFBerxitConfig) -> str:
     return json.dumps({name: values[name] for name in stated}, indent=2) + "\n"
 
 
+def readme() -> str:
+    """`configuration/README.md`: what every system is made of, and which of it is this library's reading."""
+    lines = [HEAD, "| system | what is trained | beside the defaults | our reading |", "|---|---|---|---|"]
+    for name, system in SYSTEMS.items():
+        knobs = system.knobs(12)
+        trained = "all weights" if knobs.pop("train_backbone", False) else "adapters or prompts, and exits"
+        if "train_backbone" in system.knobs(12):
+            knobs = {field: value for field, value in knobs.items() if (field, value) not in TRAINED.items()}
+        values = ", ".join(f"`{field}={json.dumps(value)}`" for field, value in knobs.items())
+        link = f"[`{name}`](systems/{name}.json)<br>{system.source}"
+        lines.append(f"| {link} | {trained} | {values or 'nothing'} | {system.reading} |")
+    return "\n".join(lines) + "\n"
+
+
+def files() -> dict[Path, str]:
+    """What belongs into `configuration/`, by its path there."""
+    return {
+        Path("README.md"): readme(),
+        **{Path(f"{name}.json"): as_json(config) for name, config in presets().items()},
+    }
+
+
 if __name__ == "__main__":
-    for name, config in presets().items():
-        path = FOLDER / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(as_json(config), encoding="utf-8")
+    for path, text in files().items():
+        (FOLDER / path).parent.mkdir(exist_ok=True)
+        (FOLDER / path).write_text(text, encoding="utf-8")

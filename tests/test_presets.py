@@ -5,10 +5,15 @@ import json
 import pytest
 
 from modeling_pfberxit import PFBerxitConfig
-from modeling_pfberxit.presets import ENCODERS, FOLDER, as_json, presets
+from modeling_pfberxit.presets import ENCODERS, FOLDER, as_json, files, presets
 from modeling_pfberxit.systems import SYSTEMS
 
 PRESETS = presets()
+
+
+def test_every_file_is_what_the_code_writes():
+    for path, text in files().items():
+        assert (FOLDER / path).read_text(encoding="utf-8") == text, "run python -m modeling_pfberxit.presets"
 
 
 def test_every_preset_is_on_disk_and_nothing_else():
@@ -18,10 +23,8 @@ def test_every_preset_is_on_disk_and_nothing_else():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_on_disk_says_what_the_code_says(name):
-    path = FOLDER / f"{name}.json"
-    assert path.read_text(encoding="utf-8") == as_json(PRESETS[name]), "run python -m modeling_pfberxit.presets"
-    loaded = PFBerxitConfig.from_pretrained(path)
+def test_a_preset_loads_as_what_the_code_says(name):
+    loaded = PFBerxitConfig.from_pretrained(FOLDER / f"{name}.json")
     assert json.loads(as_json(loaded)) == json.loads(as_json(PRESETS[name]))
     assert loaded.base_model_name_or_path in ENCODERS and loaded.base_model_revision is None
 
