@@ -2,13 +2,13 @@
 
 A criterion works in two steps:
 
-* `score` condenses an exit's evidence, held against the exits before it. It knows neither threshold tau nor patience t;
-* `decide` holds the score against tau and t, and says which rows stop here and with which answer.
+* `score` (file `scores`) condenses an exit's evidence. It knows neither the threshold tau nor the patience t;
+* `decide` holds the score against tau and t, and says which rows may stop here.
 
-So recorded evidence can be scored once and decided ten thousand times. Rows never see each other: what is remembered
-lies in tensors whose first dimension is the row. A new criterion is these two functions and an entry in `CRITERIA`.
-Shapes are explained in `evidence`. What holds for one label must hold for all of them: entropies and divergences are
-summed over the labels, shares and probabilities are those of the least certain label.
+So recorded evidence can be scored once and decided ten thousand times. Most rules answer with the exit's own logits; an
+`answer` of their own have those that ask several exits. Rows never see each other: what is remembered lies in tensors
+whose first dimension is the row. A new criterion is these functions and an entry in `CRITERIA`.
+Shapes are explained in `evidence`.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from .divergences import DIVERGENCES
-from .evidence import (
-    MULTI_LABEL,
-    REGRESSION,
-    SINGLE_LABEL,
-    Evidence,
-    ExitState,
-    as_logits,
-    confidence,
-    entropy,
-    predictions,
+from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState, as_logits, confidence, predictions
+from .scores import (
+    ballot,
+    has_voted,
+    score_confidence,
+    score_dge,
+    score_distance,
+    score_entropy,
+    score_lte,
+    score_nothing,
+    score_patience,
+    score_v1,
+    score_v2,
+    score_v3,
+    score_votes,
+    score_window,
 )
 
 if TYPE_CHECKING:
     from .exit_policy import ExitPolicy
-
-EPSILON = 1e-6  # keeps a harmonic mean finite
 
 
 def start(
@@ -58,132 +60,21 @@ def step(evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor
         fire (B,) which rows may stop here, and their answers (B, C); at the last exit the answers of the others count
         as well. A row whose logits are NaN never fires.
     """
-    rule = CRITERIA[policy.criterion]
-    now = predictions(evidence.logits, state.problem_type)
-    score = rule.score(now, evidence, state, policy)
-    fire, answer = rule.decide(score, now, evidence, state, policy, depth)
+    rule, now = CRITERIA[policy.criterion], predictions(evidence.logits, state.problem_type)
+    fire = rule.decide(score_of(now, evidence, state, policy), state, policy, depth) & (depth >= policy.min_layer)
+    answer = rule.answer(fire, now, evidence, state, policy)
     state.remember(now)
-    return fire & (depth >= policy.min_layer) & ~now.isnan().flatten(1).any(1), answer
+    return fire, answer
 
 
-# ---- score: free of tau and t ---------------------------------------------------------------------------------------
+def score_of(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """The criterion's score of every row, (B,) or (B, m); NaN, which is on no side of any tau, where the logits are."""
+    score = CRITERIA[policy.criterion].score(now, evidence, state, policy)
+    broken = now.isnan().flatten(1).any(1)
+    return score.masked_fill(broken.view(-1, *[1] * (score.dim() - 1)), math.nan)
 
 
-def divergences_from_past(now: Tensor, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """s_{i,i-1} ... s_{i,i-m}, summed over labels: (B, L, K) against (B, m, L, K) -> (B, m); NaN: there was none."""
-    divergence = DIVERGENCES[policy.divergence]
-    scores = divergence.of(now[:, None].expand_as(state.past), state.past).sum(-1)
-    return scores / (now.shape[1] * divergence.unit(now.shape[2])) if policy.normalize else scores
-
-
-def score_v1(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """The divergence from the exit before, (B,)."""
-    return divergences_from_past(now, state, policy)[:, 0]
-
-
-def score_v2(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """The largest divergence from the last m exits, or as many as there are, (B,)."""
-    scores = divergences_from_past(now, state, policy)
-    missing = torch.arange(scores.shape[1], device=scores.device) >= state.seen[:, None].clamp(min=1)
-    return scores.masked_fill(missing, -math.inf).amax(-1)
-
-
-def score_v3(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """The divergences from the last m exits, smallest first, (B, m)."""
-    return divergences_from_past(now, state, policy).sort(-1).values  # NaN comes last
-
-
-def score_dge(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """BADGE: the mean divergence from the last m exits, or as many as there are, (B,).
-
-    No formula is public; the abstract speaks of the divergence between an exit and the previous ones. Our reading is
-    their mean, since with m = 1 it is the "adjacent layers" of the abstract's other version.
-    """
-    scores = divergences_from_past(now, state, policy)
-    missing = torch.arange(scores.shape[1], device=scores.device) >= state.seen[:, None]
-    return scores.masked_fill(missing, 0.0).sum(-1) / (~missing).sum(-1)  # 0 / 0 at the first exit: NaN
-
-
-def score_patience(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """PABEE: the distance from the exit before, (B,). Labels: -inf if all agree, else +inf; regression: |y_i - y_j|."""
-    before = state.past[:, 0]
-    if state.problem_type == REGRESSION:
-        return (now - before).abs().amax((-2, -1))
-    agree = (now.argmax(-1) == before.argmax(-1)).all(-1) & ~before.isnan().flatten(1).any(1)
-    return torch.where(agree, -math.inf, math.inf)
-
-
-def score_entropy(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """BranchyNet, DeeBERT; normalised FastBERT and PCEE-BERT: H(p), (B,)."""
-    return entropy(now, policy.normalize)
-
-
-def score_confidence(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """Shallow-Deep: the largest probability, (B,)."""
-    return confidence(now, policy.normalize)
-
-
-def score_lte(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """BERxiT: how likely the exit is wrong, as its learning-to-exit head has it, (B,)."""
-    return evidence.lte.float()
-
-
-def score_window(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """ELBERT's two stages, (B,): the entropy; -inf where the last m exits, this one included, settled on an answer.
-
-    They settled if all predict the same label and, by `window_rule`, nothing more (`agree`), its probability only rises
-    or only falls (`monotone`), or varies by at most `window_range` (`narrow`). With two classes these are ELBERT's
-    three rules on P(class 0); following the predicted label's probability carries them over to many.
-    """
-    tables = state.with_newest(now)[:, : policy.window]  # (B, m, L, K)
-    labels = tables.argmax(-1)  # (B, m, L)
-    likely = tables.exp().gather(-1, labels[:, :1, :, None].expand(*labels.shape, 1)).squeeze(-1)  # (B, m, L)
-    settled = (labels == labels[:, :1]).all(1) & ~likely.isnan().any(1)  # (B, L)
-    if policy.window_rule == "monotone":
-        changes = likely[:, :-1] - likely[:, 1:]
-        settled = settled & ((changes >= 0).all(1) | (changes <= 0).all(1))
-    if policy.window_rule == "narrow":
-        settled = settled & (likely.amax(1) - likely.amin(1) <= policy.window_range)
-    return entropy(now, policy.normalize).masked_fill(settled.all(-1), -math.inf)
-
-
-def score_distance(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """DE3-BERT: the harmonic mean of distance ratio and entropy, (lambda + 1) / (lambda / DR + 1 / H), (B,).
-
-    DR = (1 + (r1 - r2) / max(r1, r2)) / 2 in [0, 1], averaged over labels. What r1 and r2 are is not public. Our
-    reading: the distances to the prototype of the predicted outcome and to the nearest other one; with "nearest and
-    second nearest" r1 could never exceed r2, and the maximum in the formula would be idle.
-    """
-    distances = evidence.distances.float()
-    predicted = now.argmax(-1, keepdim=True)
-    own = distances.gather(-1, predicted).squeeze(-1)
-    other = distances.scatter(-1, predicted, math.inf).amin(-1)
-    ratio = (1 + (own - other) / torch.maximum(own, other).clamp(min=EPSILON)).mean(-1) / 2
-    weight = policy.distance_weight
-    doubt = entropy(now, policy.normalize).clamp(min=EPSILON)
-    return (weight + 1) / (weight / ratio.clamp(min=EPSILON) + 1 / doubt)
-
-
-def ballot(now: Tensor, state: ExitState) -> tuple[Tensor, Tensor]:
-    """Every exit so far casts a vote: the winners (B, L), a tie going to the newest, and their shares (B, L)."""
-    tables = state.with_newest(now)
-    votes = one_hot(tables.argmax(-1), now.shape[-1]) * has_voted(state)[:, :, None, None]
-    counts = votes.sum(1)  # (B, L, K)
-    winners = (counts + 0.5 * votes[:, 0]).argmax(-1)
-    return winners, counts.amax(-1) / (state.seen[:, None] + 1)
-
-
-def score_votes(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """The share of the exits so far that back the majority's answer, (B,)."""
-    return ballot(now, state)[1].amin(-1)
-
-
-def score_nothing(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """The rule does not look at predictions, (B,)."""
-    return now.new_zeros(now.shape[0])
-
-
-# ---- decide: which rows stop, with which answer ---------------------------------------------------------------------
+# ---- decide: which rows may stop ------------------------------------------------------------------------------------
 
 
 def threshold(state: ExitState, policy: ExitPolicy) -> Tensor | float:
@@ -193,63 +84,69 @@ def threshold(state: ExitState, policy: ExitPolicy) -> Tensor | float:
     return 0.0 if policy.threshold is None else policy.threshold
 
 
-def decide_below(score: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor):
-    """Stop at the first exit whose score is below tau."""
-    return score < threshold(state, policy), evidence.logits
+def decide_below(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
+    """At the first exit whose score is below tau."""
+    return score < threshold(state, policy)
 
 
-def decide_count(score: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor):
+def decide_above(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
+    """At the first exit whose score reaches tau."""
+    return score >= threshold(state, policy)
+
+
+def decide_count(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
     """Eq. 5: count the exits in a row whose score is below tau; stop when there are t of them."""
     state.count = torch.where(score < threshold(state, policy), state.count + 1, 0)
-    return state.count >= policy.patience, evidence.logits
+    return state.count >= policy.patience
 
 
-def decide_number(score: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor):
-    """v3: stop when t of the last m divergences are below tau, in whichever order."""
-    return score[:, policy.patience - 1] < threshold(state, policy), evidence.logits
+def decide_number(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
+    """v3: when t of the last m divergences are below tau, in whichever order."""
+    return score[:, policy.patience - 1] < threshold(state, policy)
 
 
-def decide_sure(score: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor):
-    """Shallow-Deep: stop where the score reaches tau; where no exit does, the most confident of all has the answer."""
-    fire = score >= threshold(state, policy)
+def decide_votes(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
+    """When the majority has t votes and a share of at least tau."""
+    enough = (score * (state.seen + 1)).round() >= policy.patience
+    return enough & (score >= threshold(state, policy))
+
+
+def decide_appointed(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
+    """At one layer fixed beforehand, whatever is predicted there."""
+    return (depth >= policy.appointed_layer) & ~score.isnan()
+
+
+# ---- answer: what a row that stops is told --------------------------------------------------------------------------
+
+
+def own_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """The exit's own logits, (B, C)."""
+    return evidence.logits
+
+
+def surest_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """Shallow-Deep: the exit's own logits where it fires; where none does, those of the most confident one so far."""
     tables = state.with_newest(now)
     best = confidence(tables).nan_to_num(-1.0).argmax(1)  # (B,) 0 is this exit
     answer = as_logits(tables[torch.arange(len(best), device=best.device), best], state.problem_type)
-    answer = answer.to(evidence.logits.dtype)
-    return fire, torch.where((fire | (best == 0))[:, None], evidence.logits, answer)
+    return torch.where((fire | (best == 0))[:, None], evidence.logits, answer.to(evidence.logits.dtype))
 
 
-def decide_ensemble(
-    score: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor
-):
-    """PCEE-BERT: `decide_count`, the answer a mean over the sure exits in a row (`run`), or all so far, if wished."""
-    fire, answer = decide_count(score, now, evidence, state, policy, depth)
+def ensemble_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """PCEE-BERT: the exit's own logits, or a mean over the sure exits in a row (`run`), or over all so far."""
     if policy.ensemble == "none":
-        return fire, answer
+        return evidence.logits
     members = has_voted(state)
     if policy.ensemble == "run":
         members = torch.arange(members.shape[1], device=members.device) < state.count[:, None].clamp(1, policy.patience)
-    return fire, mean_answer(now, evidence, state, members[:, :, None])
+    return mean_answer(now, evidence, state, members[:, :, None])
 
 
-def decide_votes(score: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor):
-    """Stop when the majority has t votes and a share of at least tau; its voters' mean is the answer."""
+def majority_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """The mean of those exits that voted for the winner."""
     winners, _ = ballot(now, state)
     voters = (state.with_newest(now).argmax(-1) == winners[:, None]) & has_voted(state)[:, :, None]  # (B, 1 + m, L)
-    enough = (score * (state.seen + 1)).round() >= policy.patience
-    return enough & (score >= threshold(state, policy)), mean_answer(now, evidence, state, voters)
-
-
-def decide_appointed(
-    score: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor
-):
-    """Stop at one layer fixed beforehand, whatever is predicted there."""
-    return depth >= policy.appointed_layer, evidence.logits
-
-
-def has_voted(state: ExitState) -> Tensor:
-    """(B, 1 + m) True for this exit and the remembered ones that there were."""
-    return torch.arange(state.past.shape[1] + 1, device=state.seen.device) <= state.seen[:, None]
+    return mean_answer(now, evidence, state, voters)
 
 
 def mean_answer(now: Tensor, evidence: Evidence, state: ExitState, members: Tensor) -> Tensor:
@@ -286,7 +183,8 @@ class Criterion(NamedTuple):
     """A rule, how many earlier exits it looks back on, and what it can judge."""
 
     score: Callable[[Tensor, Evidence, ExitState, ExitPolicy], Tensor]
-    decide: Callable[[Tensor, Tensor, Evidence, ExitState, ExitPolicy, Tensor], tuple[Tensor, Tensor]]
+    decide: Callable[[Tensor, ExitState, ExitPolicy, Tensor], Tensor]
+    answer: Callable[[Tensor, Tensor, Evidence, ExitState, ExitPolicy], Tensor] = own_answer
     memory: Callable[[ExitPolicy, int], int] = one_before
     problem_types: tuple[str, ...] = (SINGLE_LABEL, MULTI_LABEL)
     needs_threshold: Callable[[str], bool] = lambda problem_type: True
@@ -297,22 +195,22 @@ class Criterion(NamedTuple):
 EVERY_PROBLEM = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 CRITERIA = {
     "divergence_v1": Criterion(score_v1, decide_count),
-    "divergence_v2": Criterion(score_v2, decide_count, by_window),
-    "divergence_v3": Criterion(score_v3, decide_number, by_window),
+    "divergence_v2": Criterion(score_v2, decide_count, memory=by_window),
+    "divergence_v3": Criterion(score_v3, decide_number, memory=by_window),
     "patience": Criterion(
         score_patience, decide_count, problem_types=EVERY_PROBLEM,
         needs_threshold=lambda problem_type: problem_type == REGRESSION,
     ),
     "entropy": Criterion(score_entropy, decide_below, counts_exits=False),
-    "max_prob": Criterion(score_confidence, decide_sure, all_before, counts_exits=False),
+    "max_prob": Criterion(score_confidence, decide_above, surest_answer, all_before, counts_exits=False),
     "lte": Criterion(
         score_lte, decide_below, problem_types=EVERY_PROBLEM, needs_evidence="use_lte", counts_exits=False
     ),
-    "window": Criterion(score_window, decide_below, by_window, counts_exits=False),
-    "pcee": Criterion(score_entropy, decide_ensemble, by_ensemble),
-    "dge": Criterion(score_dge, decide_count, by_window),
+    "window": Criterion(score_window, decide_below, memory=by_window, counts_exits=False),
+    "pcee": Criterion(score_entropy, decide_count, ensemble_answer, by_ensemble),
+    "dge": Criterion(score_dge, decide_count, memory=by_window),
     "distance": Criterion(score_distance, decide_below, needs_evidence="use_prototypes", counts_exits=False),
-    "voting": Criterion(score_votes, decide_votes, all_before),
+    "voting": Criterion(score_votes, decide_votes, majority_answer, all_before),
     "appointed": Criterion(
         score_nothing, decide_appointed, problem_types=EVERY_PROBLEM,
         needs_threshold=lambda problem_type: False, counts_exits=False,

@@ -20,10 +20,11 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..configuration_pfberxit import PFBerxitConfig
-from ..criteria import score_v1, start
+from ..criteria import start
 from ..evidence import SINGLE_LABEL, Evidence, predictions
 from ..exit_policy import ExitPolicy
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..scores import score_v1
 from .exits_report import predict
 from .timing import interleaved, median_ratio
 

@@ -3,15 +3,17 @@
 The same `step` that runs online is fed with the recorded logits, so the answers and depths are the same.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..criteria import CRITERIA, start, step
-from ..evidence import Evidence, predictions
+from ..criteria import CRITERIA, own_answer, score_of, start
+from ..evidence import Evidence, ExitState, predictions
 from ..exit_policy import ExitPolicy
 
 
@@ -30,14 +32,79 @@ def record(model: torch.nn.Module, loader: DataLoader) -> tuple[Evidence, Tensor
 
 def replay(evidence: Evidence, policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> tuple[Tensor, Tensor]:
     """The answers (N, C) and executed layers (N,) that the policy gives on recorded evidence, logits (N, E, C)."""
+    return decide_all(score_all(evidence, policy, problem_type), policy, exit_depths)
+
+
+def replay_many(
+    evidence: Evidence, policies: Iterable[ExitPolicy], exit_depths: list[int], problem_type: str
+) -> Iterator[tuple[ExitPolicy, Tensor, Tensor]]:
+    """`replay` for many policies, the same scores worked out once. Yields policy, answers and layers."""
+    known: dict[ExitPolicy, list[Scored]] = {}
+    for policy in policies:
+        key = replace(policy, threshold=None, min_layer=1, appointed_layer=None, **free_of_patience(policy))
+        if key not in known:
+            known[key] = score_all(evidence, policy, problem_type)
+        yield (policy, *decide_all(known[key], policy, exit_depths))
+
+
+class Scored(NamedTuple):
+    """One exit's evidence with its score, which no threshold has been held against yet."""
+
+    score: Tensor
+    now: Tensor
+    evidence: Evidence
+    state: ExitState
+
+
+def score_all(evidence: Evidence, policy: ExitPolicy, problem_type: str) -> list[Scored]:
+    """Every exit's scores under the policy's criterion."""
     rows, exits, labels = evidence.logits.shape
     state = start(rows, labels, policy, exits, problem_type, evidence.logits.device)
-    answers, layers = evidence.logits[:, -1].clone(), torch.zeros(rows, dtype=torch.long)
-    for number, depth in enumerate(exit_depths):
-        fire, answer = step(evidence.at(number), state, policy, torch.full((rows,), depth))
-        stops = (fire | (number == exits - 1)) & (layers == 0)
-        answers[stops], layers[stops] = answer[stops], depth
-    return answers, layers
+    scored = []
+    for number in range(exits):
+        part = evidence.at(number)
+        now = predictions(part.logits, problem_type)
+        scored.append(Scored(score_of(now, part, state, policy), now, part, replace(state)))
+        state.remember(now)
+    return scored
+
+
+def decide_all(scored: list[Scored], policy: ExitPolicy, exit_depths: list[int]) -> tuple[Tensor, Tensor]:
+    """The answers (N, C) and executed layers (N,): `decide` at one exit after the other, as online."""
+    rule, count = CRITERIA[policy.criterion], scored[0].state.count
+    running, at, fired, counts = torch.ones_like(count, dtype=torch.bool), torch.zeros_like(count), [], []
+    for each, depth in zip(scored, exit_depths, strict=True):
+        state = replace(each.state, count=count)
+        fire = rule.decide(each.score, state, policy, torch.tensor(depth, device=count.device))
+        count = state.count
+        fired.append(fire if depth >= policy.min_layer else torch.zeros_like(fire))
+        counts.append(count)
+        running = running & ~fired[-1]
+        at += running
+    at = at.clamp(max=len(scored) - 1)
+    layers = torch.tensor(exit_depths, device=at.device)[at]
+    if rule.answer is own_answer:
+        logits = torch.stack([each.evidence.logits for each in scored], dim=1)
+        return logits[torch.arange(len(at), device=at.device), at], layers
+    return answers_at(at, scored, fired, counts, policy), layers
+
+
+def answers_at(
+    at: Tensor, scored: list[Scored], fired: list[Tensor], counts: list[Tensor], policy: ExitPolicy
+) -> Tensor:
+    """The answers of the exits the rows stopped at, (N,) -> (N, C), for rules that ask more than one exit."""
+    answers = torch.empty_like(scored[0].evidence.logits)
+    for number, each in enumerate(scored):
+        rows = (at == number).nonzero().squeeze(1)
+        state = replace(each.state, count=counts[number]).select(rows)
+        part = Evidence(*(None if kind is None else kind[rows] for kind in each.evidence))
+        answers[rows] = CRITERIA[policy.criterion].answer(fired[number][rows], each.now[rows], part, state, policy)
+    return answers
+
+
+def free_of_patience(policy: ExitPolicy) -> dict[str, int]:
+    """Patience 1 for rules whose scores, and what they look back on, do not know it."""
+    return {} if policy.ensemble == "run" else {"patience": 1}
 
 
 def thresholds_for(
@@ -63,14 +130,7 @@ def thresholds_for(
 
 def candidate_thresholds(evidence: Evidence, policy: ExitPolicy, problem_type: str, steps: int) -> list[float]:
     """Quantiles of the scores that occur, and one above all of them."""
-    rule, (rows, exits, labels) = CRITERIA[policy.criterion], evidence.logits.shape
-    state = start(rows, labels, policy, exits, problem_type, evidence.logits.device)
-    scores = []
-    for number in range(exits):
-        now = predictions(evidence.logits[:, number], problem_type)
-        scores.append(rule.score(now, evidence.at(number), state, policy).flatten())
-        state.remember(now)
-    seen = torch.cat(scores)
+    seen = torch.cat([each.score.flatten() for each in score_all(evidence, policy, problem_type)])
     seen = seen[seen.isfinite()].numpy()
     if not seen.size:  # a rule that only agrees or disagrees
         return [0.0]

@@ -1,0 +1,142 @@
+"""Scores: what the criteria hold against a threshold, each a number per row (eq. 6 to 8 and the relatives').
+
+A score condenses an exit's evidence, held against the exits before it; it knows neither the threshold tau nor the
+patience t. Shapes are explained in `evidence`. What holds for one label must hold for all of them: entropies and
+divergences are summed over the labels, shares and probabilities are those of the least certain label.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from .divergences import DIVERGENCES
+from .evidence import REGRESSION, Evidence, ExitState, confidence, entropy
+
+if TYPE_CHECKING:
+    from .exit_policy import ExitPolicy
+
+EPSILON = 1e-6  # keeps a harmonic mean finite
+
+
+def divergences_from_past(now: Tensor, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """s_{i,i-1} ... s_{i,i-m}, summed over labels: (B, L, K) against (B, m, L, K) -> (B, m); NaN: there was none."""
+    divergence = DIVERGENCES[policy.divergence]
+    scores = divergence.of(now[:, None].expand_as(state.past), state.past).sum(-1)
+    return scores / (now.shape[1] * divergence.unit(now.shape[2])) if policy.normalize else scores
+
+
+def score_v1(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """The divergence from the exit before, (B,)."""
+    return divergences_from_past(now, state, policy)[:, 0]
+
+
+def score_v2(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """The largest divergence from the last m exits, or as many as there are, (B,)."""
+    scores = divergences_from_past(now, state, policy)
+    missing = torch.arange(scores.shape[1], device=scores.device) >= state.seen[:, None].clamp(min=1)
+    return scores.masked_fill(missing, -math.inf).amax(-1)
+
+
+def score_v3(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """The divergences from the last m exits, smallest first, (B, m)."""
+    return divergences_from_past(now, state, policy).sort(-1).values  # NaN comes last
+
+
+def score_dge(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """BADGE: the mean divergence from the last m exits, or as many as there are, (B,).
+
+    No formula is public; the abstract speaks of the divergence between an exit and the previous ones. Our reading is
+    their mean, since with m = 1 it is the "adjacent layers" of the abstract's other version.
+    """
+    scores = divergences_from_past(now, state, policy)
+    missing = torch.arange(scores.shape[1], device=scores.device) >= state.seen[:, None]
+    return scores.masked_fill(missing, 0.0).sum(-1) / (~missing).sum(-1)  # 0 / 0 at the first exit: NaN
+
+
+def score_patience(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """PABEE: the distance from the exit before, (B,). Labels: -inf if all agree, else +inf; regression: |y_i - y_j|."""
+    before = state.past[:, 0]
+    if state.problem_type == REGRESSION:
+        return (now - before).abs().amax((-2, -1))
+    agree = (now.argmax(-1) == before.argmax(-1)).all(-1) & ~before.isnan().flatten(1).any(1)
+    return torch.where(agree, -math.inf, math.inf)
+
+
+def score_entropy(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """BranchyNet, DeeBERT; normalised FastBERT and PCEE-BERT: H(p), (B,)."""
+    return entropy(now, policy.normalize)
+
+
+def score_confidence(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """Shallow-Deep: the largest probability, (B,)."""
+    return confidence(now, policy.normalize)
+
+
+def score_lte(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """BERxiT: how likely the exit is wrong, as its learning-to-exit head has it, (B,)."""
+    return evidence.lte.float()
+
+
+def score_window(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """ELBERT's two stages, (B,): the entropy; -inf where the last m exits, this one included, settled on an answer.
+
+    They settled if all predict the same label and, by `window_rule`, nothing more (`agree`), its probability only rises
+    or only falls (`monotone`), or varies by at most `window_range` (`narrow`). With two classes these are ELBERT's
+    three rules on P(class 0); following the predicted label's probability carries them over to many.
+    """
+    tables = state.with_newest(now)[:, : policy.window]  # (B, m, L, K)
+    labels = tables.argmax(-1)  # (B, m, L)
+    likely = tables.exp().gather(-1, labels[:, :1, :, None].expand(*labels.shape, 1)).squeeze(-1)  # (B, m, L)
+    settled = (labels == labels[:, :1]).all(1) & ~likely.isnan().any(1)  # (B, L)
+    if policy.window_rule == "monotone":
+        changes = likely[:, :-1] - likely[:, 1:]
+        settled = settled & ((changes >= 0).all(1) | (changes <= 0).all(1))
+    if policy.window_rule == "narrow":
+        settled = settled & (likely.amax(1) - likely.amin(1) <= policy.window_range)
+    return entropy(now, policy.normalize).masked_fill(settled.all(-1), -math.inf)
+
+
+def score_distance(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """DE3-BERT: the harmonic mean of distance ratio and entropy, (lambda + 1) / (lambda / DR + 1 / H), (B,).
+
+    DR = (1 + (r1 - r2) / max(r1, r2)) / 2 in [0, 1], averaged over labels. What r1 and r2 are is not public. Our
+    reading: the distances to the prototype of the predicted outcome and to the nearest other one; with "nearest and
+    second nearest" r1 could never exceed r2, and the maximum in the formula would be idle.
+    """
+    distances = evidence.distances.float()
+    predicted = now.argmax(-1, keepdim=True)
+    own = distances.gather(-1, predicted).squeeze(-1)
+    other = distances.scatter(-1, predicted, math.inf).amin(-1)
+    ratio = (1 + (own - other) / torch.maximum(own, other).clamp(min=EPSILON)).mean(-1) / 2
+    weight = policy.distance_weight
+    doubt = entropy(now, policy.normalize).clamp(min=EPSILON)
+    return (weight + 1) / (weight / ratio.clamp(min=EPSILON) + 1 / doubt)
+
+
+def ballot(now: Tensor, state: ExitState) -> tuple[Tensor, Tensor]:
+    """Every exit so far casts a vote: the winners (B, L), a tie going to the newest, and their shares (B, L)."""
+    tables = state.with_newest(now)
+    votes = one_hot(tables.argmax(-1), now.shape[-1]) * has_voted(state)[:, :, None, None]
+    counts = votes.sum(1)  # (B, L, K)
+    winners = (counts + 0.5 * votes[:, 0]).argmax(-1)
+    return winners, counts.amax(-1) / (state.seen[:, None] + 1)
+
+
+def score_votes(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """The share of the exits so far that back the majority's answer, (B,)."""
+    return ballot(now, state)[1].amin(-1)
+
+
+def score_nothing(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+    """The rule does not look at predictions, (B,)."""
+    return now.new_zeros(now.shape[0])
+
+
+def has_voted(state: ExitState) -> Tensor:
+    """(B, 1 + m) True for this exit and the remembered ones that there were."""
+    return torch.arange(state.past.shape[1] + 1, device=state.seen.device) <= state.seen[:, None]
