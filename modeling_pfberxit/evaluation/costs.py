@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..configuration_pfberxit import PFBerxitConfig
+from ..evidence import MULTI_LABEL
 
 
 def layer_macs(encoder: PreTrainedConfig, keys: int, queries: int | None = None) -> int:
@@ -45,3 +46,33 @@ def token_macs(encoder: PreTrainedConfig, token_layers: Tensor) -> Tensor:
         layers = range(1, encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)
         costs.append(sum(layer_macs(encoder, tokens, int((row >= depth).sum())) for depth in layers))
     return torch.tensor(costs)
+
+
+def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: int) -> int:
+    """One exit over a row of `tokens` positions: bypass, pooler, classifier, learning-to-exit head, prototypes."""
+    d, labels = hidden_size, config.num_labels
+    outcomes = 2 * labels if config.problem_type == MULTI_LABEL else labels
+    macs = d * labels + (0 if config.exit_pooler == "none" else d * d)
+    macs += d if config.use_lte else 0
+    macs += outcomes * d if config.use_prototypes else 0
+    return macs + (adapter_macs(config, d, tokens) if config.adapter_placement == "bypass" else 0)
+
+
+def depth_macs(config: PFBerxitConfig, tokens: int, exit_depths: list[int]) -> Tensor:
+    """What a row of `tokens` positions has cost after 0, 1, ... n layers, adapters and exits included, (n + 1,)."""
+    encoder = config.encoder_config()
+    layers = encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1)
+    beside = {"ffn": 1, "attention": 1, "sequential": 1, "both": 2}.get(config.adapter_placement, 0)
+    per_layer = layer_macs(encoder, tokens) + beside * adapter_macs(config, encoder.hidden_size, tokens)
+    per_exit = exit_macs(config, encoder.hidden_size, tokens)
+    steps = [per_layer + (per_exit if depth in exit_depths else 0) for depth in range(1, layers + 1)]
+    return torch.tensor([0, *steps]).cumsum(0)
+
+
+def row_macs(config: PFBerxitConfig, lengths: Tensor, layers: Tensor, exit_depths: list[int]) -> Tensor:
+    """What each row cost that left after so many layers: lengths and layers (N,) -> (N,)."""
+    costs = torch.empty(len(lengths), dtype=torch.long)
+    for tokens in lengths.unique().tolist():
+        rows = lengths == tokens
+        costs[rows] = depth_macs(config, tokens, exit_depths)[layers[rows]]
+    return costs

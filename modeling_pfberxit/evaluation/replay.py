@@ -32,7 +32,7 @@ def record(model: torch.nn.Module, loader: DataLoader) -> tuple[Evidence, Tensor
 
 def replay(evidence: Evidence, policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> tuple[Tensor, Tensor]:
     """The answers (N, C) and executed layers (N,) that the policy gives on recorded evidence, logits (N, E, C)."""
-    return decide_all(score_all(evidence, policy, problem_type), policy, exit_depths)
+    return decide_all(score_all(evidence, policy, problem_type), evidence, policy, exit_depths)
 
 
 def replay_many(
@@ -44,7 +44,7 @@ def replay_many(
         key = replace(policy, threshold=None, min_layer=1, appointed_layer=None, **free_of_patience(policy))
         if key not in known:
             known[key] = score_all(evidence, policy, problem_type)
-        yield (policy, *decide_all(known[key], policy, exit_depths))
+        yield (policy, *decide_all(known[key], evidence, policy, exit_depths))
 
 
 class Scored(NamedTuple):
@@ -69,36 +69,36 @@ def score_all(evidence: Evidence, policy: ExitPolicy, problem_type: str) -> list
     return scored
 
 
-def decide_all(scored: list[Scored], policy: ExitPolicy, exit_depths: list[int]) -> tuple[Tensor, Tensor]:
+def decide_all(
+    scored: list[Scored], evidence: Evidence, policy: ExitPolicy, exit_depths: list[int]
+) -> tuple[Tensor, Tensor]:
     """The answers (N, C) and executed layers (N,): `decide` at one exit after the other, as online."""
     rule, count = CRITERIA[policy.criterion], scored[0].state.count
-    running, at, fired, counts = torch.ones_like(count, dtype=torch.bool), torch.zeros_like(count), [], []
-    for each, depth in zip(scored, exit_depths, strict=True):
+    running, at = torch.ones_like(count, dtype=torch.bool), torch.zeros_like(count)
+    for each, depth in zip(scored[:-1], exit_depths):
         state = replace(each.state, count=count)
-        fire = rule.decide(each.score, state, policy, torch.tensor(depth, device=count.device))
+        fire = rule.decide(each.score, state, policy, torch.tensor(depth))
         count = state.count
-        fired.append(fire if depth >= policy.min_layer else torch.zeros_like(fire))
-        counts.append(count)
-        running = running & ~fired[-1]
+        if depth >= policy.min_layer:
+            running = running & ~fire
         at += running
-    at = at.clamp(max=len(scored) - 1)
-    layers = torch.tensor(exit_depths, device=at.device)[at]
+    layers = torch.tensor(exit_depths)[at]
     if rule.answer is own_answer:
-        logits = torch.stack([each.evidence.logits for each in scored], dim=1)
-        return logits[torch.arange(len(at), device=at.device), at], layers
-    return answers_at(at, scored, fired, counts, policy), layers
+        return evidence.logits[torch.arange(len(at)), at], layers
+    return answers_at(at, scored, policy, exit_depths), layers
 
 
-def answers_at(
-    at: Tensor, scored: list[Scored], fired: list[Tensor], counts: list[Tensor], policy: ExitPolicy
-) -> Tensor:
-    """The answers of the exits the rows stopped at, (N,) -> (N, C), for rules that ask more than one exit."""
+def answers_at(at: Tensor, scored: list[Scored], policy: ExitPolicy, exit_depths: list[int]) -> Tensor:
+    """What the exits say that the rows stopped at, (N,) -> (N, C), for rules that ask more than one exit."""
+    rule, count = CRITERIA[policy.criterion], scored[0].state.count
     answers = torch.empty_like(scored[0].evidence.logits)
-    for number, each in enumerate(scored):
+    for number, (each, depth) in enumerate(zip(scored, exit_depths, strict=True)):
+        state = replace(each.state, count=count)
+        fire = rule.decide(each.score, state, policy, torch.tensor(depth)) & (depth >= policy.min_layer)
+        count = state.count
         rows = (at == number).nonzero().squeeze(1)
-        state = replace(each.state, count=counts[number]).select(rows)
         part = Evidence(*(None if kind is None else kind[rows] for kind in each.evidence))
-        answers[rows] = CRITERIA[policy.criterion].answer(fired[number][rows], each.now[rows], part, state, policy)
+        answers[rows] = rule.answer(fire[rows], each.now[rows], part, state.select(rows), policy)
     return answers
 
 

@@ -1,0 +1,160 @@
+"""Recordings: what all exits of a model said about some rows, so that any policy can be replayed without the model.
+
+One full-depth pass makes one; a safetensors file keeps it with where it came from. Texts are not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+
+from ..evidence import Evidence
+from ..exit_policy import ExitPolicy
+from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..validation import refuse
+from .replay import replay
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The evidence of every exit on N rows."""
+
+    evidence: Evidence  # logits (N, E, C); LTE scores (N, E) and distances (N, E, L, K) where the model has them
+    lengths: Tensor  # (N,) tokens of each row
+    labels: Tensor | None  # (N,) or (N, C)
+    exit_depths: list[int]  # the layers that have an exit
+    problem_type: str
+    source: dict[str, Any] = field(default_factory=dict)  # model, encoder, data, versions
+
+    @property
+    def layers(self) -> int:
+        """Of the model."""
+        return self.exit_depths[-1]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def replay(self, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+        """The answers (N, C) and executed layers (N,) under a policy."""
+        return replay(self.evidence, policy, self.exit_depths, self.problem_type)
+
+    def select(self, rows: Tensor) -> Recording:
+        """Some of the rows, by their numbers."""
+        part = Evidence(*(None if kind is None else kind[rows] for kind in self.evidence))
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, evidence=part, lengths=self.lengths[rows], labels=labels)
+
+    def split(self, share: float = 0.5, seed: int = 0) -> tuple[Recording, Recording]:
+        """Two disjoint parts, drawn at random: one to choose a policy on, one to report it on."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        first = round(share * len(self))
+        if not 0 < first < len(self):
+            refuse("share", share, f"one that leaves rows on both sides of {len(self)}")
+        return self.select(order[:first]), self.select(order[first:])
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it in one move: what an interrupted program leaves never looks finished."""
+        parts = {"lengths": self.lengths, **{f"evidence.{k}": v for k, v in self.evidence._asdict().items()}}
+        parts["labels"] = self.labels
+        about = {"exit_depths": self.exit_depths, "problem_type": self.problem_type, "source": self.source}
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        kept = {name: values.contiguous() for name, values in parts.items() if values is not None}
+        save_file(kept, draft, {"recording": json.dumps(about)})
+        os.replace(draft, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Recording:
+        """Read it back.
+
+        Raises:
+            OSError: there is no such file, or it is truncated or no recording.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+                about = json.loads((file.metadata() or {})["recording"])
+        except (SafetensorError, KeyError) as error:
+            raise OSError(f"{path}: truncated, or not a recording ({error}).") from error
+        evidence = Evidence(*(parts.get(f"evidence.{name}") for name in Evidence._fields))
+        return cls(evidence, parts["lengths"], parts.get("labels"), **about)
+
+
+@torch.inference_mode()
+def record(
+    model: PFBerxitForSequenceClassification,
+    rows: Dataset | Iterable[dict[str, Tensor]],
+    batch_size: int = 128,
+    **source: Any,
+) -> Recording:
+    """Run a model at full depth over encoded rows and keep what its exits say, in the rows' order.
+
+    Args:
+        rows: a data set with `input_ids` and, if known, `labels`, as `training.tasks.encode` makes it; or batches.
+        source: what should be remembered of the data, such as `dataset="nyu-mll/glue", config="sst2", split="train"`.
+    """
+    model.eval()
+    parts, order = [], None
+    if isinstance(rows, Dataset):
+        order = torch.tensor([len(ids) for ids in rows["input_ids"]]).argsort(descending=True, stable=True)
+        rows = padded_batches(rows, order, batch_size, model.config.pad_token_id or 0)
+    for batch in rows:
+        labels = batch.pop("labels", None)
+        batch = {name: values.to(model.device) for name, values in batch.items()}
+        output = model(**batch, exit_policy={"criterion": None})
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        parts.append((output.exit_logits, output.exit_lte, output.exit_distances, mask.sum(1), labels))
+    joined = [None if kind[0] is None else torch.cat([part.cpu() for part in kind]) for kind in zip(*parts)]
+    if order is not None:
+        joined = [None if kind is None else kind[order.argsort()] for kind in joined]
+    *evidence, lengths, labels = joined
+    evidence = Evidence(*(None if kind is None else kind.float() for kind in evidence))
+    return Recording(
+        evidence, lengths, labels, model.exit_depths, model._problem_type(labels), {**provenance(model), **source}
+    )
+
+
+def padded_batches(rows: Dataset, order: Tensor, size: int, pad: int) -> Iterator[dict[str, Tensor]]:
+    """Batches of rows of similar length, longest first, padded on the right."""
+    columns = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in rows.column_names]
+    for numbers in tqdm(order.split(size), desc="Recording", leave=False, disable=None):
+        part = rows.select(numbers.tolist())
+        batch = {name: padded(part[name], pad if name == "input_ids" else 0) for name in columns}
+        if "labels" in rows.column_names:
+            batch["labels"] = torch.tensor(part["labels"])
+        yield batch
+
+
+def padded(values: list[list[int]], fill: int) -> Tensor:
+    """Lists of different lengths as one tensor, filled up on the right."""
+    return pad_sequence([torch.tensor(row) for row in values], batch_first=True, padding_value=fill)
+
+
+def provenance(model: PFBerxitForSequenceClassification) -> dict[str, Any]:
+    """Which model this was, and what ran it."""
+    config = model.config
+    return {
+        "model": config.name_or_path,
+        "weights_sha256": config.weights_sha256,
+        "system": config.system,
+        "backbone": config.base_model_name_or_path,
+        "backbone_sha256": config.base_model_sha256,
+        "dtype": str(model.dtype),
+        "device": str(model.device),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
