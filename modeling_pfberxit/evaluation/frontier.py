@@ -1,0 +1,127 @@
+"""The frontier of a recording: what every criterion can reach, score against layers and multiply-adds.
+
+Points are policies replayed on recorded rows. Those worth having are the ones no other dominates; how sure they are is
+told by resampling the rows.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..configuration_pfberxit import PFBerxitConfig
+from ..criteria import CRITERIA
+from ..exit_policy import ExitPolicy
+from ..training.metrics import score
+from .costs import row_macs
+from .elue import pareto
+from .recording import Recording
+from .replay import candidate_thresholds, replay_many
+
+
+@dataclass(frozen=True)
+class Point:
+    """One policy on recorded rows.
+
+    Args:
+        layers: executed, mean over rows.
+        saved: the share of layers that was not.
+        macs: multiply-adds relative to full depth, mean over rows; None where the encoder's shape is not known.
+        low, high: the 95 % bootstrap interval of the score over rows, where it was asked for.
+    """
+
+    policy: ExitPolicy
+    score: float
+    layers: float
+    saved: float
+    macs: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def speed_up(self) -> float:
+        """By layers."""
+        return 1 / (1 - self.saved)
+
+
+def sweep(
+    recording: Recording, policies: Iterable[ExitPolicy], metric: str, config: PFBerxitConfig | None = None
+) -> list[Point]:
+    """Replay policies on a recording with labels; `config` prices them in multiply-adds."""
+    labels = recording.labels.numpy()
+    full = None if config is None else row_macs(config, recording.lengths, full_depth(recording), recording.exit_depths)
+    points = []
+    replayed = replay_many(recording.evidence, policies, recording.exit_depths, recording.problem_type)
+    for policy, answers, layers in replayed:
+        mean = layers.double().mean().item()
+        cost = None
+        if config is not None:
+            spent = row_macs(config, recording.lengths, layers, recording.exit_depths)
+            cost = (spent.sum() / full.sum()).item()
+        points.append(Point(policy, score(metric, answers.numpy(), labels), mean, 1 - mean / recording.layers, cost))
+    return points
+
+
+def full_depth(recording: Recording) -> Tensor:
+    """(N,) all layers."""
+    return torch.full_like(recording.lengths, recording.layers)
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """Those that no other beats at the same or a smaller depth, shallowest first."""
+    return [points[number] for number in pareto([(point.layers, point.score) for point in points])]
+
+
+def with_intervals(
+    points: Sequence[Point], recording: Recording, metric: str, resamples: int = 500, seed: int = 0
+) -> list[Point]:
+    """The points with 95 % percentile intervals of their scores, the same resampled rows for all of them."""
+    generator, labels = np.random.default_rng(seed), recording.labels.numpy()
+    drawn = generator.integers(0, len(labels), (resamples, len(labels)))
+    found = []
+    for point in points:
+        answers = recording.replay(point.policy)[0].numpy()
+        scores = [score(metric, answers[rows], labels[rows]) for rows in drawn]
+        low, high = np.quantile(scores, [0.025, 0.975])
+        found.append(replace(point, low=float(low), high=float(high)))
+    return found
+
+
+# ---- which policies -------------------------------------------------------------------------------------------------
+
+
+def grid(
+    recording: Recording,
+    criterion: str,
+    base: ExitPolicy | None = None,
+    steps: int = 40,
+    patience: Sequence[int] = (1, 2, 3),
+    min_layers: Sequence[int] = (1,),
+) -> Iterator[ExitPolicy]:
+    """Settings of one criterion: quantiles of its scores as thresholds, for each patience, window and lowest layer."""
+    rule, exits = CRITERIA[criterion], recording.evidence.logits.shape[1]
+    base = replace(base or ExitPolicy(), criterion=criterion, threshold=0.0)
+    if criterion == "appointed":
+        yield from (replace(base, appointed_layer=depth) for depth in recording.exit_depths)
+        return
+    patience = [t for t in patience if t <= exits] if rule.counts_exits else [base.patience]
+    windows = range(2, exits + 1) if criterion in ("window", "divergence_v3") else [min(base.window, exits)]
+    for t, m, layer in product(patience, windows, min_layers):
+        if criterion == "divergence_v3" and t > m:
+            continue
+        policy = replace(base, patience=t, window=m, min_layer=layer)
+        for tau in candidate_thresholds(recording.evidence, policy, recording.problem_type, steps):
+            yield replace(policy, threshold=tau)
+
+
+def judging(recording: Recording) -> list[str]:
+    """The criteria that can judge what was recorded."""
+    has = {"use_lte": recording.evidence.lte is not None, "use_prototypes": recording.evidence.distances is not None}
+    return [
+        name
+        for name, rule in CRITERIA.items()
+        if recording.problem_type in rule.problem_types and (rule.needs_evidence is None or has[rule.needs_evidence])
+    ]
