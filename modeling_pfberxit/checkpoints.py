@@ -39,10 +39,7 @@ class CheckpointMixin:
         """
         dtype, attention = knobs.pop("dtype", torch.float32), knobs.pop("attn_implementation", None)
         options = {name: knobs.pop(name) for name in SHARED_OPTIONS if name in knobs}
-        if getattr(backbone, "model_type", None) == cls.config_class.model_type:
-            config = cls.config_class.from_dict({**backbone.to_dict(), **knobs})
-        else:
-            config = cls.config_class.from_backbone(backbone, **knobs, **options)
+        config = cls.config_class.from_backbone(backbone, **knobs, **options)
         config._attn_implementation = attention
         model = cls(config).to(dtype)
         if config.base_model_name_or_path is None:

@@ -81,7 +81,7 @@ CHECKS: dict[str, Check] = {
     "prompt_layer": whole(0),
     "prompt_length": whole(1),
     "prompt_dim": whole(1),
-    "system": optional(text),
+    "system": optional(one_of(*SYSTEMS)),
     "problem_type": optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION)),
     "operating_points": mapping,
     **{f"exit_{name}": check for name, check in POLICY_CHECKS.items()},
@@ -248,7 +248,8 @@ class PFBerxitConfig(PreTrainedConfig):
     def from_backbone(
         cls, backbone: str | os.PathLike | PreTrainedConfig, *, revision: str | None = None, **knobs: Any
     ) -> "PFBerxitConfig":
-        """The configuration for an encoder: a Hub id, a folder, or its `transformers` config (no base to refer to).
+        """The configuration for an encoder: a Hub id, a folder, or its `transformers` config (no base to refer to); or
+        another `PFBerxitConfig`, with some values changed.
 
         A Hub id is pinned to the commit that `revision` names today. Hub options (`token`, `cache_dir`,
         `local_files_only`) may stand among the knobs; `system` stands for all the values of a published system.
@@ -258,6 +259,12 @@ class PFBerxitConfig(PreTrainedConfig):
         hub = {name: knobs.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in knobs}
         if unknown := [name for name in knobs if not hasattr(cls(), name)]:
             refuse("knobs", unknown, "fields of PFBerxitConfig")
+        if getattr(backbone, "model_type", None) == cls.model_type:  # change what is there
+            published = {} if system is None else SYSTEMS[system].knobs(num_depths(backbone.encoder_config()))
+            values = {**backbone.to_dict(), **published, **knobs}
+            if "train_backbone" in {**published, **knobs} and "adapter_only" not in knobs:
+                values["adapter_only"] = None  # what it is by default depends on that
+            return cls.from_dict(values)
         base = {}
         if not isinstance(backbone, PreTrainedConfig):
             name = os.path.abspath(backbone) if os.path.isdir(backbone) else str(backbone)
@@ -266,8 +273,12 @@ class PFBerxitConfig(PreTrainedConfig):
             base["base_model_revision"] = getattr(resolved, "resolved", None) or revision
             backbone = AutoConfig.from_pretrained(name, revision=resolved, trust_remote_code=False, **hub)
         base |= {"backbone_config": architecture(backbone), "pad_token_id": backbone.pad_token_id}
-        published = {} if system is None else SYSTEMS[system].knobs(num_depths(backbone))
-        return cls(**{**base, **published, **knobs})
+        layers = num_depths(backbone)
+        published = {} if system is None else SYSTEMS[system].knobs(layers)
+        config = cls(**{**base, **published, **knobs})
+        if config.token_exit_range and config.token_exit_range[1] > layers:
+            refuse("token_exit_range", config.token_exit_range, f"two layers of this backbone, 1 to {layers}")
+        return config
 
     @classmethod
     def for_system(cls, system: str, backbone: str | os.PathLike | PreTrainedConfig, **knobs: Any) -> "PFBerxitConfig":

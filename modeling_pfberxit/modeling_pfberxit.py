@@ -20,7 +20,7 @@ from .losses import check_labels, check_objective, exit_losses, infer_problem_ty
 from .prompts import Prompts
 from .rows import Rows
 from .strategies import Phase, TrainingProgress, branch, current_phase, whole_phase
-from .token_exits import TokenExits, check_reach, init_token_exits
+from .token_exits import TokenExits, check_reach, init_token_exits, resize
 from .validation import refuse
 from .walk import Walk
 
@@ -40,7 +40,7 @@ class PFBerxitOutput(ModelOutput):
         exit_distances: (B, exits, L, K) likewise, to the prototypes of a model that has them.
         token_layers: (B, tokens) the layer each token left after, where tokens leave on their own; 0 at padding.
         hidden_states: (n + 1) x (B, tokens, d), the embeddings first.
-        attentions: n x (B, heads, tokens, tokens).
+        attentions: n x (B, heads, positions, positions); prompts, where they have joined, are positions as well.
     """
 
     loss: Tensor | None = None
@@ -85,7 +85,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         self.prompts = None if config.prompt_generator == "none" else Prompts(config, size, layers)
         self.token_exits = TokenExits(config, encoder.vocab_size, layers) if config.token_exits else None
         if config.token_exits:
-            check_reach(self.depths)
+            check_reach(self.depths, self.exits)
         if config.adapter_only and config.base_model_name_or_path:  # a placeholder until `attach_backbone`
             for module in self.backbone.modules():
                 module._is_hf_initialized = True
@@ -97,6 +97,13 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         super()._init_weights(module)
         for initialise in (init_adapter_weights, init_exit_weights, init_token_exits):
             initialise(module, init)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in `transformers`; the table of token depths grows or shrinks with the vocabulary."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if self.token_exits is not None:
+            resize(self.token_exits, embeddings.num_embeddings)
+        return embeddings
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trained, of how many."""
@@ -206,7 +213,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         """Before a layer: prompts join the rows above the layer they belong to."""
         if self.prompts is None or depth != self.config.prompt_layer + 1:
             return rows
-        return rows.join(self.prompts(rows.hidden_states, rows.padding_mask))
+        return rows.join(self.prompts(rows.tokens(), rows.padding_mask))
 
     def _phase(self) -> Phase:
         """What this training step teaches."""

@@ -113,7 +113,7 @@ class Rows:
             padding_mask=mask,
             state=None if self.state is None else self.state.select(keep),
             token_depths=None if depths is None else depths.index_select(0, keep)[:, :longest],
-            order=None,  # only of use while all rows are kept
+            order=None if self.order is None else self.order.index_select(0, keep)[:, : longest - self.prompts],
         )
 
 

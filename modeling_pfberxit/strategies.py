@@ -47,9 +47,21 @@ def exit_groups(config: PreTrainedConfig, exit_depths: list[int]) -> list[tuple[
         if unknown := {layer for group in config.exit_groups for layer in group} - set(exit_depths):
             refuse("exit_groups", sorted(unknown), f"layers that have an exit: {exit_depths}")
         return [tuple(exit_depths.index(layer) for layer in group) for group in config.exit_groups]
-    if config.training_strategy == "two_stage" and last:
+    if config.training_strategy == "two_stage":
+        check_two_stage(config, exit_depths)
         return [(last,)] if config.training_stage == 1 else [everyone[:-1]]
-    return [(last,), everyone] if config.training_strategy == "alternating" else [everyone]
+    return [(last,), everyone] if config.training_strategy == "alternating" and last else [everyone]
+
+
+def check_two_stage(config: PreTrainedConfig, exit_depths: list[int]) -> None:
+    """Refuse two stages where the second could not leave the first one's work alone, or has nothing to do."""
+    if len(exit_depths) == 1:
+        refuse("training_strategy", "two_stage", "joint: this model has one exit, so there is no second stage")
+    if config.exit_shared:
+        refuse("exit_shared", True, "False with two_stage: the second stage would move the last exit's head")
+    moves = config.train_pooler or config.train_backbone
+    if config.exit_pooler == "backbone" and moves:
+        refuse("exit_pooler", "backbone", "'own' or 'none' with two_stage: the second stage would move the last exit's")
 
 
 def needs_progress(config: PreTrainedConfig, exit_depths: list[int]) -> bool:

@@ -22,8 +22,6 @@ class TokenExits(nn.Module):
         super().__init__()
         self.layers, self.seed = layers, config.token_exit_seed
         self.low, self.high = config.token_exit_range or (1, layers)
-        if self.high > layers:
-            refuse("token_exit_range", config.token_exit_range, f"two layers of this backbone, 1 to {layers}")
         self.register_buffer("depths", torch.full((vocabulary,), layers, dtype=torch.int16))
 
     def forward(self, input_ids: Tensor, padding_mask: Tensor | None) -> Tensor:
@@ -31,14 +29,23 @@ class TokenExits(nn.Module):
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         drawn = self.low + scramble(input_ids, positions, self.seed) % (self.high - self.low + 1)
         depths = self.depths[input_ids].long()
-        depths = torch.where(depths == DRAWN, drawn, depths)
+        depths = torch.where(depths == DRAWN, drawn, depths).clamp(max=self.layers)
         depths[:, 0] = self.layers
         return depths if padding_mask is None else depths * (padding_mask != 0)
 
 
-def check_reach(depths: nn.ModuleList) -> None:
-    """Refuse adapters that look at a token's neighbours, which may have left."""
-    if any(module.reach != 0 for module in depths.modules() if isinstance(module, Adapter)):
+def resize(table: TokenExits, vocabulary: int) -> None:
+    """Fit the table to a vocabulary of another size; new tokens go to the end."""
+    kept = table.depths[:vocabulary]
+    table.depths = torch.cat([kept, kept.new_full((vocabulary - len(kept),), table.layers)])
+
+
+def check_reach(depths: nn.Module, exits: nn.Module) -> None:
+    """Refuse adapters that look at a token's neighbours: they may have left, or stand elsewhere than in the text."""
+    inside, beside = (
+        [module.reach for module in part.modules() if isinstance(module, Adapter)] for part in (depths, exits)
+    )
+    if any(reach != 0 for reach in inside) or any(reach not in (0, None) for reach in beside):
         refuse("token_exits", True, "False with this adapter_sublearner; identity and mlp look at one token alone")
 
 

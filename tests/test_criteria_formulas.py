@@ -6,13 +6,21 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from test_criteria import EXITS, FORMULAS, distributions, thresholds_between
-from test_criteria_promises import OF_SEVERAL_EXITS, RULES, model_with_varied_rows, random_evidence, scores
+from test_criteria import BY_DIVERGENCE, DEPTHS, EXITS, FORMULAS, distributions, judge, thresholds_between
+from test_criteria_promises import (
+    OF_SEVERAL_EXITS,
+    RULES,
+    model_with_varied_rows,
+    random_evidence,
+    recorded_from,
+    scores,
+)
 from tiny import tiny_batch
+from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.criteria import CRITERIA
-from modeling_pfberxit.evaluation.replay import record, replay
+from modeling_pfberxit.evaluation.replay import replay_many
 from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, as_logits, predictions
 
 LABELS = (SINGLE_LABEL, MULTI_LABEL)
@@ -132,18 +140,31 @@ def policies_of(name: str, evidence: Evidence, problem_type: str) -> list[ExitPo
     return policies
 
 
+def test_every_criterion_is_written_twice():
+    assert set(OPTIONS) | {*BY_DIVERGENCE, "patience", "appointed"} == set(CRITERIA)
+
+
+def where_stopped(fired: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """The answers (B, C) and exits (B,) of rows that may stop at some exits (B, E), at the last one at any rate."""
+    fired = fired.clone()
+    fired[:, -1] = True
+    first = fired.int().argmax(1)
+    return answers[torch.arange(len(first)), first], first + 1
+
+
 @pytest.mark.parametrize("problem_type, name", JUDGED)
 def test_rows_stop_and_answer_as_the_formulas_say(name, problem_type):
     evidence, stops = random_evidence(100, problem_type, seed=7), set()
     policies = policies_of(name, evidence, problem_type)
     rows = [Evidence(*(part[number] for part in evidence)) for number in range(100)]
-    for policy in policies:
-        answers, layers = replay(evidence, policy, list(range(1, EXITS + 1)), problem_type)
+    for policy, answers, layers in replay_many(evidence, policies, DEPTHS, problem_type):
         expected = [by_the_formulas(row, problem_type, policy) for row in rows]
-        assert layers.tolist() == [layer for layer, _ in expected], policy
-        tables = predictions(answers, problem_type)
-        tables = tables if problem_type == REGRESSION else tables.exp()
-        np.testing.assert_allclose(tables, np.stack([table for _, table in expected]), atol=1e-5, err_msg=str(policy))
+        in_steps = where_stopped(*judge(evidence, policy, problem_type))
+        for found, stopped in ((answers, layers), in_steps):
+            assert stopped.tolist() == [layer for layer, _ in expected], policy
+            tables = predictions(found, problem_type)
+            tables = tables if problem_type == REGRESSION else tables.exp()
+            np.testing.assert_allclose(tables, [table for _, table in expected], atol=1e-5, err_msg=str(policy))
         stops |= set(layers.tolist())
     assert len(stops) >= 5  # the settings tell the exits apart
 
@@ -153,7 +174,7 @@ def test_rows_stop_and_answer_as_the_formulas_say(name, problem_type):
 @torch.no_grad()
 def test_a_model_s_answers_of_several_exits_are_those_of_the_formulas(name, problem_type):
     model, batch = model_with_varied_rows("bert", name, problem_type), tiny_batch(40, seed=5)
-    evidence, _ = record(model, [{**batch, "labels": torch.zeros(40)}])
+    evidence = recorded_from(model, batch)
     left, others = set(), 0.0
     for share in (0.5, 0.7, 0.9, 0.97):
         policy = ExitPolicy(**RULES[name], threshold=1.0, patience=2, min_layer=2)

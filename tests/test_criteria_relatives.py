@@ -11,9 +11,10 @@ from test_criteria_promises import random_evidence
 from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.criteria import CRITERIA, score_distance, score_entropy, start
+from modeling_pfberxit.criteria import CRITERIA, start
 from modeling_pfberxit.evaluation.replay import replay
 from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
+from modeling_pfberxit.scores import score_distance, score_entropy
 
 LABELS = (SINGLE_LABEL, MULTI_LABEL)
 
@@ -137,6 +138,7 @@ def test_max_prob_by_hand(row, policy, expected, answer):
     "row, policy, expected, answer",
     [
         ("?? 1? 10 11", {"threshold": 0.8}, 3, "10"),  # the least sure label: 0.5 0.5 0.9 0.9
+        ("?? 1? 10 11", {"threshold": 0.65}, 3, "10"),  # not the mean over the labels
         ("?? 1? 10 11", {"threshold": 0.5}, 1, "??"),
         ("?? 10 1? ?0", {"threshold": 0.95}, 4, "10"),
         ("?? 1? 10 11", {"threshold": 0.85, "normalize": True}, 4, "11"),  # 0 0 0.8 0.8: the newest of the surest

@@ -5,15 +5,15 @@ from itertools import product
 
 import pytest
 import torch
-from test_criteria_promises import BY_CERTAINTY, RULES, generous
+from test_criteria_promises import RULES, generous, recorded_from
 from tiny import tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.criteria import CRITERIA
-from modeling_pfberxit.evaluation.replay import candidate_thresholds, record, replay, with_threshold
+from modeling_pfberxit.evaluation.replay import candidate_thresholds, replay, with_threshold
 from modeling_pfberxit.evidence import Evidence
 
-ROWS, LONGEST, LAYERS = 2000, 24, 12
+ROWS, SOME, LONGEST, LAYERS = 2000, 448, 24, 12
 PROBLEMS = {
     "single_label_classification": {"num_labels": 3, "use_prototypes": True},
     "multi_label_classification": {"num_labels": 3, "use_prototypes": True},
@@ -33,51 +33,52 @@ CASES = [
 def twelve_layers(family: str, problem: str):
     """Twelve layers whose exits read the mean, with conv adapters, which look at their neighbours.
 
-    The exits' biases are set so that their logits centre on zero: rows then differ in what they are told and when.
+    The heads' biases are set so that their logits centre on zero: rows then differ in what they are told and when.
     """
-    knobs = {"adapter_sublearner": "conv", "use_lte": True, "problem_type": problem, **PROBLEMS[problem]}
-    model = tiny_model(family, backbone_changes={"num_hidden_layers": LAYERS}, **knobs)
-    for classifier, logits in zip(model.exits.classifiers, model(**rows()).exit_logits.unbind(1), strict=True):
-        classifier.bias -= logits.mean(0)
+    knobs = {"adapter_sublearner": "conv", "use_lte": True, "lte_shared": False, **PROBLEMS[problem]}
+    model = tiny_model(family, backbone_changes={"num_hidden_layers": LAYERS}, problem_type=problem, **knobs)
+    output = model(**rows(SOME))
+    for number, (classifier, lte) in enumerate(zip(model.exits.classifiers, model.exits.ltes, strict=True)):
+        classifier.bias -= output.exit_logits[:, number].mean(0)
+        lte.bias -= output.exit_lte[:, number].logit().mean()
     return model
 
 
 @cache
-def rows() -> dict[str, torch.Tensor]:
-    return tiny_batch(ROWS, longest=LONGEST, seed=3)
+def rows(count: int = ROWS) -> dict[str, torch.Tensor]:
+    return {name: values[:count] for name, values in tiny_batch(ROWS, longest=LONGEST, seed=3).items()}
 
 
 @torch.inference_mode()
-def run(model, batch: dict, size: int, policy: ExitPolicy, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answers and layers in the batch's own order, after running it in another, cut to each part's longest row."""
-    logits = torch.empty(len(order), model.num_labels)
-    layers = torch.empty(len(order), dtype=torch.long)
+def run(model, size: int, policy: ExitPolicy, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Answers and layers of the rows in this order, in batches cut to their longest row."""
+    logits, layers, batch = [], [], rows()
     for part in order.split(size):
         longest = int(batch["attention_mask"][part].sum(1).max())
         output = model(**{name: values[part, :longest] for name, values in batch.items()}, exit_policy=policy)
-        logits[part], layers[part] = output.logits, output.exit_layer
-    return logits, layers
+        logits.append(output.logits)
+        layers.append(output.exit_layer)
+    return torch.cat(logits), torch.cat(layers)
 
 
 @cache
-def recorded(family: str, problem: str) -> Evidence:
-    return record(twelve_layers(family, problem), [{**rows(), "labels": torch.zeros(ROWS)}])[0]
+def recorded(family: str, problem: str, count: int) -> Evidence:
+    """The evidence of the first rows, as many as that."""
+    return recorded_from(twelve_layers(family, problem), rows(count))
 
 
-def spreading_policy(family: str, name: str, problem: str) -> ExitPolicy:
+def spreading_policy(evidence: Evidence, name: str, problem: str) -> ExitPolicy:
     """A policy under which rows leave at five or more layers, none of which takes more than half of them."""
-    evidence, depths = recorded(family, problem), list(range(1, LAYERS + 1))
+    depths = list(range(1, LAYERS + 1))
     for divergence, patience, window in product(("js_div", "kl", "kl_div"), (1, 2, 3, 4), (4, 2)):
         if patience > window:
             continue
-        base = ExitPolicy(
-            **RULES[name], divergence=divergence, threshold=0.0, patience=patience, window=window
-        )
+        base = ExitPolicy(**RULES[name], divergence=divergence, threshold=0.0, patience=patience, window=window)
         for tau in candidate_thresholds(evidence, base, problem, steps=24):
             policy = with_threshold(base, 0.997 * tau)  # shares of votes are few; none of them may be hit exactly
             if spread(replay(evidence, policy, depths, problem)[1]):
                 return policy
-    raise AssertionError(f"no policy spreads the rows: {family} {name} {problem}")
+    raise AssertionError(f"no policy spreads the rows: {name} {problem}")
 
 
 def spread(layers: torch.Tensor) -> bool:
@@ -85,48 +86,47 @@ def spread(layers: torch.Tensor) -> bool:
     return int((counts > 0).sum()) >= 5 and int(counts.max()) <= len(layers) / 2
 
 
-def near_a_tie(family: str, problem: str, policy: ExitPolicy) -> torch.Tensor:
-    """Rows whose layer hangs on the last float digit: a threshold a hair up or down would change it."""
-    evidence, depths = recorded(family, problem), list(range(1, LAYERS + 1))
-    layers = [
-        replay(evidence, with_threshold(policy, policy.threshold * factor), depths, problem)[1]
-        for factor in (1 - 1e-4, 1 + 1e-4)
-    ]
-    return layers[0] != layers[1]
+def near_a_tie(evidence: Evidence, problem: str, policy: ExitPolicy) -> torch.Tensor:
+    """Rows that hang on the last float digits: a threshold or logits a hair up or down would change layer or answer."""
+    depths = list(range(1, LAYERS + 1))
+    noise = 1e-5 * torch.randn(evidence.logits.shape, generator=torch.Generator().manual_seed(0))
+    near = [(evidence, with_threshold(policy, policy.threshold * factor)) for factor in (1 - 1e-4, 1 + 1e-4)]
+    near += [(evidence._replace(logits=evidence.logits + sign * noise), policy) for sign in (1, -1)]
+    answers, layers = replay(evidence, policy, depths, problem)
+    hangs = torch.zeros(len(layers), dtype=torch.bool)
+    for other, setting in near:
+        found, stops = replay(other, setting, depths, problem)
+        hangs |= (stops != layers) | ((found - answers).abs() > 1e-3).any(1)
+    return hangs
 
 
-@pytest.mark.parametrize(("family", "criterion", "problem"), CASES)
-def test_batch_size_never_changes_a_prediction(family, criterion, problem):
-    model, batch = twelve_layers(family, problem), rows()
-    policy = spreading_policy(family, criterion, problem)
-    shuffled = torch.randperm(ROWS, generator=torch.Generator().manual_seed(5))
-    expected, layers = run(model, batch, 64, policy, torch.arange(ROWS))
+def compare(family: str, name: str, problem: str, count: int, orders: list[tuple[int, torch.Tensor]]) -> None:
+    """The first rows in batches of 64 against batches of these sizes, of rows in these orders."""
+    model, evidence = twelve_layers(family, problem), recorded(family, problem, count)
+    policy = spreading_policy(evidence, name, problem)
+    expected, layers = run(model, 64, policy, torch.arange(count))
     assert spread(layers)
-    clear = ~near_a_tie(family, problem, policy)
+    clear = ~near_a_tie(evidence, problem, policy)
     assert clear.float().mean() > 0.99
-    # One by one only a sample here: the slow test below takes all of them.
-    for size, order in ((7, shuffled), (64, shuffled), (1, shuffled[:200])):
-        found, depths = run(model, batch, size, policy, order) if len(order) == ROWS else sample(model, policy, order)
-        chosen = clear if len(order) == ROWS else clear[order]
-        reference = (expected, layers) if len(order) == ROWS else (expected[order], layers[order])
-        assert torch.equal(depths[chosen], reference[1][chosen]), f"batch size {size}"
-        torch.testing.assert_close(found[chosen], reference[0][chosen], atol=2e-5, rtol=1e-4)
+    for size, order in orders:
+        found, depths = run(model, size, policy, order)
+        chosen = clear[order]
+        assert torch.equal(depths[chosen], layers[order][chosen]), f"batch size {size}"
+        torch.testing.assert_close(found[chosen], expected[order][chosen], atol=2e-5, rtol=1e-4)
 
 
-def sample(model, policy: ExitPolicy, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    part = {name: values[order] for name, values in rows().items()}
-    return run(model, part, 1, policy, torch.arange(len(order)))
+@pytest.mark.parametrize(("family", "name", "problem"), CASES)
+def test_batch_size_never_changes_a_prediction(family, name, problem):
+    shuffled = torch.randperm(SOME, generator=torch.Generator().manual_seed(5))
+    # A sample, the smaller the batches: the slow test below takes all rows.
+    compare(family, name, problem, SOME, [(64, shuffled), (7, shuffled[:140]), (1, shuffled[-40:])])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "criterion", "problem"), CASES)
-def test_every_row_alone_is_as_in_its_batch(family, criterion, problem):
-    model, policy = twelve_layers(family, problem), spreading_policy(family, criterion, problem)
-    clear = ~near_a_tie(family, problem, policy)
-    expected, layers = run(model, rows(), 64, policy, torch.arange(ROWS))
-    found, depths = run(model, rows(), 1, policy, torch.arange(ROWS))
-    assert torch.equal(depths[clear], layers[clear])
-    torch.testing.assert_close(found[clear], expected[clear], atol=2e-5, rtol=1e-4)
+@pytest.mark.parametrize(("family", "name", "problem"), CASES)
+def test_every_row_alone_is_as_in_its_batch(family, name, problem):
+    shuffled = torch.randperm(ROWS, generator=torch.Generator().manual_seed(6))
+    compare(family, name, problem, ROWS, [(64, shuffled), (7, shuffled), (1, torch.arange(ROWS))])
 
 
 @pytest.mark.parametrize("family", ["albert", "bert"])
@@ -167,17 +167,17 @@ def test_a_row_that_left_costs_nothing_more():
     assert sum(seen) == int(layers.sum()) < 50 * LAYERS
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-def test_half_precision_decides_in_fp32(criterion):
-    model = twelve_layers("bert", "single_label_classification")
-    scores = []
+@pytest.mark.parametrize("name", RULES)
+def test_half_precision_decides_in_fp32(name):
+    model, criterion = twelve_layers("bert", "single_label_classification"), RULES[name]["criterion"]
+    seen = set()
 
     def spy(now, evidence, state, policy):
-        scores.append((evidence.logits.dtype, now.dtype))
-        return original(now, evidence, state, policy)
+        score = saved.score(now, evidence, state, policy)
+        seen.add((evidence.logits.dtype, now.dtype, score.dtype))
+        return score
 
-    original = CRITERIA[criterion].score
-    policy = ExitPolicy(criterion, threshold=0.3, patience=1, appointed_layer=3)
+    policy = ExitPolicy(**RULES[name], threshold=0.3, patience=1, appointed_layer=3)
     saved = CRITERIA[criterion]
     CRITERIA[criterion] = saved._replace(score=spy)
     try:
@@ -185,17 +185,16 @@ def test_half_precision_decides_in_fp32(criterion):
             output = model(**tiny_batch(6), exit_policy=policy)
     finally:
         CRITERIA[criterion] = saved
-    assert set(scores) == {(torch.bfloat16, torch.float32)}
+    assert seen == {(torch.bfloat16, torch.float32, torch.float32)}
     assert output.logits.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-def test_nan_never_leaves_early(criterion):
+@pytest.mark.parametrize("name", RULES)
+def test_nan_never_leaves_early(name):
     model = twelve_layers("bert", "single_label_classification")
     batch = tiny_batch(8, seed=6)
     embeddings = model.get_input_embeddings()(batch.pop("input_ids")).clone()
     embeddings[3] = float("nan")
-    policy = ExitPolicy(criterion, threshold=1e9, patience=1, window=2, appointed_layer=3)
-    layers = model(inputs_embeds=embeddings, **batch, exit_policy=policy).exit_layer.tolist()
+    layers = model(inputs_embeds=embeddings, **batch, exit_policy=generous(name)).exit_layer.tolist()
     assert layers.pop(3) == LAYERS
     assert min(layers) < LAYERS

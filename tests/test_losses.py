@@ -9,9 +9,9 @@ from tiny import tiny_batch, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.criteria import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.losses import check_labels, exit_losses, infer_problem_type, lte_loss
+from modeling_pfberxit.losses import check_labels, check_objective, exit_losses, infer_problem_type, lte_loss
 from modeling_pfberxit.strategies import exit_weights
 
 ROWS, LAYERS = 5, 6
@@ -90,8 +90,11 @@ def test_smoothing_one_of_two_labels_is_smoothing_two_classes():
 
 
 def test_values_have_no_labels_to_smooth():
+    config = PFBerxitConfig(label_smoothing=0.1)
     with pytest.raises(ValueError, match=r"^label_smoothing=0\.1: must be 0 for regression\.$"):
-        exit_losses(some_logits(1), some_labels(REGRESSION), REGRESSION, 0.1)
+        check_objective(config, REGRESSION)
+    for problem_type in (SINGLE_LABEL, MULTI_LABEL):
+        check_objective(config, problem_type)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

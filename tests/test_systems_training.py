@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from transformers import TrainerCallback
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.strategies import TrainingProgress
+from modeling_pfberxit.strategies import TrainingProgress, needs_progress
 from modeling_pfberxit.systems import SYSTEMS
 from modeling_pfberxit.training import StrategyCallback, set_loss_weight_rate, train
 
@@ -129,13 +131,15 @@ PHASES = {  # knobs, and for every step of a cycle how deep gradients start and 
 }  # fmt: skip
 HEADS = {
     "adapters": {},
-    "bypasses": {"adapter_placement": "bypass"},
-    "all heads": {"adapter_placement": "none", "exit_pooler": "own", "use_lte": True, "use_prototypes": True},
+    "all heads": {"adapter_placement": "bypass", "exit_pooler": "own", "use_lte": True, "use_prototypes": True},
 }
 
 
-@pytest.mark.parametrize("train_backbone", [False, True], ids=["frozen", "trained"])
-@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize(
+    "heads, train_backbone",
+    [(HEADS["adapters"], False), (HEADS["adapters"], True), (HEADS["all heads"], False)],
+    ids=["frozen", "trained", "all heads"],
+)
 @pytest.mark.parametrize("strategy, cycle", PHASES.values(), ids=PHASES)
 def test_every_step_moves_what_its_phase_teaches_and_nothing_else(
     encoders, tmp_path, strategy, cycle, heads, train_backbone
@@ -212,16 +216,40 @@ def test_other_strategies_are_one_run(encoders, tmp_path, strategy):
 STAGE_TWO = {"training_strategy": "two_stage", "training_stage": 2}
 
 
-@pytest.mark.xfail(strict=True, reason="heads that the last exit shares with the others learn in stage 2")
 @pytest.mark.parametrize("knobs", [knobs for knobs, _ in SHARED.values()], ids=SHARED)
-def test_stage_2_keeps_the_full_model_s_answers_where_exits_share_heads(encoders, tmp_path, knobs):
-    model, batch = lively_model(encoders["bert"], **STAGE_TWO, **knobs), inputs_of(tiny_data())
-    before = model.eval()(**batch).logits
-    try:
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_stages_are_refused_where_exits_share_heads(encoders, tmp_path, knobs, stage):
+    model = lively_model(encoders["bert"], training_strategy="two_stage", training_stage=stage, **knobs)
+    with pytest.raises(ValueError, match="(exit_shared=True|exit_pooler='backbone'): must be .* with two_stage"):
         new_trainer(model, tmp_path, max_steps=2).train()
-    except ValueError:
-        return  # refusing is as good
-    assert torch.equal(model.eval()(**batch).logits, before)
+
+
+def test_two_stages_are_refused_where_there_is_one_exit(encoders, tmp_path):
+    model = new_model(encoders["bert"], training_strategy="two_stage", exit_layers=[6])
+    with pytest.raises(ValueError, match="training_strategy='two_stage': must be joint: this model has one exit"):
+        new_trainer(model, tmp_path, max_steps=2).train()
+
+
+def test_alternating_training_of_one_exit_has_nothing_to_alternate(encoders, tmp_path):
+    model = new_model(encoders["bert"], training_strategy="alternating", exit_layers=[6])
+    assert not needs_progress(model.config, model.exit_depths)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "checkpointing", "told", "refused"),
+    [
+        ("alternating", True, None, True), ("alternating", True, True, False), ("alternating", False, None, False),
+        ("alternating", False, False, True), ("joint", True, None, False),
+    ],
+)  # fmt: skip
+def test_several_processes_are_told_of_exits_that_sit_out(encoders, strategy, checkpointing, told, refused):
+    model = new_model(encoders["bert"], training_strategy=strategy)
+    arguments = SimpleNamespace(world_size=2, gradient_checkpointing=checkpointing, ddp_find_unused_parameters=told)
+    context = (
+        pytest.raises(ValueError, match="ddp_find_unused_parameters=.*: must be True") if refused else nullcontext()
+    )
+    with context:
+        StrategyCallback().on_train_begin(arguments, None, None, model=model)
 
 
 # ---- learned loss weights -------------------------------------------------------------------------------------------
@@ -247,7 +275,8 @@ class Losses(TrainerCallback):
 @pytest.mark.parametrize("given", [None, 0.3], ids=["ELBERT's rate", "another rate"])
 def test_learned_loss_weights_have_their_own_learning_rate(encoders, tmp_path, given):
     model = lively_model(encoders["plain"], exit_weights="learned", exit_dropout=0.0)
-    model.exits.loss_weights.theta.data = theta = torch.tensor([0.0, 1.0, -1.0])
+    theta = torch.tensor([0.0, 1.0, -1.0])
+    model.exits.loss_weights.theta.data = theta.clone()
     seen = Losses(model)
     trainer = new_trainer(model, tmp_path, max_steps=1, weight_decay=0.5, **PLAIN_SGD)
     set_loss_weight_rate(trainer, *([] if given is None else [given]))
@@ -261,7 +290,8 @@ def test_learned_loss_weights_have_their_own_learning_rate(encoders, tmp_path, g
 
 def test_without_their_own_rate_they_learn_at_everyone_s(encoders, tmp_path):
     model = lively_model(encoders["plain"], exit_weights="learned", exit_dropout=0.0)
-    model.exits.loss_weights.theta.data = theta = torch.tensor([0.0, 1.0, -1.0])
+    theta = torch.tensor([0.0, 1.0, -1.0])
+    model.exits.loss_weights.theta.data = theta.clone()
     seen = Losses(model)
     new_trainer(model, tmp_path, max_steps=1, **PLAIN_SGD).train()
     share = theta.sigmoid()
@@ -310,7 +340,7 @@ def test_loss_weights_are_in_trainer_s_checkpoints(encoders, tmp_path):
 @pytest.mark.parametrize("rows, size, accumulated, micro_batches", [(16, 4, 2, [2, 2, 2, 2]), (16, 4, 3, [3, 1, 3, 1])])
 def test_the_micro_batches_of_a_step_share_its_phase(encoders, tmp_path, rows, size, accumulated, micro_batches):
     model, steps = lively_model(encoders["bert"], training_strategy="alternating"), Steps()
-    seen, last = Losses(model), range(2)
+    seen = Losses(model)
     sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
     counted_trainer(model, tmp_path, steps, data=tiny_data(rows), max_steps=4, **sizes).train()
     expected = [TrainingProgress(step, 4) for step, count in enumerate(micro_batches) for _ in range(count)]
@@ -319,7 +349,7 @@ def test_the_micro_batches_of_a_step_share_its_phase(encoders, tmp_path, rows, s
         depth_weighted = sum(depth * loss for depth, loss in enumerate(losses.tolist(), start=1)) / 10
         assert total == pytest.approx(depth_weighted if progress.step % 2 else losses[-1].item(), rel=1e-5)
     found = [{part for part in moved_parts(model, names) if "exit" in part} for names in steps.moved]
-    assert found == [{"exit 4"}, {"exit 1", "exit 2", "exit 3", "exit 4"}] * len(last)
+    assert found == [{"exit 4"}, {"exit 1", "exit 2", "exit 3", "exit 4"}] * 2
 
 
 ACCUMULATED = {
@@ -572,19 +602,21 @@ def system_model(backbone: str, system: str, problem_type: str, **knobs) -> PFBe
     return PFBerxitForSequenceClassification.from_backbone(backbone, **named)
 
 
-@pytest.mark.parametrize(
-    "system, problem_type",
-    [
-        (name, kind)
-        for name in SYSTEMS
-        for kind in (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
-        if (name, kind) != ("de3-bert", REGRESSION)
-    ],
-)
+# Of labels and values by default those systems that differ in what they learn, not in when rows leave.
+QUICK = ("pf-berxit", "berxit", "elbert", "de3-bert", "hashee", "late-prompt-tuning", "fastbert")
+LEARNED = [
+    pytest.param(name, kind, marks=[] if kind == SINGLE_LABEL or name in QUICK else pytest.mark.slow)
+    for name in SYSTEMS
+    for kind in (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+    if (name, kind) != ("de3-bert", REGRESSION)
+]
+
+
+@pytest.mark.parametrize("system, problem_type", LEARNED)
 def test_every_exit_of_every_system_learns(encoders, tmp_path, system, problem_type):
-    model, data = system_model(encoders["bert"], system, problem_type), tiny_data(16, problem_type)
+    model, data = system_model(encoders["plain"], system, problem_type, exit_dropout=0.0), tiny_data(16, problem_type)
     before = exit_losses(model, data, problem_type)
-    rate = 2e-3 if model.config.train_backbone else 1e-2
+    rate = 4e-3 if model.config.train_backbone else 1e-2
 
     def new():
         arguments = {"max_steps": 16, "per_device_train_batch_size": 16, "learning_rate": rate, "logging_steps": 100}
@@ -595,7 +627,7 @@ def test_every_exit_of_every_system_learns(encoders, tmp_path, system, problem_t
     train(model, new)
     after = exit_losses(model, data, problem_type)
     assert len(after) == len(model.exit_depths)
-    assert (after < 0.97 * before).all() and after.mean() < 0.93 * before.mean()
+    assert (after < 0.97 * before).all() and after[-1] < 0.88 * before[-1]
 
 
 def test_de3_bert_of_values_is_refused_by_name(encoders, tmp_path):

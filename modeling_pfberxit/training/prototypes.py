@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader
 
 from ..evidence import MULTI_LABEL, REGRESSION
 from ..exits import Prototypes
+from ..losses import infer_problem_type
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
 from ..validation import refuse
 
@@ -19,27 +20,30 @@ def fit_prototypes(model: PFBerxitForSequenceClassification, loader: DataLoader)
     Raises:
         ValueError: regression, or an outcome of which the loader has no row.
     """
-    if model.config.problem_type == REGRESSION:
-        refuse("problem_type", REGRESSION, "a problem with classes or labels to make prototypes of")
+    was_training, pooled, labels = model.training, [], []
     model.eval()
-    pooled, labels = [], []
     for batch in loader:
-        labels.append(batch.pop("labels").to(model.device))
-        pooled.append(pooled_states(model, {name: values.to(model.device) for name, values in batch.items()}))
-    members = memberships(torch.cat(labels), model.num_labels, model.config.problem_type)  # (N, L, K)
+        labels.append(batch["labels"].to(model.device))
+        inputs = {name: values.to(model.device) for name, values in batch.items() if name != "labels"}
+        pooled.append(pooled_states(model, inputs))
+    model.train(was_training)
+    labels = torch.cat(labels)
+    problem_type = model.config.problem_type or infer_problem_type(model.num_labels, labels)
+    if problem_type == REGRESSION:
+        refuse("problem_type", REGRESSION, "a problem with classes or labels to make prototypes of")
+    members = memberships(labels, model.num_labels, problem_type)  # (N, L, K)
     if not bool(members.any(0).all()):
         refuse("loader", "no row of some class", "rows of every class, and with and without every label")
     members = members.float() / members.sum(0)
     if not len(model.exits.prototypes):
         size = pooled[0].shape[-1]
-        problem_type = model.config.problem_type
         model.exits.prototypes.extend(
             Prototypes(model.num_labels, problem_type, size).to(model.device) for _ in model.exit_depths
         )
     for number, prototypes in enumerate(model.exits.prototypes):
         states = torch.cat([part[:, number] for part in pooled])  # (N, d)
         prototypes.points.copy_(torch.einsum("nlk,nd->lkd", members, states.float()))
-    model.config.use_prototypes = True
+    model.config.use_prototypes, model.config.problem_type = True, problem_type
 
 
 def memberships(labels: Tensor, num_labels: int, problem_type: str) -> Tensor:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..strategies import TrainingProgress
+from ..strategies import TrainingProgress, exit_groups
+from ..validation import refuse
 
 LOSS_WEIGHT_LEARNING_RATE = 1e-2  # ELBERT's, for theta
 
@@ -19,6 +20,16 @@ class StrategyCallback(TrainerCallback):
     Example:
         >>> Trainer(model, arguments, train_dataset=train, callbacks=[StrategyCallback()])
     """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
+    ) -> None:
+        """Refuse what ends in an error of the distributed reduction: heads that sit out a step, and nobody told it."""
+        sit_out = any(len(group) < len(model.exit_depths) for group in exit_groups(model.config, model.exit_depths))
+        told = args.ddp_find_unused_parameters  # None: True, unless activations are recomputed
+        told = not args.gradient_checkpointing if told is None else told
+        if args.world_size > 1 and sit_out and not told:
+            refuse("ddp_find_unused_parameters", args.ddp_find_unused_parameters, "True: some exits sit out some steps")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs

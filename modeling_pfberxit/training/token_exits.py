@@ -31,7 +31,8 @@ def fit_token_exits(
         special_ids: the tokenizer's `all_special_ids`.
         method: `random` (per token of the vocabulary), `random_each_time` (per occurrence, by a hash of token and
             position), `frequency` (frequent tokens leave first), `mutual_information` (tokens that tell most about the
-            label leave first), `clustered` (k-means over the word embeddings, short vectors leave first).
+            label leave first), `clustered` (k-means over the word embeddings; the cluster whose norms
+            add up to least leaves first).
         layers: the lowest and the highest layer tokens leave after; default: all.
         buckets: how many groups of equal size; default: one per layer.
 
@@ -45,9 +46,16 @@ def fit_token_exits(
     low, high = layers or (1, model.token_exits.layers)
     if not 1 <= low <= high <= model.token_exits.layers:
         refuse("layers", layers, f"two layers, lowest first, 1 to {model.token_exits.layers}")
-    buckets = buckets or high - low + 1
+    buckets = high - low + 1 if buckets is None else buckets
+    if not 1 <= buckets <= high - low + 1:
+        refuse("buckets", buckets, f"1 to {high - low + 1}: no more than there are layers from {low} to {high}")
+    labels = np.asarray(labels)
+    if method == "mutual_information" and labels.ndim == 1 and not np.issubdtype(labels.dtype, np.integer):
+        refuse("labels", str(labels.dtype), "classes, or 0 and 1 for every label, to tell anything about")
     table = np.full(len(model.token_exits.depths), model.token_exits.layers)
     seen = np.setdiff1d(np.unique(np.concatenate([np.asarray(row) for row in token_ids])), np.asarray(special_ids))
+    if len(seen) < buckets:
+        refuse("token_ids", f"{len(seen)} different tokens", f"rows with at least {buckets}, one for every bucket")
     if method == "random_each_time":
         table[seen] = DRAWN
         model.token_exits.low, model.token_exits.high, model.token_exits.seed = low, high, seed
@@ -55,7 +63,7 @@ def fit_token_exits(
     elif method == "random":
         table[seen] = np.random.default_rng(seed).integers(low, high + 1, len(seen))
     else:
-        bucket = bucket_of_tokens(method, seen, token_ids, np.asarray(labels), model, buckets, seed)
+        bucket = bucket_of_tokens(method, seen, token_ids, labels, model, buckets, seed)
         table[seen] = low + bucket * ((high - low + 1) // buckets)
     model.token_exits.depths.copy_(torch.as_tensor(table, dtype=torch.int16))
 

@@ -19,18 +19,19 @@ def truncate(model: PFBerxitForSequenceClassification, layers: int) -> PFBerxitF
     if layers not in model.exit_depths:
         refuse("layers", layers, f"a layer with an exit: {model.exit_depths}")
     encoder = model.config.encoder_config()
-    if getattr(encoder, "num_hidden_groups", 1) * getattr(encoder, "inner_group_num", 1) > 1:
-        refuse(
-            "num_hidden_groups", encoder.num_hidden_groups, "1: which group a layer is of depends on how many there are"
-        )
+    for name in ("num_hidden_groups", "inner_group_num"):
+        if getattr(encoder, name, 1) > 1:
+            refuse(name, getattr(encoder, name), "1: which group a layer is of depends on how many there are")
     encoder.num_hidden_layers = layers
-    smaller = type(model)(truncated_config(model, architecture(encoder), layers))
+    config = truncated_config(model, architecture(encoder), layers)
+    config._attn_implementation = model.config._attn_implementation
+    smaller = type(model)(config)
     kept = model.state_dict()
     for name, value in smaller.state_dict().items():
         source = kept[name]
         if name == "exits.loss_weights.theta":
             source = source[: len(value)]
-        value.copy_(source.clamp(max=layers) if name == "token_exits.depths" else source)
+        value.copy_(source)
     return smaller.to(model.device, model.dtype).eval()
 
 
@@ -46,7 +47,9 @@ def truncated_config(model: PFBerxitForSequenceClassification, encoder: dict, la
         "adapter_only": False,
         "operating_points": {},
         "exit_groups": None,
-        "token_exit_range": None,
+        "token_exit_range": model.token_exits
+        and [model.token_exits.low, model.token_exits.high],  # they draw as before
+        "prompt_generator": model.config.prompt_generator if layers > model.config.prompt_layer else "none",
         "exit_min_layer": min(model.config.exit_min_layer, layers),
     }
     return type(model.config).from_dict(values)
