@@ -23,7 +23,7 @@ from torch import Tensor
 from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState, as_logits, confidence, predictions
 from .scores import (
     ballot,
-    has_voted,
+    has_spoken,
     score_confidence,
     score_dge,
     score_distance,
@@ -133,19 +133,22 @@ def surest_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitStat
 
 
 def ensemble_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """PCEE-BERT: the exit's own logits, or a mean over the sure exits in a row (`run`), or over all so far."""
+    """PCEE-BERT: the exit's own logits, or a mean over the last sure exits (`run`, at most t), or over all so far."""
     if policy.ensemble == "none":
         return evidence.logits
-    members = has_voted(state)
+    members = has_spoken(now, state)
     if policy.ensemble == "run":
-        members = torch.arange(members.shape[1], device=members.device) < state.count[:, None].clamp(1, policy.patience)
+        in_run = state.count[:, None].clamp(1, policy.patience)
+        members = members & (torch.arange(members.shape[1], device=members.device) < in_run)
     return mean_answer(now, evidence, state, members[:, :, None])
 
 
 def majority_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
     """The mean of those exits that voted for the winner."""
     winners, _ = ballot(now, state)
-    voters = (state.with_newest(now).argmax(-1) == winners[:, None]) & has_voted(state)[:, :, None]  # (B, 1 + m, L)
+    voters = (state.with_newest(now).argmax(-1) == winners[:, None]) & has_spoken(now, state)[
+        :, :, None
+    ]  # (B, 1 + m, L)
     return mean_answer(now, evidence, state, voters)
 
 

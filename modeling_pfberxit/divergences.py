@@ -18,7 +18,7 @@ def kl(i: Tensor, j: Tensor) -> Tensor:
 
     Two identical coin tosses score ln 2 = 0.693, two identical (0.9, 0.1) score 0.325.
     """
-    return -(i.exp() * j).sum(-1)
+    return -(i.exp() * j.clamp(min=-1e4)).sum(-1)  # an outcome both rule out costs nothing: 0 * -inf would be NaN
 
 
 def rekl(i: Tensor, j: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
+NEVER = -1e4  # stands for the log-probability of an outcome that is ruled out: e^NEVER is 0, and 0 * NEVER is no NaN
 
 
 class Evidence(NamedTuple):
@@ -60,7 +61,7 @@ def entropy(tables: Tensor, normalize: bool = False) -> Tensor:
 
     Example: (0.9, 0.1) has 0.325 nats, normalised 0.469; a coin toss ln 2 = 0.693, normalised 1.
     """
-    nats = -(tables.exp() * tables).sum((-2, -1))
+    nats = -(tables.exp() * tables.clamp(min=NEVER)).sum((-2, -1))
     return nats / (tables.shape[-2] * math.log(tables.shape[-1])) if normalize else nats
 
 
@@ -68,7 +69,7 @@ def confidence(tables: Tensor, normalize: bool = False) -> Tensor:
     """The largest probability, of the least sure label: (..., L, K) -> (...). Normalised: 0 for a guess, 1 for sure."""
     largest = tables.amax(-1).exp().amin(-1)
     guess = 1 / tables.shape[-1]
-    return (largest - guess) / (1 - guess) if normalize else largest
+    return ((largest - guess) / (1 - guess)).clamp(min=0) if normalize else largest
 
 
 @dataclass

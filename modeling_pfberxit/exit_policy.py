@@ -110,7 +110,7 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
     if not policy.is_active(problem_type):
         return None
     check_fit(policy, exit_depths, problem_type)
-    check_evidence(policy, config)
+    check_evidence(policy, config, problem_type)
     return policy
 
 
@@ -143,9 +143,10 @@ def check_fit(policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> 
         refuse("exit_appointed_layer", policy.appointed_layer, f"a layer with an exit: {exit_depths}")
 
 
-def check_evidence(policy: ExitPolicy, config: Any) -> None:
+def check_evidence(policy: ExitPolicy, config: Any, problem_type: str) -> None:
     """Refuse a rule that judges what this model's exits do not emit."""
     needed = CRITERIA[policy.criterion].needs_evidence
     if needed and not getattr(config, needed):
-        able = [name for name, rule in CRITERIA.items() if rule.needs_evidence is None]
+        rules = {name: rule for name, rule in CRITERIA.items() if rule.needs_evidence is None}
+        able = [name for name, rule in rules.items() if problem_type in rule.problem_types]
         refuse("exit_criterion", policy.criterion, f"one of {', '.join(able)}, or the model trained with {needed}=True")

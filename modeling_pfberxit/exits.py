@@ -8,6 +8,7 @@ from .adapters import Adapter
 from .backbones import pooler_dense
 from .evidence import SINGLE_LABEL, Evidence, outcomes
 from .strategies import LearnedWeights
+from .validation import refuse
 
 
 def mean_weights(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -97,6 +98,11 @@ class Exits(nn.Module):
         pooled = pool(hidden_states, weights, self.pooling)
         pooler = _head(self.poolers, number) or backbone_pooler
         return pooled if pooler is None else torch.tanh(pooler(pooled))
+
+    def check_prototypes(self, num_labels: int, problem_type: str) -> None:
+        """Refuse to judge a problem by prototypes that were made for another."""
+        if len(self.prototypes) and self.prototypes[0].points.shape[:2] != outcomes(num_labels, problem_type):
+            refuse("problem_type", problem_type, "set before the model is made: its prototypes are for another problem")
 
     @torch.no_grad()
     def init_poolers(self, backbone: PreTrainedModel) -> None:

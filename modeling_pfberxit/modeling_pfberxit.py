@@ -142,6 +142,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
             refuse("input_ids", None if input_ids is None else "...", "given, or inputs_embeds: exactly one of them")
         tokens = inputs_embeds if input_ids is None else input_ids
         problem_type = self._problem_type(labels)
+        self.exits.check_prototypes(self.num_labels, problem_type)
         if labels is not None:
             check_labels(labels, self.num_labels, tokens.shape[0], problem_type)
             check_objective(self.config, problem_type)

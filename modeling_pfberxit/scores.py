@@ -119,9 +119,10 @@ def score_distance(now: Tensor, evidence: Evidence, state: ExitState, policy: Ex
 
 
 def ballot(now: Tensor, state: ExitState) -> tuple[Tensor, Tensor]:
-    """Every exit so far casts a vote: the winners (B, L), a tie going to the newest, and their shares (B, L)."""
+    """Every exit so far casts a vote: the winners (B, L) and their shares (B, L). Of tied winners this exit's own is
+    taken, or else the first; an exit whose logits are NaN abstains."""
     tables = state.with_newest(now)
-    votes = one_hot(tables.argmax(-1), now.shape[-1]) * has_voted(state)[:, :, None, None]
+    votes = one_hot(tables.argmax(-1), now.shape[-1]) * has_spoken(now, state)[:, :, None, None]
     counts = votes.sum(1)  # (B, L, K)
     winners = (counts + 0.5 * votes[:, 0]).argmax(-1)
     return winners, counts.amax(-1) / (state.seen[:, None] + 1)
@@ -137,6 +138,6 @@ def score_nothing(now: Tensor, evidence: Evidence, state: ExitState, policy: Exi
     return now.new_zeros(now.shape[0])
 
 
-def has_voted(state: ExitState) -> Tensor:
-    """(B, 1 + m) True for this exit and the remembered ones that there were."""
-    return torch.arange(state.past.shape[1] + 1, device=state.seen.device) <= state.seen[:, None]
+def has_spoken(now: Tensor, state: ExitState) -> Tensor:
+    """(B, 1 + m) True for this exit and the remembered ones, where there was one and its logits are not NaN."""
+    return ~state.with_newest(now).isnan().flatten(2).any(2)

@@ -334,13 +334,13 @@ def test_an_operating_point_is_used_by_its_name(watched):
 def test_early_exit_is_off_exactly_without_a_criterion_or_a_needed_threshold(
     criterion, threshold, problem_type, outputs
 ):
-    by_divergence = criterion in ("divergence_v1", "divergence_v2", "divergence_v3")
-    needs_threshold = by_divergence or (criterion == "patience" and problem_type == REGRESSION)
+    needs_threshold = criterion != "appointed" and (criterion != "patience" or problem_type == REGRESSION)
     off = criterion is None or (needs_threshold and threshold is None)
     policy = ExitPolicy(criterion, threshold=threshold, appointed_layer=3)
     assert policy.is_active(problem_type) is not off
-    watched = Watched(num_labels=outputs, problem_type=problem_type)
-    if by_divergence and problem_type == REGRESSION and not off:
+    emitted = {"use_lte": True, "use_prototypes": problem_type != REGRESSION}
+    watched = Watched(num_labels=outputs, problem_type=problem_type, **emitted)
+    if problem_type == REGRESSION and criterion not in ("patience", "lte", "appointed") and not off:
         watched.refusal(policy)
         return
     output = watched.model(**BATCH, exit_policy=policy)

@@ -225,13 +225,13 @@ def test_two_stages_are_refused_where_exits_share_heads(encoders, tmp_path, knob
 
 
 def test_two_stages_are_refused_where_there_is_one_exit(encoders, tmp_path):
-    model = new_model(encoders["bert"], training_strategy="two_stage", exit_layers=[6])
+    model = new_model(encoders["bert"], training_strategy="two_stage", exit_layers=[4])
     with pytest.raises(ValueError, match="training_strategy='two_stage': must be joint: this model has one exit"):
         new_trainer(model, tmp_path, max_steps=2).train()
 
 
 def test_alternating_training_of_one_exit_has_nothing_to_alternate(encoders, tmp_path):
-    model = new_model(encoders["bert"], training_strategy="alternating", exit_layers=[6])
+    model = new_model(encoders["bert"], training_strategy="alternating", exit_layers=[4])
     assert not needs_progress(model.config, model.exit_depths)
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from ..criteria import CRITERIA, own_answer, score_of, start
 from ..evidence import Evidence, ExitState, predictions
 from ..exit_policy import ExitPolicy
+from ..validation import refuse
 
 
 @torch.no_grad()
@@ -59,6 +60,9 @@ class Scored(NamedTuple):
 def score_all(evidence: Evidence, policy: ExitPolicy, problem_type: str) -> list[Scored]:
     """Every exit's scores under the policy's criterion."""
     rows, exits, labels = evidence.logits.shape
+    has = {"use_lte": evidence.lte is not None, "use_prototypes": evidence.distances is not None, None: True}
+    if not has[needed := CRITERIA[policy.criterion].needs_evidence]:
+        refuse("criterion", policy.criterion, f"a rule whose evidence was recorded: this model had no {needed}")
     state = start(rows, labels, policy, exits, problem_type, evidence.logits.device)
     scored = []
     for number in range(exits):
