@@ -103,10 +103,6 @@ def check_objective(config: PreTrainedConfig, problem_type: str) -> None:
         refuse("label_smoothing", config.label_smoothing, "0 for regression")
     if problem_type == REGRESSION and config.use_prototypes:
         refuse("use_prototypes", True, "False for regression, which has no outcomes to make prototypes of")
-    if problem_type == MULTI_LABEL and config.use_prototypes and config.problem_type != MULTI_LABEL:
-        refuse(
-            "problem_type", config.problem_type, f"{MULTI_LABEL!r} before the model is made: prototypes depend on it"
-        )
 
 
 def distillation_losses(exit_logits: Tensor, teacher: Tensor, problem_type: str, config: PreTrainedConfig) -> Tensor:

@@ -844,7 +844,7 @@ def test_groups_of_layers_without_an_exit_are_refused_by_name_before_any_layer_r
     [
         (REGRESSION, 1, REGRESSION, r"^use_prototypes=True: must be False for regression"),
         (None, 1, REGRESSION, r"^use_prototypes=True: must be False for regression"),
-        (None, 3, MULTI_LABEL, r"^problem_type=None: must be 'multi_label_classification' before the model is made"),
+        (None, 3, MULTI_LABEL, r"^problem_type='multi_label_classification': must be set before the model is made"),
     ],
     ids=["regression", "inferred regression", "inferred multi-label"],
 )

@@ -54,8 +54,10 @@ def fit_token_exits(
         refuse("labels", str(labels.dtype), "classes, or 0 and 1 for every label, to tell anything about")
     table = np.full(len(model.token_exits.depths), model.token_exits.layers)
     seen = np.setdiff1d(np.unique(np.concatenate([np.asarray(row) for row in token_ids])), np.asarray(special_ids))
-    if len(seen) < buckets:
+    if method == "clustered" and len(seen) < buckets:
         refuse("token_ids", f"{len(seen)} different tokens", f"rows with at least {buckets}, one for every bucket")
+    if not len(seen):
+        method = "random"  # nothing to place: only special tokens were seen
     if method == "random_each_time":
         table[seen] = DRAWN
         model.token_exits.low, model.token_exits.high, model.token_exits.seed = low, high, seed
