@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from modeling_pfberxit.evaluation.layer_table import layer_scores
-from modeling_pfberxit.evaluation.replay import record
+from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.training.finetuning import new_model, new_tokenizer, new_trainer, training_defaults
 from modeling_pfberxit.training.tasks import encode, load_task
 
@@ -62,7 +62,7 @@ def main() -> None:
     trainer = new_trainer(model, task, tokenizer, arguments, train, evaluation)
     trainer.train()
 
-    scores = layer_scores(task, *record(model.eval(), trainer.get_eval_dataloader()))
+    scores = layer_scores(record(model, evaluation), task.metric)
     print(f"\n{task.metric} on {task.evaluation_split}, by exit layer:")
     print("  ".join(f"{depth}: {score:.3f}" for depth, score in zip(model.exit_depths, scores)))
     trainer.save_model()  # adapters, exits, the tokenizer, and the code that loads them

@@ -9,15 +9,16 @@ One full-depth pass records what every exit says; all settings are then computed
 """
 
 import argparse
+from dataclasses import replace
 
 import torch
-from torch.utils.data import DataLoader
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.criteria import CRITERIA
-from modeling_pfberxit.evaluation.replay import candidate_thresholds, record, replay, with_threshold
-from modeling_pfberxit.training.metrics import score
+from modeling_pfberxit.evaluation.frontier import never, sweep
+from modeling_pfberxit.evaluation.recording import record
+from modeling_pfberxit.evaluation.replay import candidate_thresholds
 from modeling_pfberxit.training.tasks import encode, load_task
 
 
@@ -37,26 +38,23 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_pretrained(options.model, trust_remote_code=True).eval()
     task, data = load_task(options.dataset, options.config)
     rows = encode(task, data[task.evaluation_split], tokenizer)
-    loader = DataLoader(rows, batch_size=64, collate_fn=DataCollatorWithPadding(tokenizer))
-    evidence, labels = record(model, loader)
+    recording = record(model, rows)
 
     criterion = options.criterion or ("patience" if task.problem_type == "regression" else "divergence_v1")
     print(f"| t | tau | {task.metric} | mean depth | layers saved |\n|---:|---:|---:|---:|---:|")
-    full = score(task.metric, evidence.logits[:, -1].numpy(), labels.numpy())
-    print(f"|  | off | {full:.3f} | {len(model.depths)} | 0 % |")
+    (full,) = sweep(recording, [never(recording)], task.metric)
+    print(f"|  | off | {full.score:.3f} | {len(model.depths)} | 0 % |")
     for patience in options.patience:
         base = ExitPolicy(criterion, options.divergence, threshold=0.0, patience=patience)
-        for tau in candidate_thresholds(evidence, base, task.problem_type, options.steps)[1:]:
-            policy = with_threshold(base, round(tau, 4))
-            answers, layers = replay(evidence, policy, model.exit_depths, task.problem_type)
-            value, depth = score(task.metric, answers.numpy(), labels.numpy()), layers.float().mean().item()
-            saved = 100 * (1 - depth / len(model.depths))
-            print(f"| {patience} | {policy.threshold:.4f} | {value:.3f} | {depth:.2f} | {saved:.0f} % |")
+        taus = candidate_thresholds(recording.evidence, base, task.problem_type, options.steps)[1:]
+        for point in sweep(recording, [replace(base, threshold=round(tau, 4)) for tau in taus], task.metric):
+            cells = f"{point.policy.threshold:.4f} | {point.score:.3f} | {point.layers:.2f} | {100 * point.saved:.0f} %"
+            print(f"| {patience} | {cells} |")
 
     text = data[task.evaluation_split][0][task.texts[0]]
     with torch.inference_mode():
-        output = model(**tokenizer(text, return_tensors="pt"), exit_policy={**vars(policy), "patience": 1})
-    print(f"\nAt tau = {policy.threshold} the first text left after layer {output.exit_layer.item()}.")
+        output = model(**tokenizer(text, return_tensors="pt"), exit_policy={**vars(point.policy), "patience": 1})
+    print(f"\nAt tau = {point.policy.threshold} the first text left after layer {output.exit_layer.item()}.")
 
 
 if __name__ == "__main__":

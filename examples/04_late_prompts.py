@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.layer_table import layer_scores
-from modeling_pfberxit.evaluation.replay import record
+from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.timing import kept_for_backward, seconds
 from modeling_pfberxit.quickstart import packaged_backbone
 from modeling_pfberxit.training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
@@ -105,7 +105,7 @@ def fit(
         )  # fmt: skip
         trainer = new_trainer(model, task, tokenizer, arguments, train)
         trainer.train()
-        return layer_scores(task, *record(model.eval(), trainer.get_eval_dataloader(test)))[-1]
+        return layer_scores(record(model, test), task.metric)[-1]
 
 
 if __name__ == "__main__":

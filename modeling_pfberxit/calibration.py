@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .configuration_pfberxit import PFBerxitConfig
 from .criteria import CRITERIA, decide_count, decide_number, own_answer
-from .evaluation.frontier import Point, frontier, grid, judging, sweep
+from .evaluation.frontier import Point, frontier, grid, judging, never, sweep
 from .evaluation.recording import Recording
 from .evaluation.replay import score_all
 from .evidence import MULTI_LABEL, REGRESSION
@@ -91,11 +91,6 @@ def all_points(recording: Recording, metric: str, criteria: Sequence[str] | None
         for name in criteria or able
         for point in sweep(recording, grid(recording, name, steps=30, min_layers=floors), metric)
     ]
-
-
-def never(recording: Recording) -> ExitPolicy:
-    """The policy under which every row runs to the last layer."""
-    return ExitPolicy("appointed", appointed_layer=recording.layers)
 
 
 # ---- agreement with a guarantee -------------------------------------------------------------------------------------

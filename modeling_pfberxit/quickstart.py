@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from .criteria import CRITERIA
 from .data import DIFFICULTIES
 from .evaluation import plots
 from .evaluation.exits_report import Setting, as_table, earlier, histogram, measure
-from .evaluation.replay import record, thresholds_for, with_threshold
-from .evidence import Evidence
+from .evaluation.frontier import thresholds_for
+from .evaluation.recording import Recording, record
 from .exit_policy import ExitPolicy, configured_policy
 from .model_card import usage_snippet, write_card
+from .modeling_pfberxit import PFBerxitForSequenceClassification
 from .persistence import sha256_of
 from .systems import SYSTEMS, check_system
 from .training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
@@ -73,10 +75,10 @@ def quickstart(
         os.path.join(output, "training"), model.config.train_backbone, num_train_epochs=epochs,
         per_device_train_batch_size=16, seed=seed,
     )  # fmt: skip
-    trainer = run_strategy(model, lambda: new_trainer(model, task, tokenizer, arguments, train))[-1]
+    run_strategy(model, lambda: new_trainer(model, task, tokenizer, arguments, train))
 
     model.eval()
-    policies = choose_policies(model, task, record(model, trainer.get_eval_dataloader(chosen_on))[0])
+    policies = choose_policies(model, record(model, chosen_on))
     settings = measure(model, task, evaluation, tokenizer, policies)
     print("\n" + as_table(settings, task.metric) + "\n")
     groups = depth_groups(data[task.evaluation_split], settings[2])
@@ -113,11 +115,11 @@ def choice_of(system: str, task: Task) -> dict:
     return {"system": system, "exit_patience": 1, "exit_criterion": rule if fits else "patience"}
 
 
-def choose_policies(model, task: Task, evidence: Evidence) -> dict[str, ExitPolicy]:
+def choose_policies(model: PFBerxitForSequenceClassification, chosen_on: Recording) -> dict[str, ExitPolicy]:
     """The system's own rule at each of `POINTS`, its threshold chosen on held-out rows."""
     policy = configured_policy(model.config)
-    taus = thresholds_for(evidence, policy, model.exit_depths, task.problem_type, list(POINTS.values()))
-    return {name: with_threshold(policy, float(f"{tau:.6g}")) for name, tau in zip(POINTS, taus)}
+    taus = thresholds_for(chosen_on, policy, list(POINTS.values()))
+    return {name: replace(policy, threshold=float(f"{tau:.6g}")) for name, tau in zip(POINTS, taus)}
 
 
 def stored(setting: Setting, task: Task) -> dict:

@@ -7,11 +7,12 @@ import torch
 from tiny import save_backbone
 
 from modeling_pfberxit.cli import main
-from modeling_pfberxit.evaluation import comparison
+from modeling_pfberxit.evaluation import comparison, recording
 from modeling_pfberxit.evaluation.compare import compare
-from modeling_pfberxit.evaluation.comparison import Recording, Run, compared_config, recording, training_id
+from modeling_pfberxit.evaluation.comparison import Run, Trained, compared_config, trained, training_id
 from modeling_pfberxit.evaluation.comparison_table import as_markdown, points, system_row
 from modeling_pfberxit.evaluation.layer_table import Budget
+from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evidence import SINGLE_LABEL, Evidence
 from modeling_pfberxit.systems import SYSTEMS
 
@@ -77,13 +78,13 @@ def test_an_interrupted_training_leaves_nothing_that_looks_finished(backbone, tm
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison, "save_file", interrupted)
+    monkeypatch.setattr(recording, "save_file", interrupted)
     config = compared_config("pabee", backbone)
     with pytest.raises(KeyboardInterrupt):
-        recording(tmp_path, run_of(backbone), config)
+        trained(tmp_path, run_of(backbone), config)
     monkeypatch.undo()
     assert not list(tmp_path.rglob("*.safetensors"))
-    assert recording(tmp_path, run_of(backbone), config).facts["train_rows"] == 24
+    assert trained(tmp_path, run_of(backbone), config).facts["train_rows"] == 24
 
 
 def test_results_of_other_tasks_and_seeds_stay_in_the_folder(backbone, tmp_path):
@@ -98,12 +99,13 @@ def test_results_of_other_tasks_and_seeds_stay_in_the_folder(backbone, tmp_path)
 # ---- points ---------------------------------------------------------------------------------------------------------
 
 
-def recorded(held_out: torch.Tensor, reported: torch.Tensor, labels: torch.Tensor) -> Recording:
-    facts = {
-        "metric": "accuracy", "problem_type": SINGLE_LABEL, "exit_depths": [1, 2, 3, 4], "layers": 4,
-        "token_layers": None,
-    }  # fmt: skip
-    return Recording((Evidence(held_out), labels), (Evidence(reported), labels), facts)
+def recorded(held_out: torch.Tensor, reported: torch.Tensor, labels: torch.Tensor) -> Trained:
+    lengths, facts = torch.ones_like(labels), {"metric": "accuracy", "token_layers": None}
+    parts = (
+        Recording(Evidence(logits), lengths, labels, [1, 2, 3, 4], SINGLE_LABEL, facts)
+        for logits in (held_out, reported)
+    )
+    return Trained(*parts)
 
 
 def sure_from(layer: int, labels: torch.Tensor, right: bool = True) -> torch.Tensor:

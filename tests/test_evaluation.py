@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from tiny import save_backbone, tiny_batch, tiny_model
 from modeling_pfberxit import ExitPolicy, cli
 from modeling_pfberxit.evaluation import layer_table
 from modeling_pfberxit.evaluation.exits_report import Setting, as_table, earlier, histogram
-from modeling_pfberxit.evaluation.replay import replay, thresholds_for, with_threshold
+from modeling_pfberxit.evaluation.frontier import thresholds_for
+from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.timing import interleaved, median_ratio
-from modeling_pfberxit.evidence import Evidence
 from modeling_pfberxit.quickstart import difficulty_note
 from modeling_pfberxit.training.metrics import METRICS, majority_score, score
 
@@ -44,14 +45,13 @@ def test_the_majority_score_is_that_of_a_constant_answer(metric):
 def test_thresholds_save_what_was_asked():
     torch.manual_seed(0)
     model = tiny_model("bert", num_labels=2)
-    with torch.inference_mode():
-        evidence = Evidence(model(**tiny_batch(300)).exit_logits)
+    recording = record(model, [tiny_batch(300)])
     policy = ExitPolicy("divergence_v1", "js_div", threshold=0.0, patience=1)
     wanted = [0.1, 0.3, 0.5]
-    taus = thresholds_for(evidence, policy, model.exit_depths, "single_label_classification", wanted)
+    taus = thresholds_for(recording, policy, wanted)
     assert taus == sorted(taus)
     for share, tau in zip(wanted, taus, strict=True):
-        _, layers = replay(evidence, with_threshold(policy, tau), model.exit_depths, "single_label_classification")
+        _, layers = recording.replay(replace(policy, threshold=tau))
         assert 1 - layers.float().mean() / 6 >= share
 
 

@@ -1,5 +1,6 @@
 """Batch size, batch order and padding never change a row's answer or its depth (and what else a user may count on)."""
 
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -10,7 +11,7 @@ from tiny import tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.criteria import CRITERIA
-from modeling_pfberxit.evaluation.replay import candidate_thresholds, replay, with_threshold
+from modeling_pfberxit.evaluation.replay import candidate_thresholds, replay
 from modeling_pfberxit.evidence import Evidence
 
 ROWS, SOME, LONGEST, LAYERS = 2000, 448, 24, 12
@@ -75,7 +76,7 @@ def spreading_policy(evidence: Evidence, name: str, problem: str) -> ExitPolicy:
             continue
         base = ExitPolicy(**RULES[name], divergence=divergence, threshold=0.0, patience=patience, window=window)
         for tau in candidate_thresholds(evidence, base, problem, steps=24):
-            policy = with_threshold(base, 0.997 * tau)  # shares of votes are few; none of them may be hit exactly
+            policy = replace(base, threshold=0.997 * tau)  # shares of votes are few; none of them may be hit exactly
             if spread(replay(evidence, policy, depths, problem)[1]):
                 return policy
     raise AssertionError(f"no policy spreads the rows: {name} {problem}")
@@ -90,7 +91,7 @@ def near_a_tie(evidence: Evidence, problem: str, policy: ExitPolicy) -> torch.Te
     """Rows that hang on the last float digits: a threshold or logits a hair up or down would change layer or answer."""
     depths = list(range(1, LAYERS + 1))
     noise = 1e-5 * torch.randn(evidence.logits.shape, generator=torch.Generator().manual_seed(0))
-    near = [(evidence, with_threshold(policy, policy.threshold * factor)) for factor in (1 - 1e-4, 1 + 1e-4)]
+    near = [(evidence, replace(policy, threshold=policy.threshold * factor)) for factor in (1 - 1e-4, 1 + 1e-4)]
     near += [(evidence._replace(logits=evidence.logits + sign * noise), policy) for sign in (1, -1)]
     answers, layers = replay(evidence, policy, depths, problem)
     hangs = torch.zeros(len(layers), dtype=torch.bool)

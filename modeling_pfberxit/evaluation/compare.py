@@ -7,7 +7,7 @@ from typing import Any
 
 from ..configuration_pfberxit import PFBerxitConfig
 from ..systems import SYSTEMS
-from .comparison import Run, compared_config, recording
+from .comparison import Run, compared_config, trained
 from .comparison_table import as_markdown, measure
 from .layer_table import Budget
 
@@ -38,12 +38,12 @@ def measured(folder: Path, run: Run, system: str, goals: list[float], progress: 
     """A system's result on one task and seed."""
     config = compared_config(system, run.backbone)
     if not config.token_exits:
-        return measure(system, config, recording(folder, run, config, progress), goals)
+        return measure(system, config, trained(folder, run, config, progress), goals)
     # Where tokens leave is settled before training, so every share is a training of its own.
     results = []
     for goal in goals:
         config.token_exit_range = token_range(config, goal)
-        results.append(measure(system, config, recording(folder, run, config, progress), [goal]))
+        results.append(measure(system, config, trained(folder, run, config, progress), [goal]))
     return {**results[-1], "points": [each["points"][0] for each in results]}
 
 

@@ -7,7 +7,6 @@ that was interrupted goes on where it stopped, and new rules cost no training.
 
 import hashlib
 import json
-import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -17,13 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import set_seed
 
 from ..configuration_pfberxit import CHECKS, PFBerxitConfig
-from ..evidence import Evidence
 from ..exit_policy import POLICY_CHECKS
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
@@ -32,7 +28,7 @@ from ..training.tasks import Task, encode, load_task
 from ..training.token_exits import fit_token_exits
 from .costs import token_macs
 from .layer_table import Budget
-from .replay import record
+from .recording import Recording, record
 
 # Every system's exits read the same thing, so that rules and training are compared and not what is read.
 COMMON = {"exit_pooling": "mean", "exit_pooler": "none"}
@@ -62,9 +58,10 @@ def compared_config(system: str, backbone: str, **knobs: Any) -> PFBerxitConfig:
 
 
 def trained_as(config: PFBerxitConfig) -> dict[str, Any]:
-    """What of a config shapes the training: everything but the exit policy and the system's name."""
-    values = config.to_dict()
-    return {name: values[name] for name in sorted(CHECKS) if name not in UNTRAINED and not name.startswith("base_")}
+    """What of a config shapes the training and is not the default: no exit policy, no system's name."""
+    values, default = config.to_dict(), PFBerxitConfig().to_dict()
+    shaping = [name for name in sorted(CHECKS) if name not in UNTRAINED and not name.startswith("base_")]
+    return {name: values[name] for name in shaping if values[name] != default[name]}
 
 
 def training_id(run: Run, config: PFBerxitConfig) -> str:
@@ -74,58 +71,35 @@ def training_id(run: Run, config: PFBerxitConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def recording(folder: Path, run: Run, config: PFBerxitConfig, progress: str = "") -> "Recording":
-    """What a training's exits said; trained now if it has not been yet."""
-    path = folder / "recordings" / f"{run.config}-seed{run.seed}-{training_id(run, config)}.safetensors"
-    if not path.exists():
-        print(f"{progress}training {config.system} on {run.config}, seed {run.seed} ...", flush=True)
-        train_and_record(path, run, config)
-    return Recording.load(path)
-
-
-# ---- what is kept ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class Recording:
-    """The evidence of one trained model on two sets of rows, and what is known of its making."""
+class Trained:
+    """What a trained model's exits said about the rows that thresholds are chosen on, and about those reported on."""
 
-    chosen_on: tuple[Evidence, Tensor]  # held out of the training split, for thresholds
-    reported_on: tuple[Evidence, Tensor]
-    facts: dict[str, Any]
+    chosen_on: Recording
+    reported_on: Recording
 
-    @classmethod
-    def load(cls, path: Path) -> "Recording":
-        """Read it back."""
-        with safe_open(path, framework="pt") as file:
-            parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-            facts = json.loads(file.metadata()["facts"])
-        sets = (
-            (Evidence(*(parts.get(f"{which}.{kind}") for kind in Evidence._fields)), parts[f"{which}.labels"])
-            for which in ("chosen_on", "reported_on")
-        )
-        return cls(*sets, facts)
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of its making."""
+        return self.reported_on.source
 
-    def save(self, path: Path) -> None:
-        """Write it in one move, so that an interrupted run leaves nothing that looks finished."""
-        parts = {}
-        for which in ("chosen_on", "reported_on"):
-            evidence, labels = getattr(self, which)
-            parts[f"{which}.labels"] = labels
-            for kind, values in zip(Evidence._fields, evidence):
-                if values is not None:
-                    parts[f"{which}.{kind}"] = values
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({name: part.contiguous() for name, part in parts.items()}, draft, {"facts": json.dumps(self.facts)})
-        os.replace(draft, path)
+
+def trained(folder: Path, run: Run, config: PFBerxitConfig, progress: str = "") -> Trained:
+    """The recordings of one training; trained now if it has not been yet."""
+    place = folder / "recordings" / f"{run.config}-seed{run.seed}-{training_id(run, config)}"
+    paths = place / "held_out.safetensors", place / "evaluation.safetensors"
+    if not all(path.exists() for path in paths):
+        print(f"{progress}training {config.system} on {run.config}, seed {run.seed} ...", flush=True)
+        for path, recording in zip(paths, train_and_record(run, config)):
+            recording.save(path)
+    return Trained(*map(Recording.load, paths))
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-def train_and_record(path: Path, run: Run, config: PFBerxitConfig) -> None:
-    """Train one model and keep what its exits say."""
+def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recording]:
+    """Train one model; what its exits say about the held-out and the evaluation rows."""
     task, splits = split_task(run)
     tokenizer = new_tokenizer(run.backbone)
     held_out, rows, evaluation = (encode(task, part, tokenizer) for part in splits)
@@ -133,30 +107,29 @@ def train_and_record(path: Path, run: Run, config: PFBerxitConfig) -> None:
     # The policy stays behind: nothing of it is trained, and a model without criterion runs to its last layer.
     model = new_model(run.backbone, task, **{**trained_as(config), "exit_criterion": None})
     if not run.budget.dropout:
-        for module in model.backbone.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        drop_nothing(model)
     if model.token_exits is not None:
         fill_table(model, rows, tokenizer.all_special_ids, config)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         runs = train(model, lambda: trainer_of(model, task, tokenizer, run, scratch, rows))
-        seconds = time.perf_counter() - started
-        model.eval()
-        sets = [record(model, runs[-1].get_eval_dataloader(part)) for part in (held_out, evaluation)]
     facts = {
         "task": task.name,
         "metric": task.metric,
-        "problem_type": task.problem_type,
-        "exit_depths": model.exit_depths,
-        "layers": len(model.depths),
         "train_rows": len(rows),
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - started, 1),
         "steps": sum(each.state.global_step for each in runs),
         **token_facts(model, evaluation),
         "run": {**asdict(run), "backbone": Path(run.backbone).name, "dataset": Path(run.dataset).name},
     }
-    Recording(*sets, facts).save(path)
+    return record(model, held_out, **facts), record(model, evaluation, **facts)
+
+
+def drop_nothing(model: PFBerxitForSequenceClassification) -> None:
+    """Switch the encoder's dropout off."""
+    for module in model.backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
 
 
 def split_task(run: Run) -> tuple[Task, tuple[Dataset, Dataset, Dataset]]:

@@ -70,6 +70,11 @@ def full_depth(recording: Recording) -> Tensor:
     return torch.full_like(recording.lengths, recording.layers)
 
 
+def never(recording: Recording) -> ExitPolicy:
+    """The policy under which every row runs to the last layer."""
+    return ExitPolicy("appointed", appointed_layer=recording.layers)
+
+
 def frontier(points: Sequence[Point]) -> list[Point]:
     """Those that no other beats at the same or a smaller depth, shallowest first."""
     return [points[number] for number in pareto([(point.layers, point.score) for point in points])]
@@ -88,6 +93,19 @@ def with_intervals(
         low, high = np.quantile(scores, [0.025, 0.975])
         found.append(replace(point, low=float(low), high=float(high)))
     return found
+
+
+def thresholds_for(recording: Recording, policy: ExitPolicy, saved: list[float], steps: int = 200) -> list[float]:
+    """For each share of layers to be saved, the threshold that saves it on the recorded rows, and hardly more.
+
+    Tries `steps` quantiles of the scores that occur; where a share is out of reach, the threshold that saves most.
+    """
+    taus = candidate_thresholds(recording.evidence, policy, recording.problem_type, steps)
+    policies = (replace(policy, threshold=tau) for tau in taus)
+    replayed = replay_many(recording.evidence, policies, recording.exit_depths, recording.problem_type)
+    shares = [1 - layers.double().mean().item() / recording.layers for _, _, layers in replayed]
+    ranked = sorted(range(len(taus)), key=lambda i: (shares[i], abs(taus[i])))
+    return [taus[next((i for i in ranked if shares[i] >= goal), ranked[-1])] for goal in saved]
 
 
 # ---- which policies -------------------------------------------------------------------------------------------------

@@ -6,20 +6,20 @@ evaluation split. Every finished run is kept as JSON, so a table that was interr
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import set_seed
 
-from ..evidence import REGRESSION, Evidence
+from ..evidence import REGRESSION
 from ..exit_policy import ExitPolicy
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
 from ..training.metrics import majority_score, score
 from ..training.tasks import Task, encode, load_task
-from .replay import record, replay, thresholds_for, with_threshold
+from .frontier import sweep, thresholds_for
+from .recording import Recording, record
 
 # All weights trained is the field's usual setting: no adapters, the encoder itself moves.
 MODES: dict[str, dict[str, Any]] = {
@@ -71,8 +71,7 @@ def run(
         trainer = new_trainer(model, task, tokenizer, arguments, train)
         trainer.train()
         model.eval()
-        chosen_on = record(model, trainer.get_eval_dataloader(held_out))
-        reported_on = record(model, trainer.get_eval_dataloader(evaluation))
+        chosen_on, reported_on = record(model, held_out), record(model, evaluation)
     return {
         "task": task.name,
         "mode": " ".join([mode, *map(str, knobs.values())]),
@@ -81,36 +80,24 @@ def run(
         "train_rows": len(train),
         "epochs": budget.epochs,
         "evaluation_rows": len(evaluation),
-        "majority": majority_score(task.metric, reported_on[1].numpy()),
-        "layers": layer_scores(task, *reported_on),
-        "points": exit_points(task, model.exit_depths, chosen_on[0], *reported_on, saved),
+        "majority": majority_score(task.metric, reported_on.labels.numpy()),
+        "layers": layer_scores(reported_on, task.metric),
+        "points": exit_points(task, chosen_on, reported_on, saved),
     }
 
 
-def layer_scores(task: Task, evidence: Evidence, labels: torch.Tensor) -> list[float]:
+def layer_scores(recording: Recording, metric: str) -> list[float]:
     """The score of every exit, shallowest first."""
-    return [score(task.metric, logits.numpy(), labels.numpy()) for logits in evidence.logits.unbind(1)]
+    labels = recording.labels.numpy()
+    return [score(metric, logits.numpy(), labels) for logits in recording.evidence.logits.unbind(1)]
 
 
-def exit_points(
-    task: Task,
-    depths: list[int],
-    chosen_on: Evidence,
-    evidence: Evidence,
-    labels: torch.Tensor,
-    saved: list[float],
-) -> list[dict]:
+def exit_points(task: Task, chosen_on: Recording, reported_on: Recording, saved: list[float]) -> list[dict]:
     """Divergence (regression: distance of values) with patience 1, at the thresholds that save the shares asked for."""
     policy = ExitPolicy(criterion="patience" if task.problem_type == REGRESSION else "divergence_v1", patience=1)
-    points = []
-    for tau in thresholds_for(chosen_on, policy, depths, task.problem_type, saved):
-        answers, layers = replay(evidence, with_threshold(policy, tau), depths, task.problem_type)
-        points.append({
-            "threshold": tau,
-            "saved": 1 - layers.float().mean().item() / depths[-1],
-            "score": score(task.metric, answers.numpy(), labels.numpy()),
-        })  # fmt: skip
-    return points
+    policies = [replace(policy, threshold=tau) for tau in thresholds_for(chosen_on, policy, saved)]
+    points = sweep(reported_on, policies, task.metric)
+    return [{"threshold": each.policy.threshold, "saved": each.saved, "score": each.score} for each in points]
 
 
 def cached_run(folder: Path, **setting: Any) -> dict:

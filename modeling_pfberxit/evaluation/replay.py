@@ -10,25 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..criteria import CRITERIA, own_answer, score_of, start
 from ..evidence import Evidence, ExitState, predictions
 from ..exit_policy import ExitPolicy
 from ..validation import refuse
-
-
-@torch.no_grad()
-def record(model: torch.nn.Module, loader: DataLoader) -> tuple[Evidence, Tensor]:
-    """Every exit's evidence, logits (N, E, C) first, and the labels, in one full-depth pass over the loader."""
-    parts, labels = [], []
-    for batch in loader:
-        labels.append(batch.pop("labels").cpu())
-        batch = {name: values.to(model.device) for name, values in batch.items()}
-        output = model(**batch, exit_policy={"criterion": None})
-        parts.append((output.exit_logits, output.exit_lte, output.exit_distances))
-    joined = (None if kind[0] is None else torch.cat([part.float().cpu() for part in kind]) for kind in zip(*parts))
-    return Evidence(*joined), torch.cat(labels)
 
 
 def replay(evidence: Evidence, policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> tuple[Tensor, Tensor]:
@@ -111,27 +97,6 @@ def free_of_patience(policy: ExitPolicy) -> dict[str, int]:
     return {} if policy.ensemble == "run" else {"patience": 1}
 
 
-def thresholds_for(
-    evidence: Evidence,
-    policy: ExitPolicy,
-    exit_depths: list[int],
-    problem_type: str,
-    saved: list[float],
-    steps: int = 200,
-) -> list[float]:
-    """For each share of layers to be saved, the threshold that saves it on the recorded rows, and hardly more.
-
-    Tries `steps` quantiles of the scores that occur; where a share is out of reach, the threshold that saves most.
-    """
-    taus = candidate_thresholds(evidence, policy, problem_type, steps)
-    shares = []
-    for tau in taus:
-        _, layers = replay(evidence, with_threshold(policy, tau), exit_depths, problem_type)
-        shares.append(1 - layers.float().mean().item() / exit_depths[-1])
-    ranked = sorted(range(len(taus)), key=lambda i: (shares[i], abs(taus[i])))
-    return [taus[next((i for i in ranked if shares[i] >= goal), ranked[-1])] for goal in saved]
-
-
 def candidate_thresholds(evidence: Evidence, policy: ExitPolicy, problem_type: str, steps: int) -> list[float]:
     """Quantiles of the scores that occur, and one above all of them."""
     seen = torch.cat([each.score.flatten() for each in score_all(evidence, policy, problem_type)])
@@ -139,8 +104,3 @@ def candidate_thresholds(evidence: Evidence, policy: ExitPolicy, problem_type: s
     if not seen.size:  # a rule that only agrees or disagrees
         return [0.0]
     return [*np.unique(np.quantile(seen, np.linspace(0, 1, steps))).tolist(), float(seen.max()) * 1.01 + 1e-6]
-
-
-def with_threshold(policy: ExitPolicy, tau: float) -> ExitPolicy:
-    """The same policy at another threshold."""
-    return replace(policy, threshold=tau)
