@@ -1,9 +1,12 @@
 """Pictures of what was measured. Every one of them has its numbers beside it in a table."""
 
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+
+from .frontier import Point
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
@@ -23,13 +26,51 @@ def exit_depths(groups: dict[str, np.ndarray], layers: int, path: str | Path, ti
         colour = COLOURS[number % len(COLOURS)]
         axes.bar(places + offset, shares, width, color=colour, label=f"{name} (mean {depths.mean():.2f})")
     axes.set(xlabel="layer at which the row left", ylabel="rows (%)", xticks=places)
+    return finish(figure, axes, path, title)
+
+
+def frontiers(found: dict[str, list[Point]], full: float, metric: str, path: str | Path, title: str) -> Path:
+    """Score over layers saved, a panel per criterion with its 95 % band, the others behind it; dotted: full depth."""
+    columns = 4
+    lines = -(-len(found) // columns)
+    figure, panels = plt.subplots(
+        lines, columns, figsize=(10, 2.4 * lines), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, name in zip_longest(panels.flat, found):
+        if name is None:
+            axes.set_visible(False)
+            continue
+        axes.axhline(full, color=INK, linestyle=":", linewidth=1)
+        for points in found.values():
+            axes.plot([100 * p.saved for p in points], [p.score for p in points], color=INK, lw=0.6, alpha=0.35)
+        points = found[name]
+        saved = [100 * point.saved for point in points]
+        axes.fill_between(saved, [p.low for p in points], [p.high for p in points], color=COLOURS[0], alpha=0.2, lw=0)
+        axes.plot(saved, [point.score for point in points], "o-", color=COLOURS[0], ms=3, lw=1.5)
+        axes.set_title(name, color=INK, fontsize=9)
+        recolour(axes)
+    figure.supxlabel("layers saved (%)", color=INK, fontsize=10)
+    figure.supylabel(metric, color=INK, fontsize=10)
+    figure.suptitle(title, color=INK, fontsize=10)
+    figure.savefig(path, dpi=150, transparent=True)
+    plt.close(figure)
+    return Path(path)
+
+
+def finish(figure: plt.Figure, axes: plt.Axes, path: str | Path, title: str) -> Path:
+    """Title, legend and file of a picture with one panel."""
     axes.set_title(title, color=INK, fontsize=10)
-    axes.legend(frameon=False, labelcolor=INK)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    recolour(axes)
+    figure.savefig(path, dpi=150, transparent=True)
+    plt.close(figure)
+    return Path(path)
+
+
+def recolour(axes: plt.Axes) -> None:
+    """Mid-grey ink and no box: readable in light and dark."""
     axes.tick_params(colors=INK)
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
-    figure.savefig(path, dpi=150, transparent=True)
-    plt.close(figure)
-    return Path(path)

@@ -1,0 +1,57 @@
+"""What layers cost in milliseconds on this machine: a line per batch size and length, through what was measured."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import numpy as np
+import torch
+
+from ..exit_policy import ExitPolicy
+from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..validation import refuse
+from .timing import interleaved
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Milliseconds a request, as a fixed part and a part for every layer executed.
+
+    Args:
+        lines: (batch size, length) -> (fixed, per layer), of one row.
+    """
+
+    lines: dict[tuple[int, int], tuple[float, float]]
+
+    def at(self, batch_size: int, length: int) -> Callable[[float], float]:
+        """Mean layers -> milliseconds a row, for a batch size and a length that were measured."""
+        if (batch_size, length) not in self.lines:
+            refuse("batch_size, length", (batch_size, length), f"one that was measured: {sorted(self.lines)}")
+        fixed, per_layer = self.lines[batch_size, length]
+        return lambda layers: fixed + per_layer * layers
+
+
+@torch.inference_mode()
+def measure_clock(
+    model: PFBerxitForSequenceClassification,
+    batch_sizes: Sequence[int] = (1, 32),
+    lengths: Sequence[int] = (32, 128),
+    repeats: int = 9,
+) -> Clock:
+    """Time calls that stop at the first, a middle and the last exit, in turn, and lay a line through their medians."""
+    model.eval()
+    depths = model.exit_depths
+    stops = sorted({depths[0], depths[len(depths) // 2], depths[-1]})
+    if len(stops) < 2:
+        refuse("model", f"one exit, at layer {depths[-1]}", "one with several exits, or there is nothing to choose")
+    policies = [ExitPolicy("appointed", appointed_layer=depth) for depth in stops]
+    lines = {}
+    for batch_size in batch_sizes:
+        for length in lengths:
+            ids = torch.randint(5, model.config.vocab_size, (batch_size, length), device=model.device)
+            calls = [partial(model, input_ids=ids, exit_policy=policy) for policy in policies]
+            times = [1000 * median(each) / batch_size for each in interleaved(calls, repeats)]
+            per_layer, fixed = np.polyfit(stops, times, 1)
+            lines[batch_size, length] = float(fixed), float(per_layer)
+    return Clock(lines)

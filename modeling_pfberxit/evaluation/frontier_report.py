@@ -1,0 +1,49 @@
+"""Frontiers to look at: a CSV, a table and a plot of what every criterion reaches."""
+
+import csv
+from pathlib import Path
+
+from ..configuration_pfberxit import PFBerxitConfig
+from .frontier import Point, frontier, grid, judging, sweep, with_intervals
+from .recording import Recording
+
+FIELDS = ("criterion", "divergence", "threshold", "patience", "window", "min_layer", "appointed_layer")
+
+
+def frontiers(
+    recording: Recording, metric: str, config: PFBerxitConfig | None = None, resamples: int = 200
+) -> dict[str, list[Point]]:
+    """The frontier of every criterion that can judge what was recorded, with 95 % intervals of its scores."""
+    found = {}
+    for name in judging(recording):
+        points = frontier(sweep(recording, grid(recording, name), metric, config))
+        found[name] = with_intervals(points, recording, metric, resamples)
+    return found
+
+
+def write_csv(found: dict[str, list[Point]], path: str | Path) -> None:
+    """One line per point: its policy, score with interval, layers, speed-up by layers, relative multiply-adds."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*FIELDS, "score", "low", "high", "layers", "saved", "speed_up", "macs"])
+        for points in found.values():
+            for point in points:
+                policy = [getattr(point.policy, name) for name in FIELDS]
+                numbers = (
+                    point.score, point.low, point.high, point.layers, point.saved, point.speed_up, point.macs
+                )  # fmt: skip
+                writer.writerow([*policy, *("" if value is None else f"{value:.5g}" for value in numbers)])
+
+
+def as_markdown(found: dict[str, list[Point]], metric: str, speed_ups: tuple[float, ...] = (1.25, 1.5, 2.0)) -> str:
+    """For every criterion the best score at the speed-ups asked for, by layers; a dash where it is not that fast."""
+    titles = ["criterion", *(f"{metric} at {speed_up:g}×" for speed_up in speed_ups)]
+    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * len(speed_ups)]
+    for name, points in found.items():
+        cells = []
+        for speed_up in speed_ups:
+            fast = [point for point in points if point.speed_up >= speed_up]
+            best = max(fast, key=lambda point: point.score, default=None)
+            cells.append("–" if best is None else f"{best.score:.3f} ({best.low:.3f} to {best.high:.3f})")
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
