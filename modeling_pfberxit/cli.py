@@ -1,4 +1,4 @@
-"""The command line: `pfberxit quickstart`, `pfberxit table`, `pfberxit compare`, `pfberxit benchmark`."""
+"""The command line: `pfberxit quickstart`, `table`, `compare`, `frontier`, `calibrate`, `benchmark`."""
 
 import argparse
 
@@ -9,7 +9,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse and run; bad values end in one line, not in a traceback."""
     parser = argparse.ArgumentParser(prog="pfberxit", description="Early-exiting text classifiers with adapters.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_quickstart, add_table, add_compare, add_benchmark):
+    for add in (add_quickstart, add_table, add_compare, add_frontier, add_calibrate, add_benchmark):
         add(commands)
     options = vars(parser.parse_args(arguments))
     run = options.pop("run")
@@ -115,6 +115,54 @@ def run_compare(
     asked = [(source or dataset, config) for source, _, config in named]
     budget = Budget(rows, epochs, dropout=dropout)
     compare(systems, asked, backbone or packaged_backbone(), seeds, budget, saved, output)
+
+
+def add_model_and_data(parser: argparse.ArgumentParser) -> None:
+    """What commands on a saved model have in common."""
+    parser.add_argument("model", help="folder or Hub id of a fine-tuned model")
+    parser.add_argument("--dataset", default="support_desk", help="Hub id or folder (default: the one in the package)")
+    parser.add_argument("--config", help="its configuration, e.g. a GLUE task")
+    parser.add_argument("--split", help="of rows the model was not trained on (default: the task's evaluation split)")
+    parser.add_argument("--rows", type=int, default=0, help="rows at most; 0: all")
+
+
+def add_calibrate(commands: argparse._SubParsersAction) -> None:
+    """Operating points for targets."""
+    parser = commands.add_parser("calibrate", help="find exit settings for a target and store them with the model")
+    add_model_and_data(parser)
+    parser.add_argument("--speed-up", type=float, nargs="*", default=[], help="by layers, at least; e.g. 1.25 1.5 2")
+    parser.add_argument("--max-drop", type=float, nargs="*", default=[], help="of the score, at most; e.g. 0.01")
+    parser.add_argument(
+        "--milliseconds", type=float, nargs="*", default=[], help="a request of one row, on this machine"
+    )
+    parser.add_argument("--agreement", type=float, nargs="*", default=[], help="with full depth, guaranteed; e.g. 0.95")
+    parser.add_argument("--criteria", nargs="+", help="to choose among (default: all that can judge the task)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split into rows to choose on and rows to report on")
+    parser.set_defaults(run=run_calibrate)
+
+
+def run_calibrate(**options) -> None:
+    """Import late."""
+    from .evaluation.calibrate import run_calibration
+
+    if not any(options[name] for name in ("speed_up", "max_drop", "milliseconds", "agreement")):
+        options["speed_up"] = [1.25, 1.5, 2.0]
+    run_calibration(**options)
+
+
+def add_frontier(commands: argparse._SubParsersAction) -> None:
+    """What every criterion reaches."""
+    parser = commands.add_parser("frontier", help="score against layers saved, for every exit criterion")
+    add_model_and_data(parser)
+    parser.add_argument("--output", default="runs/frontier", help="a folder for recording, CSV and picture")
+    parser.set_defaults(run=run_frontier)
+
+
+def run_frontier(**options) -> None:
+    """Import late."""
+    from .evaluation.calibrate import run_frontier as run
+
+    run(**options)
 
 
 def add_benchmark(commands: argparse._SubParsersAction) -> None:

@@ -1,0 +1,94 @@
+"""`pfberxit calibrate` and `pfberxit frontier` on a saved model: points that are stored, loaded by name and kept to."""
+
+import csv
+import json
+
+import pytest
+import torch
+from tiny import enliven, save_backbone
+from transformers import AutoTokenizer
+
+from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit.cli import main
+from modeling_pfberxit.evaluation.calibrate import store
+from modeling_pfberxit.evaluation.recording import Recording
+from modeling_pfberxit.training.finetuning import new_model
+from modeling_pfberxit.training.tasks import encode, load_task
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> str:
+    """A model with lively exits, its tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    backbone = save_backbone(folder / "encoder")
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    task, _ = load_task("support_desk", "intent")
+    torch.manual_seed(0)
+    model = new_model(backbone, task, adapter_dim=8, adapter_num_heads=2)
+    enliven(model)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return str(folder / "model")
+
+
+@pytest.fixture(scope="module")
+def points(saved) -> dict:
+    main(["calibrate", saved, "--config", "intent", "--speed-up", "1.5", "--max-drop", "0.5", "--agreement", "0.7",
+          "--milliseconds", "1000", "--criteria", "entropy", "appointed"])  # fmt: skip
+    return json.loads((open(saved + "/config.json")).read())["operating_points"]
+
+
+def test_every_target_becomes_a_point_with_what_it_was_measured_to_do(points):
+    assert set(points) == {"1.5x", "drop-0.5", "agreement-0.7", "1000ms"}
+    for point in points.values():
+        assert {"criterion", "metric", "score", "layers_saved", "macs", "dataset", "config", "split", "rows"} <= set(
+            point
+        )
+        assert point["dataset"] == "support_desk" and point["split"] == "test" and point["rows"] == 102
+
+
+def test_a_stored_point_is_used_by_its_name_and_does_what_it_says(saved, points):
+    model = PFBerxitForSequenceClassification.from_pretrained(saved).eval()
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    task, data = load_task("support_desk", "intent")
+    rows = encode(task, data["test"], tokenizer)
+    batch = tokenizer.pad({name: rows[name] for name in ("input_ids", "attention_mask")}, return_tensors="pt")
+    with torch.inference_mode():
+        layers = model(**batch, exit_policy="1.5x").exit_layer.double()
+    assert 1 - layers.mean() / 6 == pytest.approx(points["1.5x"]["layers_saved"], abs=0.06)  # of all rows, not of half
+
+
+def test_points_are_added_to_those_there_are_and_nothing_else_changes(saved, points):
+    before = json.loads(open(saved + "/config.json").read())
+    store(saved, {"mine": {"criterion": "patience", "patience": 2}})
+    after = json.loads(open(saved + "/config.json").read())
+    assert set(after.pop("operating_points")) == {*before.pop("operating_points"), "mine"}
+    assert after == before
+    assert PFBerxitForSequenceClassification.from_pretrained(saved).config.operating_points["mine"]["patience"] == 2
+
+
+def test_a_point_that_makes_no_policy_is_not_written(saved, points):
+    before = open(saved + "/config.json").read()
+    with pytest.raises(ValueError, match="threshold=-1.0"):
+        store(saved, {"fast": {"threshold": -1.0}})
+    assert open(saved + "/config.json").read() == before
+
+
+def test_a_target_out_of_reach_ends_in_one_line_and_changes_nothing(saved, points):
+    before = open(saved + "/config.json").read()
+    with pytest.raises(SystemExit, match="pfberxit: speed_up=50.0: must be within reach"):
+        main(["calibrate", saved, "--config", "intent", "--speed-up", "50", "--criteria", "entropy"])
+    with pytest.raises(SystemExit, match="pfberxit: split='dev': must be one of train, test"):
+        main(["calibrate", saved, "--config", "intent", "--split", "dev"])
+    assert open(saved + "/config.json").read() == before
+
+
+def test_the_frontier_is_written_as_recording_csv_and_picture(saved, tmp_path, capsys):
+    main(["frontier", saved, "--config", "intent", "--rows", "60", "--output", str(tmp_path)])
+    kept = Recording.load(tmp_path / "recording.safetensors")
+    assert len(kept) == 60 and kept.source["split"] == "test"
+    lines = list(csv.DictReader(open(tmp_path / "frontier.csv")))
+    assert {"divergence_v1", "entropy", "max_prob", "voting", "appointed"} <= {line["criterion"] for line in lines}
+    assert all(0 < float(line["macs"]) <= 1 and float(line["low"]) <= float(line["high"]) for line in lines)
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    assert "| entropy |" in capsys.readouterr().out
