@@ -9,7 +9,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse and run; bad values end in one line, not in a traceback."""
     parser = argparse.ArgumentParser(prog="pfberxit", description="Early-exiting text classifiers with adapters.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_quickstart, add_table, add_compare, add_frontier, add_calibrate, add_benchmark):
+    for add in (add_quickstart, add_table, add_compare, add_frontier, add_calibrate, add_reproduce, add_benchmark):
         add(commands)
     options = vars(parser.parse_args(arguments))
     run = options.pop("run")
@@ -163,6 +163,37 @@ def run_frontier(**options) -> None:
     from .evaluation.calibrate import run_frontier as run
 
     run(**options)
+
+
+def add_reproduce(commands: argparse._SubParsersAction) -> None:
+    """The paper's tables and figures."""
+    parser = commands.add_parser("reproduce", help="the paper's tables and figures, printed values beside ours")
+    parser.add_argument("items", nargs="+", help="table1 to table5, figure2 to figure5")
+    parser.add_argument("--dataset", default="nyu-mll/glue", help="Hub id or folder")
+    parser.add_argument("--tasks", nargs="+", default=["cola", "rte", "mrpc", "sst2", "qnli", "mnli", "qqp"])
+    parser.add_argument("--backbone", default="albert/albert-base-v2", help="Hub id or folder of an encoder, or minilm")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
+    parser.add_argument("--rows", type=int, default=0, help="training rows at most (0: all)")
+    parser.add_argument("--epochs", type=float, default=5)
+    parser.add_argument("--no-dropout", action="store_false", dest="dropout", help="in the encoder; faster on CPU")
+    parser.add_argument("--output", default="runs/reproduce", help="where trainings are kept; they are not run again")
+    parser.set_defaults(run=run_reproduce)
+
+
+def run_reproduce(
+    items: list[str], dataset: str, tasks: list[str], backbone: str, seeds: list[int], rows: int, epochs: float,
+    dropout: bool, output: str,
+) -> None:  # fmt: skip
+    """Import late."""
+    from pathlib import Path
+
+    from .evaluation.layer_table import Budget
+    from .evaluation.reproduce import Study, reproduce
+    from .quickstart import packaged_backbone
+
+    backbone = packaged_backbone() if backbone == "minilm" else backbone
+    budget = Budget(rows, epochs, dropout=dropout)
+    reproduce(items, Study(dataset, tuple(tasks), backbone, tuple(seeds), budget, Path(output)))
 
 
 def add_benchmark(commands: argparse._SubParsersAction) -> None:

@@ -107,7 +107,7 @@ def system_row(runs: list[dict[str, Any]], goals: list[float]) -> str:
     return "| " + " | ".join([runs[0]["system"], *cells, str(len(runs))]) + " |"
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 3) -> str:
     """Mean ± sample standard deviation; of one value the value alone."""
-    mean = f"{np.mean(values):.3f}"
-    return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean

@@ -57,6 +57,34 @@ def frontiers(found: dict[str, list[Point]], full: float, metric: str, path: str
     return Path(path)
 
 
+def curves(
+    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], across: str, path: str | Path, title: str
+) -> Path:
+    """A panel per task, a line per variant: x (k,) and scores (seeds, k), their mean with the range over seeds."""
+    columns = min(4, len(found))
+    lines = -(-len(found) // columns)
+    figure, panels = plt.subplots(
+        lines, columns, figsize=(3.2 * columns, 2.8 * lines), squeeze=False, layout="constrained"
+    )
+    for axes, task in zip_longest(panels.flat, found):
+        if task is None:
+            axes.set_visible(False)
+            continue
+        for number, (name, (places, scores)) in enumerate(found[task].items()):
+            colour, marker = COLOURS[number % len(COLOURS)], "os^D"[number // len(COLOURS) % 4]
+            axes.plot(places, scores.mean(0), marker + "-", color=colour, ms=3, lw=1.3, label=name)
+            axes.fill_between(places, scores.min(0), scores.max(0), color=colour, alpha=0.15, lw=0)
+        axes.set_title(task, color=INK, fontsize=9)
+        recolour(axes)
+    panels.flat[0].legend(frameon=False, labelcolor=INK, fontsize=7)
+    figure.supxlabel(across, color=INK, fontsize=10)
+    figure.supylabel("score", color=INK, fontsize=10)
+    figure.suptitle(title, color=INK, fontsize=10)
+    figure.savefig(path, dpi=150, transparent=True)
+    plt.close(figure)
+    return Path(path)
+
+
 def finish(figure: plt.Figure, axes: plt.Axes, path: str | Path, title: str) -> Path:
     """Title, legend and file of a picture with one panel."""
     axes.set_title(title, color=INK, fontsize=10)

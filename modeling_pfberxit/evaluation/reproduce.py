@@ -1,0 +1,217 @@
+"""`pfberxit reproduce`: the tables and figures of PF-BERxiT's paper, ours beside the printed values.
+
+Every table is a set of variants, each trained once per task and seed and kept, as in `comparison`; what several tables
+need is trained once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..configuration_pfberxit import PFBerxitConfig
+from ..exit_policy import configured_policy
+from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..presets import ENCODERS, PAPER
+from ..validation import refuse
+from . import printed
+from .comparison import COMMON, Run, Trained, trained
+from .comparison_table import points, spread
+from .frontier import frontier, grid, sweep
+from .layer_table import Budget, layer_scores
+from .plots import curves
+
+# What the paper compares, by its own names: all weights trained in three ways, BERxiT, and adapters with each module.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "joint": {"system": "pabee", "exit_weights": "uniform"},
+    "alternating": {"system": "pabee", "training_strategy": "alternating", "exit_weights": "uniform"},
+    "two-stage": {"system": "deebert"},
+    "berxit": {"system": "berxit"},
+    **{f"pf-{module}": {"adapter_sublearner": module} for module in ("identity", "conv", "self_attention", "mlp")},
+}
+DIMENSIONS = {f"r={r}": {"adapter_dim": r, "adapter_num_heads": min(4, r)} for r in printed.BY_DIMENSION}
+PLACEMENTS = {place: {"adapter_placement": place} for place in printed.BY_PLACEMENT}
+RULES = {
+    "branchynet": {"system": "branchynet"}, "shallow-deep": {"system": "shallow-deep"},
+    "berxit": {"system": "berxit"}, "pabee": {"system": "pabee"}, "elbert": {"system": "elbert"},
+    "pf-mlp": {"adapter_sublearner": "mlp"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to train, on what, and where it is kept."""
+
+    dataset: str
+    tasks: tuple[str, ...]
+    backbone: str
+    seeds: tuple[int, ...]
+    budget: Budget
+    folder: Path
+
+    def models(self, knobs: dict[str, Any], task: str) -> list[tuple[PFBerxitConfig, Trained]]:
+        """One variant on one task, every seed."""
+        config = PFBerxitConfig.from_backbone(self.backbone, **{**COMMON, **knobs})
+        runs = (Run(self.dataset, task, seed, self.backbone, self.budget) for seed in self.seeds)
+        return [(config, trained(self.folder, run, config)) for run in runs]
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def averages(study: Study, variants: dict[str, dict], expected: dict[Any, tuple], columns: Iterable[str]) -> str:
+    """Tables 1, 3 and 4: the average over the exits, printed value beside it."""
+    columns = list(columns)
+    lines = [header(["", *study.tasks])]
+    for (name, knobs), values in zip(variants.items(), expected.values(), strict=True):
+        cells = []
+        for task in study.tasks:
+            found = [average(kept) for _, kept in study.models(knobs, task)]
+            known = f" ({values[columns.index(task)]:.2f})" if task in columns else ""
+            cells.append(spread([100 * value for value in found], digits=2) + known)
+        lines.append(line([name, *cells]))
+    return "\n".join(lines)
+
+
+def average(kept: Trained) -> float:
+    """Over the exits."""
+    return float(np.mean(layer_scores(kept.reported_on, kept.facts["metric"])))
+
+
+def table2(study: Study) -> str:
+    """Parameters at ALBERT-base's shape, counted on modules without memory; needs no training."""
+    lines = [header(["", "all", "printed", "adapters, or all", "printed"])]
+    for name, (everything, tuned, _) in printed.PARAMETERS.items():
+        total, adapters = count_parameters(name)
+        lines.append(line([name, f"{total:,}", f"{everything:,}", f"{adapters or total:,}", f"{tuned:,}"]))
+    return "\n".join(lines)
+
+
+def count_parameters(name: str) -> tuple[int, int]:
+    """All parameters and those of adapters, of a model of Table 2 or of ALBERT alone."""
+    knobs = (
+        {**PAPER, "adapter_sublearner": name[3:]} if name.startswith("pf-") else {"system": name, "lte_shared": False}
+    )
+    if name == "albert":
+        knobs = {"system": "pabee"}
+    with torch.device("meta"):
+        config = PFBerxitConfig.from_backbone(ENCODERS["albert/albert-base-v2"], **knobs)
+        model = PFBerxitForSequenceClassification(config)
+    counted = model.backbone if name == "albert" else model
+    adapters = sum(p.numel() for key, p in counted.named_parameters() if "adapter" in key)
+    return sum(p.numel() for p in counted.parameters()), adapters
+
+
+def table5(study: Study, goals: tuple[float, ...] = (0.75, 0.5, 0.25)) -> str:
+    """Scores at shares of layers saved, thresholds chosen on held-out rows; (printed score @ printed share)."""
+    lines = [header(["", *(f"{task} {100 * goal:.0f} %" for task in study.tasks for goal in goals)])]
+    for name, knobs in RULES.items():
+        cells = []
+        for task in study.tasks:
+            found = [points(config, kept, list(goals)) for config, kept in study.models(knobs, task)]
+            known = printed.EXITS[name].get(task)
+            for number in range(len(goals)):
+                cells.append(point_cell([each[number] for each in found], known and known[number]))
+        lines.append(line([name, *cells]))
+    return "\n".join(lines)
+
+
+def point_cell(found: list[dict | None], known: tuple[float, int] | None) -> str:
+    """Ours, and what is printed."""
+    paper = "" if known is None else f" ({known[0]} @ {known[1]} %)"
+    if any(point is None for point in found):
+        return "not reachable" + paper
+    share = 100 * np.mean([point["saved"] for point in found])
+    return f"{spread([100 * point['score'] for point in found], digits=1)} @ {share:.0f} %{paper}"
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def layer_curves(study: Study, variants: dict[str, dict], path: Path, title: str) -> str:
+    """Figures 2 and 3: the score of every exit, mean over seeds with their range."""
+    found = {
+        task: {name: np.array([
+            layer_scores(kept.reported_on, kept.facts["metric"]) for _, kept in study.models(knobs, task)
+        ]) for name, knobs in variants.items()}
+        for task in study.tasks
+    }  # fmt: skip
+    curves({task: {name: (np.arange(1, rows.shape[1] + 1), rows) for name, rows in lines.items()}
+            for task, lines in found.items()}, "exit after layer", path, title)  # fmt: skip
+    lines = [header(["", "task", *map(str, range(1, next(iter(found[study.tasks[0]].values())).shape[1] + 1))])]
+    for task, by_name in found.items():
+        for name, rows in by_name.items():
+            lines.append(line([name, task, *(f"{value:.3f}" for value in rows.mean(0))]))
+    return "\n".join(lines)
+
+
+def speed_curves(study: Study, variants: dict[str, dict], path: Path, title: str) -> str:
+    """Figures 4 and 5: the best held-out settings' score over layers saved, mean over seeds with their range."""
+    shares = np.arange(0.0, 0.85, 0.05)
+    found = {
+        task: {name: (100 * shares, np.array([
+            along(config, kept, shares) for config, kept in study.models(knobs, task)
+        ])) for name, knobs in variants.items()}
+        for task in study.tasks
+    }  # fmt: skip
+    curves(found, "layers saved (%)", path, title)
+    lines = [header(["", "task", *(f"{100 * share:.0f} %" for share in shares)])]
+    for task, by_name in found.items():
+        for name, (_, rows) in by_name.items():
+            cells = ["" if np.isnan(value) else f"{value:.3f}" for value in rows.mean(0)]
+            lines.append(line([name, task, *cells]))
+    return "\n".join(lines)
+
+
+def along(config: PFBerxitConfig, kept: Trained, shares: np.ndarray) -> np.ndarray:
+    """The reported score at each share of layers saved, settings from the held-out frontier; NaN where it ends."""
+    metric = kept.facts["metric"]
+    tried = sweep(kept.chosen_on, grid(kept.chosen_on, config.exit_criterion, configured_policy(config)), metric)
+    best = sweep(kept.reported_on, [point.policy for point in frontier(tried)], metric)
+    saved, scores = np.array(sorted({point.saved: point.score for point in best}.items())).T
+    return np.interp(shares, saved, scores, left=scores[0], right=np.nan)
+
+
+def header(titles: list[str]) -> str:
+    """Two lines of a Markdown table."""
+    return line(titles) + "\n|" + "---|" + "---:|" * (len(titles) - 1)
+
+
+def line(cells: list[str]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+# ---- all of them ----------------------------------------------------------------------------------------------------
+
+DIVERGENCES = {name: {"exit_divergence": name} for name in ("kl", "rekl", "bikl")}
+FIGURE_4 = {name: RULES[name] for name in ("pabee", "berxit", "pf-mlp")}
+STRATEGIES = {name: VARIANTS[name] for name in ("joint", "alternating", "two-stage", "berxit", "pf-mlp")}
+MODULES = {name: knobs for name, knobs in VARIANTS.items() if name.startswith("pf-")}
+ITEMS = {
+    "table1": lambda study: averages(study, VARIANTS, printed.AVERAGES, printed.TASKS),
+    "table2": table2,
+    "table3": lambda study: averages(study, DIMENSIONS, printed.BY_DIMENSION, printed.ABLATED),
+    "table4": lambda study: averages(study, PLACEMENTS, printed.BY_PLACEMENT, printed.ABLATED),
+    "table5": table5,
+    "figure2": lambda study: layer_curves(study, STRATEGIES, study.folder / "figure2.png", "Training strategies"),
+    "figure3": lambda study: layer_curves(study, MODULES, study.folder / "figure3.png", "Sub-learning modules"),
+    "figure4": lambda study: speed_curves(study, FIGURE_4, study.folder / "figure4.png", "Exit rules"),
+    "figure5": lambda study: speed_curves(study, DIVERGENCES, study.folder / "figure5.png", "Divergences"),
+}
+
+
+def reproduce(items: list[str], study: Study) -> dict[str, str]:
+    """Tables and figures by name, printed and written to the study's folder as they are finished."""
+    if unknown := [item for item in items if item not in ITEMS]:
+        refuse("items", unknown, f"among {', '.join(ITEMS)}")
+    done = {}
+    for item in items:
+        done[item] = ITEMS[item](study)
+        study.folder.mkdir(parents=True, exist_ok=True)
+        (study.folder / f"{item}.md").write_text(done[item] + "\n", encoding="utf-8")
+        print(f"\n{item}\n\n{done[item]}\n", flush=True)
+    return done

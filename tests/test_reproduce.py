@@ -1,0 +1,55 @@
+"""`pfberxit reproduce`: ours beside what the paper prints, every training done once."""
+
+import numpy as np
+import pytest
+from tiny import save_backbone
+
+from modeling_pfberxit.cli import main
+from modeling_pfberxit.evaluation import comparison, printed
+from modeling_pfberxit.evaluation.layer_table import Budget
+from modeling_pfberxit.evaluation.reproduce import ITEMS, RULES, Study, point_cell, reproduce
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    folder = tmp_path_factory.mktemp("reproduced")
+    budget = Budget(rows=24, epochs=1, held_out=40, batch_size=8)
+    return Study("support_desk", ("intent",), save_backbone(folder / "encoder"), (1, 2), budget, folder)
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()[2:]]
+
+
+def test_our_parameter_counts_are_those_of_table_2(study):
+    for name, ours, paper, tuned, tuned_paper in cells(reproduce(["table2"], study)["table2"]):
+        assert (ours, tuned) == (paper, tuned_paper), name
+
+
+def test_tables_and_figures_share_their_trainings(study, monkeypatch):
+    done = reproduce(["table4", "table5", "figure4"], study)
+    assert [row[0] for row in cells(done["table4"])] == ["attention", "ffn", "sequential"]
+    assert [row[0] for row in cells(done["table5"])] == list(RULES)
+    assert (study.folder / "table5.md").read_text().strip() == done["table5"]
+    assert (study.folder / "figure4.png").stat().st_size > 10_000
+    monkeypatch.setattr(comparison, "train_and_record", lambda *arguments: pytest.fail("trained again"))
+    assert reproduce(["table5", "figure4", "figure5"], study)["table5"] == done["table5"]
+
+
+def test_the_printed_value_stands_beside_ours():
+    found = [{"score": 0.8, "saved": 0.5}, {"score": 0.9, "saved": 0.54}]
+    assert point_cell(found, (89.4, 53)) == "85.0 ± 7.1 @ 52 % (89.4 @ 53 %)"
+    assert point_cell([found[0], None], (89.4, 53)) == "not reachable (89.4 @ 53 %)"
+
+
+def test_what_is_printed_is_complete():
+    assert all(len(values) == len(printed.TASKS) for values in printed.AVERAGES.values())
+    assert all(set(by_task) == set(printed.TASKS) for by_task in printed.EXITS.values())
+    assert set(printed.EXITS) == set(RULES)
+    assert np.isclose(printed.AVERAGES["pf-conv"][1], printed.PARAMETERS["pf-conv"][2])
+
+
+def test_an_unknown_item_is_refused_with_those_there_are():
+    with pytest.raises(SystemExit, match="items=.'table9'.: must be among table1, table2"):
+        main(["reproduce", "table9", "--backbone", "minilm"])
+    assert {f"table{n}" for n in range(1, 6)} | {f"figure{n}" for n in range(2, 6)} == set(ITEMS)
