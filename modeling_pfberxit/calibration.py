@@ -16,7 +16,7 @@ from .configuration_pfberxit import PFBerxitConfig
 from .criteria import CRITERIA, decide_count, decide_number, own_answer
 from .evaluation.frontier import Point, frontier, grid, judging, never, sweep
 from .evaluation.recording import Recording
-from .evaluation.replay import score_all
+from .evaluation.replay import Scores
 from .evidence import MULTI_LABEL, REGRESSION
 from .exit_policy import ExitPolicy
 from .validation import refuse
@@ -134,7 +134,7 @@ def critical_thresholds(recording: Recording, policy: ExitPolicy) -> Tensor:
     if not own or not rule.needs_threshold(recording.problem_type):
         able = [name for name, other in CRITERIA.items() if other.answer is own_answer and name in judging(recording)]
         refuse("criterion", policy.criterion, f"one with a threshold and answers of its own exit: {', '.join(able)}")
-    scored = score_all(recording.evidence, replace(policy, threshold=0.0), recording.problem_type)
+    scored = Scores(recording.evidence, replace(policy, threshold=0.0), recording.problem_type).exits
     if rule.decide is decide_number:
         scores = torch.stack([each.score[:, policy.patience - 1] for each in scored], dim=1)
     else:

@@ -209,14 +209,20 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--output", help="write the numbers to this JSON file as well")
+    parser.add_argument("--replay", action="store_true", help="time 10,000 settings on a recording instead")
     parser.set_defaults(run=run_benchmark)
 
 
 def run_benchmark(
     preset: str, paper: bool, batch_sizes: list[int], lengths: list[int], repeats: int, device: str, dtype: str,
-    output: str | None,
+    output: str | None, replay: bool,
 ) -> None:  # fmt: skip
     """Print one line per case as it is measured."""
+    if replay:
+        from .evaluation.replay_benchmark import benchmark_replay
+
+        benchmark_replay()
+        return
     import torch
 
     from .evaluation.benchmark import benchmark, save

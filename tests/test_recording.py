@@ -41,10 +41,12 @@ def test_rows_come_back_in_their_order_whatever_their_length(model, batch):
     assert (kept.exit_depths, kept.layers, kept.problem_type) == ([1, 2, 3, 4, 5, 6], 6, SINGLE_LABEL)
 
 
-@pytest.mark.parametrize("criterion", ["divergence_v1", "entropy", "max_prob", "lte", "distance", "voting"])
-def test_online_equals_the_replay_of_a_recording(model, batch, criterion):
+@pytest.mark.parametrize("ensemble", ["none", "run", "all"])
+@pytest.mark.parametrize("criterion", ["divergence_v1", "entropy", "max_prob", "lte", "distance", "voting", "pcee"])
+def test_online_equals_the_replay_of_a_recording(model, batch, criterion, ensemble):
     kept = record(model, rows_of(batch, [0] * 50))
-    policy = ExitPolicy(criterion, threshold=0.9 if criterion in ("max_prob", "voting") else 0.5, patience=1)
+    tau = 0.9 if criterion in ("max_prob", "voting") else 0.5
+    policy = ExitPolicy(criterion, threshold=tau, patience=1 + (criterion == "pcee"), ensemble=ensemble)
     answers, layers = kept.replay(policy)
     online = model(**batch, exit_policy=policy)
     assert torch.equal(online.exit_layer, layers)
