@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .evaluation.exits_report import Setting, as_table
+from .evaluation.frontier import Point
 from .exit_policy import ExitPolicy
 from .modeling_pfberxit import PFBerxitForSequenceClassification
 from .systems import SYSTEMS
@@ -62,13 +63,15 @@ def write_card(
     texts: list[str],
     notes: str = "",
     plot: str | None = None,
+    frontier: dict[str, list[Point]] | None = None,
 ) -> ModelCard:
     """Render the card into `folder/README.md`.
 
     Args:
         training, evaluation: data, split, rows, epochs, seeds, in words.
         texts: examples for the usage snippet.
-        plot: file name of a picture in the folder.
+        plot: file name of a picture of exit depths in the folder.
+        frontier: the points of `frontier.png` in the folder, by criterion.
     """
     config, name = model.config, Path(folder).name
     base = config.base_model_name_or_path or config.backbone_config["model_type"]
@@ -94,11 +97,22 @@ def write_card(
         settings_table=as_table(settings, task.metric),
         operating_points=points,
         plot=plot,
+        frontier_table=frontier_table(frontier, task.metric) if frontier else None,
         notes=notes,
         snippet=usage_snippet(name, texts, task.problem_type, next(iter(points), None)).rstrip(),
     )
     card.save(Path(folder) / "README.md")
     return card
+
+
+def frontier_table(frontier: dict[str, list[Point]], metric: str) -> str:
+    """The numbers beside the picture, every other point at most: score with its interval, layers, multiply-adds."""
+    lines = [f"| rule | layers saved | multiply-adds | {metric} | 95 % interval |", "|---|---:|---:|---:|---|"]
+    for name, points in frontier.items():
+        for point in points[:: max(1, len(points) // 8)]:
+            interval = f"{point.low:.3f} to {point.high:.3f}"
+            lines.append(f"| {name} | {100 * point.saved:.0f} % | {point.macs:.2f} | {point.score:.3f} | {interval} |")
+    return "\n".join(lines)
 
 
 def card_data(name: str, base: str, task: Task, settings: list[Setting], adapter_only: bool) -> ModelCardData:

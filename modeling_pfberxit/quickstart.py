@@ -14,7 +14,7 @@ from .criteria import CRITERIA
 from .data import DIFFICULTIES
 from .evaluation import plots
 from .evaluation.exits_report import Setting, as_table, earlier, histogram, measure
-from .evaluation.frontier import thresholds_for
+from .evaluation.frontier import Point, frontier, grid, sweep, thresholds_for, with_intervals
 from .evaluation.recording import Recording, record
 from .exit_policy import ExitPolicy, configured_policy
 from .model_card import usage_snippet, write_card
@@ -91,11 +91,13 @@ def quickstart(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     plots.exit_depths(groups, settings[2].layers, folder / "exit_depths.png", f"Exit depths at '{settings[2].name}'")
+    found = own_frontier(model, record(model, evaluation), task.metric)
+    plots.frontiers(found, settings[0].score, task.metric, folder / "frontier.png", f"{task.name}: one model, one seed")
     write_card(
         folder, model, task, settings,
         training=f"{task.dataset}, {len(train)} rows, {epochs:g} epochs, seed {seed}",
         evaluation=f"its {task.evaluation_split} split, {len(evaluation)} rows",
-        texts=SENTENCES, notes=notes, plot="exit_depths.png",
+        texts=SENTENCES, notes=notes, plot="exit_depths.png", frontier=found,
     )  # fmt: skip
     print(f"\nWrote {folder} ({os.path.getsize(folder / 'model.safetensors') / 1e6:.2f} MB of weights).")
     classify_in_a_fresh_process(folder, task)
@@ -120,6 +122,13 @@ def choose_policies(model: PFBerxitForSequenceClassification, chosen_on: Recordi
     policy = configured_policy(model.config)
     taus = thresholds_for(chosen_on, policy, list(POINTS.values()))
     return {name: replace(policy, threshold=float(f"{tau:.6g}")) for name, tau in zip(POINTS, taus)}
+
+
+def own_frontier(model: PFBerxitForSequenceClassification, recording: Recording, metric: str) -> dict[str, list[Point]]:
+    """What the model's own rule reaches on recorded rows, by the rule's name."""
+    policies = grid(recording, model.config.exit_criterion, configured_policy(model.config))
+    points = frontier(sweep(recording, policies, metric, model.config))
+    return {model.config.exit_criterion: with_intervals(points, recording, metric, resamples=200)}
 
 
 def stored(setting: Setting, task: Task) -> dict:

@@ -31,10 +31,11 @@ def exit_depths(groups: dict[str, np.ndarray], layers: int, path: str | Path, ti
 
 def frontiers(found: dict[str, list[Point]], full: float, metric: str, path: str | Path, title: str) -> Path:
     """Score over layers saved, a panel per criterion with its 95 % band, the others behind it; dotted: full depth."""
-    columns = 4
+    columns = min(4, len(found))
     lines = -(-len(found) // columns)
+    size = (10, 2.4 * lines) if len(found) > 1 else (7, 3.2)
     figure, panels = plt.subplots(
-        lines, columns, figsize=(10, 2.4 * lines), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     for axes, name in zip_longest(panels.flat, found):
         if name is None:
