@@ -63,7 +63,7 @@ class Scores:
     def decide(self, policy: ExitPolicy, exit_depths: list[int]) -> tuple[Tensor, Tensor]:
         """The answers (N, C) and executed layers (N,): `decide` at one exit after the other, as online."""
         rule, count, counts = CRITERIA[policy.criterion], self.exits[0].state.count, []
-        running, at = torch.ones_like(count, dtype=torch.bool), torch.zeros_like(count)
+        running, at = torch.ones_like(count, dtype=torch.bool), torch.zeros_like(count, dtype=torch.int16)
         for each, depth in zip(self.exits, exit_depths, strict=True):
             state = replace(each.state, count=count)
             fire = rule.decide(each.score, state, policy, torch.tensor(depth))
@@ -72,7 +72,7 @@ class Scores:
             if depth >= policy.min_layer:
                 running = running & ~fire
             at += running
-        fired, at = ~running, at.clamp(max=len(self.exits) - 1)
+        fired, at = ~running, at.long().clamp(max=len(self.exits) - 1)
         layers, everyone = torch.tensor(exit_depths)[at], torch.arange(len(at))
         ensemble = policy.ensemble if rule.answer is ensemble_answer else None
         if rule.answer is own_answer or ensemble == "none":
