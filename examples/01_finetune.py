@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
-from modeling_pfberxit.evaluation.layer_table import layer_scores
+from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.training.finetuning import new_model, new_tokenizer, new_trainer, training_defaults
 from modeling_pfberxit.training.tasks import encode, load_task

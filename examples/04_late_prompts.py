@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
-from modeling_pfberxit.evaluation.layer_table import layer_scores
+from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.timing import kept_for_backward, seconds
 from modeling_pfberxit.quickstart import packaged_backbone

@@ -34,6 +34,7 @@ class Identity(nn.Module):
         super().__init__()
 
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
+        """As it came."""
         return hidden_states
 
 
@@ -47,6 +48,7 @@ class Mlp(nn.Module):
         self.dense = nn.Linear(config.adapter_dim, config.adapter_dim)
 
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
+        """W x + b."""
         return self.dense(hidden_states)
 
 
@@ -71,6 +73,7 @@ class Conv(nn.Module):
         self.activation = ACTIVATIONS[config.adapter_activation]()
 
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
+        """Along the sentence; padding counts as zero."""
         if self.depthwise is not None:
             if padding_mask is not None:
                 hidden_states = hidden_states * padding_mask[..., None]
@@ -93,6 +96,7 @@ class SelfAttention(nn.Module):
         self.activation = ACTIVATIONS[config.adapter_activation]()
 
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
+        """LayerNorm(x + attention(x)), padding masked."""
         q, k, v = (
             project(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.query, self.key, self.value)

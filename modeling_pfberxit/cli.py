@@ -64,7 +64,8 @@ def run_table(
     """Train what is missing, print the table after every run."""
     from pathlib import Path
 
-    from .evaluation.layer_table import Budget, as_markdown, cached_run
+    from .evaluation.comparison import Budget
+    from .evaluation.layer_table import as_markdown, cached_run
     from .quickstart import packaged_backbone
 
     results = []
@@ -105,7 +106,7 @@ def run_compare(
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every task and seed, keep it and the raw numbers."""
     from .evaluation.compare import compare
-    from .evaluation.layer_table import Budget
+    from .evaluation.comparison import Budget
     from .quickstart import packaged_backbone
 
     systems = list(SYSTEMS) if systems == ["all"] else systems
@@ -187,7 +188,7 @@ def run_reproduce(
     """Import late."""
     from pathlib import Path
 
-    from .evaluation.layer_table import Budget
+    from .evaluation.comparison import Budget
     from .evaluation.reproduce import Study, reproduce
     from .quickstart import packaged_backbone
 

@@ -77,27 +77,16 @@ class Exits(nn.Module):
             padding_mask: (B, n) 1 for tokens, 0 for padding; None where nothing is padding.
             backbone_pooler: the encoder's own, where exits use it untrained.
         """
-        pooled = self.pooled(number, hidden_states, weights, padding_mask, backbone_pooler)  # (B, d)
+        if len(self.bypass_adapters):
+            hidden_states = hidden_states + self.bypass_adapters[number](hidden_states, padding_mask)
+        pooled = pool(hidden_states, weights, self.pooling)  # (B, d)
+        pooler = _head(self.poolers, number) or backbone_pooler
+        pooled = pooled if pooler is None else torch.tanh(pooler(pooled))
         lte, prototypes = _head(self.ltes, number), _head(self.prototypes, number)
         # The LTE head watches the exits learn; it must not steer them.
         score = None if lte is None else torch.sigmoid(lte(pooled.detach()).float()).squeeze(-1)
         distances = None if prototypes is None else prototypes(pooled)
         return Evidence(_head(self.classifiers, number)(self.dropout(pooled)), score, distances)
-
-    def pooled(
-        self,
-        number: int,
-        hidden_states: Tensor,
-        weights: Tensor | None,
-        padding_mask: Tensor | None,
-        backbone_pooler: nn.Linear | None = None,
-    ) -> Tensor:
-        """What the heads of exit `number` read, (B, d); arguments as for `forward`."""
-        if len(self.bypass_adapters):
-            hidden_states = hidden_states + self.bypass_adapters[number](hidden_states, padding_mask)
-        pooled = pool(hidden_states, weights, self.pooling)
-        pooler = _head(self.poolers, number) or backbone_pooler
-        return pooled if pooler is None else torch.tanh(pooler(pooled))
 
     def check_prototypes(self, num_labels: int, problem_type: str) -> None:
         """Refuse to judge a problem by prototypes that were made for another."""

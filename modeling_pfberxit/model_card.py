@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .configuration_pfberxit import PFBerxitConfig
 from .evaluation.exits_report import Setting, as_table
 from .evaluation.frontier import Point
 from .exit_policy import ExitPolicy
@@ -74,23 +75,15 @@ def write_card(
         frontier: the points of `frontier.png` in the folder, by criterion.
     """
     config, name = model.config, Path(folder).name
-    base = config.base_model_name_or_path or config.backbone_config["model_type"]
     points = {each.name: in_words(each.policy) for each in settings if each.name in config.operating_points}
     card = ModelCard.from_template(
-        card_data(name, base, task, settings, config.adapter_only),
+        card_data(name, base_of(config), task, settings, config.adapter_only),
         template_str=resources.files(f"{__package__}.model_cards").joinpath("template.md").read_text(),
         model_name=name,
-        base_model=display_name(base),
-        local_base=config.adapter_only and os.path.isdir(base),
-        adapter_only=config.adapter_only,
-        trainable=f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
+        **model_facts(model),
         task=task.name,
         problem_type=task.problem_type.replace("_", " "),
         labels=", ".join(task.labels),
-        exit_depths=", ".join(map(str, model.exit_depths)),
-        exit_pooling={"mean": "mean", "cls": "first"}[config.exit_pooling],
-        adapters=adapter_line(config),
-        system=system_line(config),
         training=training,
         evaluation=evaluation,
         hardware=hardware(),
@@ -103,6 +96,26 @@ def write_card(
     )
     card.save(Path(folder) / "README.md")
     return card
+
+
+def model_facts(model: PFBerxitForSequenceClassification) -> dict[str, Any]:
+    """What the card says of the model itself."""
+    config, base = model.config, base_of(model.config)
+    return {
+        "base_model": display_name(base),
+        "local_base": config.adapter_only and os.path.isdir(base),
+        "adapter_only": config.adapter_only,
+        "trainable": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
+        "exit_depths": ", ".join(map(str, model.exit_depths)),
+        "exit_pooling": {"mean": "mean", "cls": "first"}[config.exit_pooling],
+        "adapters": adapter_line(config),
+        "system": system_line(config),
+    }
+
+
+def base_of(config: PFBerxitConfig) -> str:
+    """Where the encoder comes from, or its family where it was made here."""
+    return config.base_model_name_or_path or config.backbone_config["model_type"]
 
 
 def frontier_table(frontier: dict[str, list[Point]], metric: str) -> str:

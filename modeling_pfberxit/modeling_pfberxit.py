@@ -138,48 +138,23 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         Raises:
             ValueError: labels, mask or policy do not fit, before any layer runs.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            refuse("input_ids", None if input_ids is None else "...", "given, or inputs_embeds: exactly one of them")
-        tokens = inputs_embeds if input_ids is None else input_ids
-        problem_type = self._problem_type(labels)
-        self.exits.check_prototypes(self.num_labels, problem_type)
-        if labels is not None:
-            check_labels(labels, self.num_labels, tokens.shape[0], problem_type)
-            check_objective(self.config, problem_type)
-            if self.training:
-                self.config.problem_type = problem_type
-        elif self.training:
-            logger.warning_once(
-                "A training forward without labels: no exit learns from it. If label_smoothing_factor is set in the "
-                "TrainingArguments, set config.label_smoothing instead, which smooths the loss of every exit."
-            )
-        policy = None if self.training else resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
-        phase = self._phase() if self.training else None
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if want_attentions and self.backbone.config._attn_implementation != "eager":
-            refuse("output_attentions", True, "False unless the model was loaded with attn_implementation='eager'")
-        if self.token_exits is not None and (want_attentions or input_ids is None):
-            name = "output_attentions" if want_attentions else "inputs_embeds"
-            refuse(name, "...", "left out: with token_exits, input_ids say which tokens still ask")
+        self._check_inputs(input_ids, inputs_embeds, want_attentions)
+        problem_type = self._problem_type(labels)
+        self.exits.check_prototypes(self.num_labels, problem_type)
+        self._check_labels(labels, len(inputs_embeds if input_ids is None else input_ids), problem_type)
+        policy = None if self.training else resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
+        phase = self._phase() if self.training else None
 
         hidden_states = embed(self.backbone, input_ids, token_type_ids, position_ids, inputs_embeds)
         token_layers = None if self.token_exits is None else self.token_exits(input_ids, attention_mask)
         rows = Rows.start(self.backbone.config, hidden_states, attention_mask, token_layers)
         walk = Walk([] if want_states else None, [] if want_attentions else None)
         self._walk(rows, walk, policy, phase, problem_type)
-        seen = walk.recorded
-        output = PFBerxitOutput(
-            loss=None if labels is None else self._loss(walk, labels, phase, problem_type),
-            logits=walk.logits,
-            exit_layer=walk.exit_layer,
-            exit_logits=seen and seen.logits,
-            exit_lte=seen and seen.lte,
-            exit_distances=seen and seen.distances,
-            token_layers=token_layers,
-            hidden_states=None if walk.hidden_states is None else tuple(walk.hidden_states),
-            attentions=None if walk.attentions is None else tuple(walk.attentions),
-        )
+        output = as_output(walk, token_layers)
+        if labels is not None:
+            output.loss = self._loss(walk, labels, phase, problem_type)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
@@ -210,6 +185,29 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
                 return
             rows = rows.select(staying)
 
+    def _check_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, want_attentions: bool) -> None:
+        """Refuse what this model cannot read or cannot show."""
+        if (input_ids is None) == (inputs_embeds is None):
+            refuse("input_ids", None if input_ids is None else "...", "given, or inputs_embeds: exactly one of them")
+        if want_attentions and self.backbone.config._attn_implementation != "eager":
+            refuse("output_attentions", True, "False unless the model was loaded with attn_implementation='eager'")
+        if self.token_exits is not None and (want_attentions or input_ids is None):
+            name = "output_attentions" if want_attentions else "inputs_embeds"
+            refuse(name, "...", "left out: with token_exits, input_ids say which tokens still ask")
+
+    def _check_labels(self, labels: Tensor | None, rows: int, problem_type: str) -> None:
+        """Refuse labels that do not fit; in training they settle the problem type."""
+        if labels is not None:
+            check_labels(labels, self.num_labels, rows, problem_type)
+            check_objective(self.config, problem_type)
+            if self.training:
+                self.config.problem_type = problem_type
+        elif self.training:
+            logger.warning_once(
+                "A training forward without labels: no exit learns from it. If label_smoothing_factor is set in the "
+                "TrainingArguments, set config.label_smoothing instead, which smooths the loss of every exit."
+            )
+
     def _enter(self, rows: Rows, depth: int) -> Rows:
         """Before a layer: prompts join the rows above the layer they belong to."""
         if self.prompts is None or depth != self.config.prompt_layer + 1:
@@ -232,3 +230,18 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         if not walk.evidence:
             return exit_losses(walk.logits[:, None], labels, problem_type, self.config.label_smoothing)[0]
         return training_loss(walk.evidence, labels, problem_type, self.config, phase or whole_phase(self.exit_depths))
+
+
+def as_output(walk: Walk, token_layers: Tensor | None) -> PFBerxitOutput:
+    """What a finished walk has to tell, still without a loss."""
+    seen = walk.recorded
+    return PFBerxitOutput(
+        logits=walk.logits,
+        exit_layer=walk.exit_layer,
+        exit_logits=seen and seen.logits,
+        exit_lte=seen and seen.lte,
+        exit_distances=seen and seen.distances,
+        token_layers=token_layers,
+        hidden_states=None if walk.hidden_states is None else tuple(walk.hidden_states),
+        attentions=None if walk.attentions is None else tuple(walk.attentions),
+    )

@@ -9,9 +9,8 @@ from tiny import save_backbone
 from modeling_pfberxit.cli import main
 from modeling_pfberxit.evaluation import comparison, recording
 from modeling_pfberxit.evaluation.compare import compare
-from modeling_pfberxit.evaluation.comparison import Run, Trained, compared_config, trained, training_id
+from modeling_pfberxit.evaluation.comparison import Budget, Run, Trained, compared_config, trained, training_id
 from modeling_pfberxit.evaluation.comparison_table import as_markdown, points, system_row
-from modeling_pfberxit.evaluation.layer_table import Budget
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evidence import SINGLE_LABEL, Evidence
 from modeling_pfberxit.systems import SYSTEMS

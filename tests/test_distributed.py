@@ -1,9 +1,6 @@
 """Two processes learn what one learns."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import LAYERS, save_backbone
 from torch.testing import assert_close
-from train_script import NO_DROPOUT, PLAIN_SGD, ROOT, main
+from train_script import NO_DROPOUT, PLAIN_SGD, in_two_processes, main
 
 BATCH, TOLERANCE = 8, 1e-5
 # Every head there is, depths without an exit, and heads that several depths share.
@@ -47,16 +44,7 @@ def folders(tmp_path_factory):
     main(settings(backbone, folder / "one", BATCH))
     main(settings(backbone, folder / "half", BATCH // 2))
     (folder / "settings.json").write_text(json.dumps(settings(backbone, folder / "two", BATCH // 2)))
-    script = Path(__file__).with_name("train_script.py")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launched = subprocess.run(
-        [sys.executable, *launch, str(script), str(folder / "settings.json")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert launched.returncode == 0, launched.stderr
+    in_two_processes(Path(__file__).with_name("train_script.py"), folder / "settings.json")
     return folder
 
 

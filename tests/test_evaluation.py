@@ -14,6 +14,7 @@ from tiny import save_backbone, tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy, cli
 from modeling_pfberxit.evaluation import layer_table
+from modeling_pfberxit.evaluation.comparison import Budget
 from modeling_pfberxit.evaluation.exits_report import Setting, as_table, earlier, histogram
 from modeling_pfberxit.evaluation.frontier import thresholds_for
 from modeling_pfberxit.evaluation.recording import record
@@ -123,7 +124,7 @@ def glue_like(tmp_path):
 
 
 def test_the_layer_table_goes_on_where_it_stopped(glue_like, tmp_path, monkeypatch):
-    budget = layer_table.Budget(rows=16, epochs=1, held_out=20)
+    budget = Budget(rows=16, epochs=1, held_out=20)
     setting = {
         "dataset": glue_like, "config": None, "mode": "frozen", "seed": 1,
         "backbone": save_backbone(tmp_path / "encoder"), "budget": budget, "saved": [0.2, 0.4], "knobs": {},

@@ -6,7 +6,18 @@ from itertools import count
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CONFIGS, HIDDEN, LAYERS, save_backbone, tiny_batch, tiny_config, tiny_model
+from tiny import (
+    CONFIGS,
+    HIDDEN,
+    LAYERS,
+    hooked,
+    rows_of,
+    save_backbone,
+    stock_layers,
+    tiny_batch,
+    tiny_config,
+    tiny_model,
+)  # fmt: skip
 from torch.nn import functional as F
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
@@ -26,10 +37,6 @@ def prompted(
     for parameter in model.prompts.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model
-
-
-def stock_layers(encoder: torch.nn.Module) -> list[torch.nn.Module]:
-    return [module for module in encoder.modules() if type(module).__name__.endswith(("Layer", "TransformerBlock"))]
 
 
 def made_by_hand(prompts: Prompts, tokens: torch.Tensor) -> torch.Tensor:
@@ -64,17 +71,9 @@ def by_hand(model: PFBerxitForSequenceClassification, batch: dict[str, torch.Ten
             attention = F.pad(attention[:, :, :1], (0, extra), value=True).expand(-1, -1, hidden.shape[1], -1)
         return hidden, attention, *rest
 
-    hooks = [layer.register_forward_pre_hook(join) for layer in stock_layers(model.backbone)]
-    try:
+    with hooked(stock_layers(model.backbone), before=join):
         states.append(model.backbone(**batch).last_hidden_state[:, :tokens])
-    finally:
-        for hook in hooks:
-            hook.remove()
     return states
-
-
-def rows_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    return [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
 
 
 # ---- the generators -------------------------------------------------------------------------------------------------
@@ -181,10 +180,8 @@ def test_among_tokens_that_leave_prompts_stay_and_are_made_of_the_tokens_in_thei
         finished[:, : ids.shape[1]] = layers < next(depth)
         return torch.where(finished[..., None], inputs[0], output)
 
-    hooks = [layer.register_forward_hook(put_back) for layer in stock_layers(model.backbone)]
-    expected = by_hand(model, {"input_ids": ids})
-    for hook in hooks:
-        hook.remove()
+    with hooked(stock_layers(model.backbone), after=put_back):
+        expected = by_hand(model, {"input_ids": ids})
     for ours, theirs in zip(output.hidden_states, expected, strict=True):
         torch.testing.assert_close(ours, theirs, **CLOSE)
 
@@ -206,12 +203,9 @@ def saved_for_backward(model: PFBerxitForSequenceClassification) -> tuple[Counte
         (inside if place[0] else between)[place[1]] += 1
         return tensor
 
-    hooks = [depth.register_forward_pre_hook(enter) for depth in model.depths]
-    hooks += [depth.register_forward_hook(leave) for depth in model.depths]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    watched = hooked(model.depths, before=enter, after=leave)
+    with watched, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.train()(**tiny_batch(4), labels=torch.tensor([0, 1, 2, 0]))
-    for hook in hooks:
-        hook.remove()
     return inside, between
 
 

@@ -6,7 +6,7 @@ from tiny import save_backbone
 
 from modeling_pfberxit.cli import main
 from modeling_pfberxit.evaluation import comparison, printed
-from modeling_pfberxit.evaluation.layer_table import Budget
+from modeling_pfberxit.evaluation.comparison import Budget
 from modeling_pfberxit.evaluation.reproduce import ITEMS, RULES, Study, point_cell, reproduce
 
 

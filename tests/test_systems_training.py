@@ -5,7 +5,6 @@ As a script, under `torchrun`: `python test_systems_training.py settings.json` t
 
 import json
 import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import enliven, save_backbone
 from torch.nn import functional as F
 from torch.testing import assert_close
-from train_script import CLASSES, NO_DROPOUT, PLAIN_SGD, ROOT, new_model, new_trainer, tiny_data, weights
+from train_script import CLASSES, NO_DROPOUT, PLAIN_SGD, in_two_processes, new_model, new_trainer, tiny_data, weights
 from transformers import TrainerCallback
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
@@ -540,15 +539,7 @@ def folders(encoders, tmp_path_factory):
     run_all({"backbone": encoders["plain"], "output": str(folder / "one"), "batch": 8})
     settings = {"backbone": encoders["plain"], "output": str(folder / "two"), "batch": 4}
     (folder / "settings.json").write_text(json.dumps(settings))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launched = subprocess.run(
-        [sys.executable, *launch, __file__, str(folder / "settings.json")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert launched.returncode == 0, launched.stderr
+    in_two_processes(Path(__file__), folder / "settings.json")
     return folder
 
 

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import mutual_info_score
-from tiny import CONFIGS, LAYERS, VOCABULARY, save_backbone, tiny_batch, tiny_config, tiny_model
+from tiny import (
+    CONFIGS,
+    LAYERS,
+    VOCABULARY,
+    hooked,
+    rows_of,
+    save_backbone,
+    stock_layers,
+    tiny_batch,
+    tiny_config,
+    tiny_model,
+)  # fmt: skip
 from torch.nn import functional as F
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
@@ -28,10 +39,6 @@ def hashing(family: str = "bert", **knobs) -> PFBerxitForSequenceClassification:
     return model
 
 
-def stock_layers(encoder: torch.nn.Module) -> list[torch.nn.Module]:
-    return [module for module in encoder.modules() if type(module).__name__.endswith(("Layer", "TransformerBlock"))]
-
-
 def by_hand(model: PFBerxitForSequenceClassification, ids: torch.Tensor, layers: torch.Tensor) -> list[torch.Tensor]:
     """The stock encoder over one row, (n,), without padding; after each layer the finished tokens are put back.
 
@@ -44,17 +51,9 @@ def by_hand(model: PFBerxitForSequenceClassification, ids: torch.Tensor, layers:
         states.append(inputs[0][0])
         return torch.where((layers >= next(depth))[:, None], output, inputs[0])
 
-    hooks = [layer.register_forward_hook(put_back) for layer in stock_layers(model.backbone)]
-    try:
+    with hooked(stock_layers(model.backbone), after=put_back):
         states.append(model.backbone(input_ids=ids[None]).last_hidden_state[0])
-    finally:
-        for hook in hooks:
-            hook.remove()
     return states
-
-
-def rows_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    return [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
 
 
 # ---- the answers ----------------------------------------------------------------------------------------------------

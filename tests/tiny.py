@@ -1,5 +1,6 @@
 """Tiny encoders of every family, and batches for them."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -91,3 +92,25 @@ def tiny_batch(rows: int, longest: int = 16, seed: int = 0, shortest: int = 3) -
     ids = torch.randint(5, VOCABULARY, (rows, longest), generator=generator)
     mask = (torch.arange(longest) < lengths[:, None]).long()
     return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def rows_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The tokens of every row, without padding."""
+    return [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+
+
+def stock_layers(encoder: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers of a `transformers` encoder, whatever its family calls them."""
+    return [module for module in encoder.modules() if type(module).__name__.endswith(("Layer", "TransformerBlock"))]
+
+
+@contextmanager
+def hooked(modules: list[torch.nn.Module], before=None, after=None):
+    """Call `before(module, inputs)` and `after(module, inputs, output)` around every forward, for a while."""
+    hooks = [module.register_forward_pre_hook(before) for module in modules if before]
+    hooks += [module.register_forward_hook(after) for module in modules if after]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -6,6 +6,7 @@ As a script: `python train_script.py settings.json`, or the same under `torchrun
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -81,6 +82,19 @@ def new_trainer(
 def weights(model) -> dict[str, torch.Tensor]:
     """A copy of every weight by name."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def in_two_processes(script: Path, settings: Path) -> None:
+    """Run a script on a file of settings under `torchrun`; refuse to go on if it failed."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launched = subprocess.run(
+        [sys.executable, *launch, str(script), str(settings)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert launched.returncode == 0, launched.stderr
 
 
 class Kill(TrainerCallback):

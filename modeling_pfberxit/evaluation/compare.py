@@ -7,9 +7,8 @@ from typing import Any
 
 from ..configuration_pfberxit import PFBerxitConfig
 from ..systems import SYSTEMS
-from .comparison import Run, compared_config, trained
+from .comparison import Budget, Run, compared_config, trained
 from .comparison_table import as_markdown, measure
-from .layer_table import Budget
 
 
 def compare(

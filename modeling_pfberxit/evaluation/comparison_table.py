@@ -6,10 +6,10 @@ import numpy as np
 
 from ..configuration_pfberxit import PFBerxitConfig
 from ..exit_policy import configured_policy
+from ..model_card import display_name
 from ..training.metrics import majority_score
 from .comparison import Trained
-from .frontier import Point, grid, never, sweep
-from .layer_table import layer_scores
+from .frontier import Point, grid, layer_scores, never, sweep
 
 ABOUT = 0.09  # a point this far from the share asked for still counts: half a layer of six
 NEAR = 0.02  # settings this close to the nearest one compete by their held-out score
@@ -33,7 +33,8 @@ def measure(system: str, config: PFBerxitConfig, kept: Trained, goals: list[floa
         "full": layers[-1],
         "average": float(np.mean(layers)),
         "points": points(config, kept, goals),
-        **{name: facts[name] for name in ("train_rows", "seconds", "steps", "run")},
+        **{name: facts[name] for name in ("train_rows", "seconds", "steps")},
+        "run": {**facts["run"], "backbone": display_name(config.base_model_name_or_path)},
     }
 
 

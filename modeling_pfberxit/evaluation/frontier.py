@@ -19,7 +19,7 @@ from ..training.metrics import score
 from .costs import row_macs
 from .elue import pareto
 from .recording import Recording
-from .replay import candidate_thresholds, replay_many
+from .replay import candidate_thresholds, replay_many, was_recorded
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,12 @@ def sweep(
             cost = (spent.sum() / full.sum()).item()
         points.append(Point(policy, score(metric, answers.numpy(), labels), mean, 1 - mean / recording.layers, cost))
     return points
+
+
+def layer_scores(recording: Recording, metric: str) -> list[float]:
+    """The score of every exit, shallowest first."""
+    labels = recording.labels.numpy()
+    return [score(metric, logits.numpy(), labels) for logits in recording.evidence.logits.unbind(1)]
 
 
 def full_depth(recording: Recording) -> Tensor:
@@ -137,9 +143,8 @@ def grid(
 
 def judging(recording: Recording) -> list[str]:
     """The criteria that can judge what was recorded."""
-    has = {"use_lte": recording.evidence.lte is not None, "use_prototypes": recording.evidence.distances is not None}
     return [
         name
         for name, rule in CRITERIA.items()
-        if recording.problem_type in rule.problem_types and (rule.needs_evidence is None or has[rule.needs_evidence])
+        if recording.problem_type in rule.problem_types and was_recorded(recording.evidence, rule.needs_evidence)
     ]

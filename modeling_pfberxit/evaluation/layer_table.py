@@ -5,41 +5,25 @@ evaluation split. Every finished run is kept as JSON, so a table that was interr
 """
 
 import json
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import set_seed
 
+from ..configuration_pfberxit import PFBerxitConfig
 from ..evidence import REGRESSION
 from ..exit_policy import ExitPolicy
-from ..training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
-from ..training.metrics import majority_score, score
-from ..training.tasks import Task, encode, load_task
-from .frontier import sweep, thresholds_for
-from .recording import Recording, record
+from ..training.metrics import majority_score
+from .comparison import Budget, Run, train_and_record
+from .frontier import layer_scores, sweep, thresholds_for
+from .recording import Recording
 
 # All weights trained is the field's usual setting: no adapters, the encoder itself moves.
 MODES: dict[str, dict[str, Any]] = {
     "frozen": {},
     "trained": {"train_backbone": True, "adapter_placement": "none"},
 }
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What one run may spend: `rows` of the training split (0: all) for `epochs`; `held_out` rows choose thresholds.
-
-    Without the encoder's `dropout` a step on CPU takes six tenths of the time.
-    """
-
-    rows: int = 0
-    epochs: float = 5
-    held_out: int = 500
-    batch_size: int = 32
-    dropout: bool = True
 
 
 def run(
@@ -50,53 +34,28 @@ def run(
     Args:
         knobs: fields of the model's config to set, beside the mode's own.
     """
-    task, data = load_task(dataset, config)
-    tokenizer = new_tokenizer(backbone)
-    train = data["train"].shuffle(seed=seed)
-    held_out = encode(task, train.select(range(budget.held_out)), tokenizer)
-    end = min(len(train), budget.held_out + budget.rows) if budget.rows else len(train)
-    train = encode(task, train.select(range(budget.held_out, end)), tokenizer)
-    evaluation = encode(task, data[task.evaluation_split], tokenizer)
-
-    set_seed(seed)
-    model = new_model(backbone, task, **{**MODES[mode], **knobs})
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = training_arguments(
-            scratch,
-            train_backbone=model.config.train_backbone,
-            num_train_epochs=budget.epochs,
-            per_device_train_batch_size=budget.batch_size,
-            seed=seed,
-        )
-        trainer = new_trainer(model, task, tokenizer, arguments, train)
-        trainer.train()
-        model.eval()
-        chosen_on, reported_on = record(model, held_out), record(model, evaluation)
+    model_config = PFBerxitConfig.from_backbone(backbone, **{**MODES[mode], **knobs})
+    chosen_on, reported_on = train_and_record(Run(dataset, config, seed, backbone, budget), model_config)
+    facts, labels = reported_on.source, reported_on.labels.numpy()
     return {
-        "task": task.name,
+        "task": facts["task"],
         "mode": " ".join([mode, *map(str, knobs.values())]),
         "seed": seed,
-        "metric": task.metric,
-        "train_rows": len(train),
+        "metric": facts["metric"],
+        "train_rows": facts["train_rows"],
         "epochs": budget.epochs,
-        "evaluation_rows": len(evaluation),
-        "majority": majority_score(task.metric, reported_on.labels.numpy()),
-        "layers": layer_scores(reported_on, task.metric),
-        "points": exit_points(task, chosen_on, reported_on, saved),
+        "evaluation_rows": len(labels),
+        "majority": majority_score(facts["metric"], labels),
+        "layers": layer_scores(reported_on, facts["metric"]),
+        "points": exit_points(chosen_on, reported_on, facts["metric"], saved),
     }
 
 
-def layer_scores(recording: Recording, metric: str) -> list[float]:
-    """The score of every exit, shallowest first."""
-    labels = recording.labels.numpy()
-    return [score(metric, logits.numpy(), labels) for logits in recording.evidence.logits.unbind(1)]
-
-
-def exit_points(task: Task, chosen_on: Recording, reported_on: Recording, saved: list[float]) -> list[dict]:
+def exit_points(chosen_on: Recording, reported_on: Recording, metric: str, saved: list[float]) -> list[dict]:
     """Divergence (regression: distance of values) with patience 1, at the thresholds that save the shares asked for."""
-    policy = ExitPolicy(criterion="patience" if task.problem_type == REGRESSION else "divergence_v1", patience=1)
+    policy = ExitPolicy(criterion="patience" if chosen_on.problem_type == REGRESSION else "divergence_v1", patience=1)
     policies = [replace(policy, threshold=tau) for tau in thresholds_for(chosen_on, policy, saved)]
-    points = sweep(reported_on, policies, task.metric)
+    points = sweep(reported_on, policies, metric)
     return [{"threshold": each.policy.threshold, "saved": each.saved, "score": each.score} for each in points]
 
 
@@ -112,6 +71,7 @@ def cached_run(folder: Path, **setting: Any) -> dict:
     }
     if path.exists() and (known := json.loads(path.read_text())).get("setting") == asked:
         return known
+    print(f"training {setting['mode']} on {setting['config']}, seed {setting['seed']} ...", flush=True)
     result = {**run(**setting), "setting": asked}
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")

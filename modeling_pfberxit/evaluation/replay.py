@@ -35,6 +35,11 @@ def replay_many(
         yield (policy, *known[key].decide(policy, exit_depths))
 
 
+def was_recorded(evidence: Evidence, needed: str | None) -> bool:
+    """Whether exits were made to emit what a criterion needs: the name of the config's field, None for logits alone."""
+    return {None: True, "use_lte": evidence.lte is not None, "use_prototypes": evidence.distances is not None}[needed]
+
+
 class Scored(NamedTuple):
     """One exit's evidence with its score, which no threshold has been held against yet."""
 
@@ -49,8 +54,7 @@ class Scores:
 
     def __init__(self, evidence: Evidence, policy: ExitPolicy, problem_type: str):
         rows, exits, labels = evidence.logits.shape
-        has = {"use_lte": evidence.lte is not None, "use_prototypes": evidence.distances is not None, None: True}
-        if not has[needed := CRITERIA[policy.criterion].needs_evidence]:
+        if not was_recorded(evidence, needed := CRITERIA[policy.criterion].needs_evidence):
             refuse("criterion", policy.criterion, f"a rule whose evidence was recorded: this model had no {needed}")
         state = start(rows, labels, policy, exits, problem_type, evidence.logits.device)
         self.logits, self.exits, self._told = evidence.logits, [], None

@@ -18,10 +18,9 @@ from ..modeling_pfberxit import PFBerxitForSequenceClassification
 from ..presets import ENCODERS, PAPER
 from ..validation import refuse
 from . import printed
-from .comparison import COMMON, Run, Trained, trained
+from .comparison import COMMON, Budget, Run, Trained, trained
 from .comparison_table import points, spread
-from .frontier import frontier, grid, sweep
-from .layer_table import Budget, layer_scores
+from .frontier import frontier, grid, layer_scores, sweep
 from .plots import curves
 
 # What the paper compares, by its own names: all weights trained in three ways, BERxiT, and adapters with each module.

@@ -50,6 +50,7 @@ def kept_for_backward(forward: Callable[[], object], model: torch.nn.Module) -> 
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
+        """Note the storage once, unless it is a weight's."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()

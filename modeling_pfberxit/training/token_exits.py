@@ -39,13 +39,7 @@ def fit_token_exits(
     Raises:
         ValueError: an unknown method, or a model without `token_exits`.
     """
-    if model.token_exits is None:
-        refuse("token_exits", False, "True before the model is made")
-    if method not in METHODS:
-        refuse("method", method, f"one of {', '.join(METHODS)}")
-    low, high = layers or (1, model.token_exits.layers)
-    if not 1 <= low <= high <= model.token_exits.layers:
-        refuse("layers", layers, f"two layers, lowest first, 1 to {model.token_exits.layers}")
+    low, high = check_layers(model, method, layers)
     buckets = high - low + 1 if buckets is None else buckets
     if not 1 <= buckets <= high - low + 1:
         refuse("buckets", buckets, f"1 to {high - low + 1}: no more than there are layers from {low} to {high}")
@@ -68,6 +62,20 @@ def fit_token_exits(
         bucket = bucket_of_tokens(method, seen, token_ids, labels, model, buckets, seed)
         table[seen] = low + bucket * ((high - low + 1) // buckets)
     model.token_exits.depths.copy_(torch.as_tensor(table, dtype=torch.int16))
+
+
+def check_layers(
+    model: PFBerxitForSequenceClassification, method: str, layers: tuple[int, int] | None
+) -> tuple[int, int]:
+    """The lowest and the highest layer tokens may leave after; refuses a model, method or layers that do not fit."""
+    if model.token_exits is None:
+        refuse("token_exits", False, "True before the model is made")
+    if method not in METHODS:
+        refuse("method", method, f"one of {', '.join(METHODS)}")
+    low, high = layers or (1, model.token_exits.layers)
+    if not 1 <= low <= high <= model.token_exits.layers:
+        refuse("layers", layers, f"two layers, lowest first, 1 to {model.token_exits.layers}")
+    return low, high
 
 
 def bucket_of_tokens(
