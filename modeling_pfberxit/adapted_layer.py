@@ -6,6 +6,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .adapters import Adapter
 from .backbones import EncoderLayer
+from .sublayers import Sublayers
 
 
 class AdaptedLayer(GradientCheckpointingLayer):
@@ -19,6 +20,10 @@ class AdaptedLayer(GradientCheckpointingLayer):
         self.attention_adapter = Adapter(config, hidden_size) if beside_attention else None
         self.ffn_adapter = Adapter(config, hidden_size) if place in ("ffn", "both") else None
 
+    def beside(self, layer: EncoderLayer) -> Sublayers:
+        """The layer with this depth's adapters."""
+        return Sublayers(layer, self.attention_adapter, self.ffn_adapter, self.sequential)
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -27,21 +32,10 @@ class AdaptedLayer(GradientCheckpointingLayer):
         padding_mask: Tensor | None,
         queries: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, n, d) -> (B, n, d), and the attention weights where there are any; the first `queries` positions only.
-
-        attention: a = LN1(x + y + A(x));  sequential: a = LN1(x + y + A(y));  ffn: h = LN2(a + FFN(a) + A(a)).
-        """
+        """(B, n, d) -> (B, n, d), and the attention weights where there are any; the first `queries` positions only."""
+        sublayers, length = self.beside(layer), hidden_states.shape[1]
+        stop = length if queries is None else queries
         keys, values = layer.keys_values(hidden_states)
-        if queries is not None:
-            hidden_states = hidden_states[:, :queries]
-            attention_mask = None if attention_mask is None else attention_mask[:, :, :queries]
-            padding_mask = None if padding_mask is None else padding_mask[:, :queries]
-        attended, weights = layer.attend(hidden_states, keys, values, attention_mask)
-        summed = hidden_states + attended
-        if self.attention_adapter is not None:
-            summed = summed + self.attention_adapter(attended if self.sequential else hidden_states, padding_mask)
-        attended = layer.attention_norm(summed)
-        summed = layer.feed_forward(attended) + attended
-        if self.ffn_adapter is not None:
-            summed = summed + self.ffn_adapter(attended, padding_mask)
-        return layer.output_norm(summed), weights
+        masks, needed = (attention_mask, padding_mask), sublayers.attended_for(stop, length)
+        attended, weights = sublayers.attend(hidden_states, keys, values, masks, 0, needed)
+        return sublayers.transform(attended, padding_mask, 0, stop), weights

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -65,6 +66,22 @@ def step(evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor
     answer = rule.answer(fire, now, evidence, state, policy)
     state.remember(now)
     return fire, answer
+
+
+def chance(state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
+    """How likely rows are to stop at the coming exit, whatever it says, (B,): 0 they cannot, 1 they must, 1/2 else.
+
+    A rule that fires on the lowest and on the highest score there is asks for no evidence; one that fires on neither
+    has not seen enough.
+    """
+    rule, memory = CRITERIA[policy.criterion], state.past.shape[1]
+    extremes = state.past.new_tensor([-math.inf, math.inf])[:, None, None].expand(-1, len(state.seen), memory)
+    fires = [
+        rule.decide(score if rule.decide is decide_number else score[:, 0], replace(state), policy, depth)
+        for score in extremes
+    ]
+    able = (depth >= policy.min_layer) & (state.seen + 1 >= rule.earliest(policy))
+    return (fires[0].float() + fires[1].float()) / 2 * able
 
 
 def score_of(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
@@ -177,6 +194,21 @@ def all_before(policy: ExitPolicy, exits: int) -> int:
     return exits - 1
 
 
+def at_once(policy: ExitPolicy) -> int:
+    """The rule may fire at the first exit."""
+    return 1
+
+
+def after_patience(policy: ExitPolicy) -> int:
+    """The rule wants t exits to speak for leaving."""
+    return policy.patience
+
+
+def after_comparing(policy: ExitPolicy) -> int:
+    """The rule wants t exits to agree with the one before."""
+    return policy.patience + 1
+
+
 def by_ensemble(policy: ExitPolicy, exits: int) -> int:
     """The rule looks back on the exits its answer is a mean of."""
     return {"none": 1, "run": policy.patience - 1, "all": exits - 1}[policy.ensemble]
@@ -189,6 +221,7 @@ class Criterion(NamedTuple):
     decide: Callable[[Tensor, ExitState, ExitPolicy, Tensor], Tensor]
     answer: Callable[[Tensor, Tensor, Evidence, ExitState, ExitPolicy], Tensor] = own_answer
     memory: Callable[[ExitPolicy, int], int] = one_before
+    earliest: Callable[[ExitPolicy], int] = at_once  # the number of the first exit at which it may fire
     problem_types: tuple[str, ...] = (SINGLE_LABEL, MULTI_LABEL)
     needs_threshold: Callable[[str], bool] = lambda problem_type: True
     needs_evidence: str | None = None  # the config's field that makes exits emit it
@@ -197,11 +230,11 @@ class Criterion(NamedTuple):
 
 EVERY_PROBLEM = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 CRITERIA = {
-    "divergence_v1": Criterion(score_v1, decide_count),
-    "divergence_v2": Criterion(score_v2, decide_count, memory=by_window),
-    "divergence_v3": Criterion(score_v3, decide_number, memory=by_window),
+    "divergence_v1": Criterion(score_v1, decide_count, earliest=after_comparing),
+    "divergence_v2": Criterion(score_v2, decide_count, memory=by_window, earliest=after_comparing),
+    "divergence_v3": Criterion(score_v3, decide_number, memory=by_window, earliest=after_comparing),
     "patience": Criterion(
-        score_patience, decide_count, problem_types=EVERY_PROBLEM,
+        score_patience, decide_count, earliest=after_comparing, problem_types=EVERY_PROBLEM,
         needs_threshold=lambda problem_type: problem_type == REGRESSION,
     ),
     "entropy": Criterion(score_entropy, decide_below, counts_exits=False),
@@ -210,10 +243,10 @@ CRITERIA = {
         score_lte, decide_below, problem_types=EVERY_PROBLEM, needs_evidence="use_lte", counts_exits=False
     ),
     "window": Criterion(score_window, decide_below, memory=by_window, counts_exits=False),
-    "pcee": Criterion(score_entropy, decide_count, ensemble_answer, by_ensemble),
-    "dge": Criterion(score_dge, decide_count, memory=by_window),
+    "pcee": Criterion(score_entropy, decide_count, ensemble_answer, by_ensemble, after_patience),
+    "dge": Criterion(score_dge, decide_count, memory=by_window, earliest=after_comparing),
     "distance": Criterion(score_distance, decide_below, needs_evidence="use_prototypes", counts_exits=False),
-    "voting": Criterion(score_votes, decide_votes, majority_answer, all_before),
+    "voting": Criterion(score_votes, decide_votes, majority_answer, all_before, after_patience),
     "appointed": Criterion(
         score_nothing, decide_appointed, problem_types=EVERY_PROBLEM,
         needs_threshold=lambda problem_type: False, counts_exits=False,

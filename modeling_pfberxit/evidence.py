@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
+ROW_WISE = ("past", "seen", "count")  # what an `ExitState` holds of every row
 NEVER = -1e4  # stands for the log-probability of an outcome that is ruled out: e^NEVER is 0, and 0 * NEVER is no NaN
 
 
@@ -34,6 +35,11 @@ class Evidence(NamedTuple):
     def stack(cls, exits: list[Evidence]) -> Evidence:
         """The evidence of several exits, with the exit as the second dimension."""
         return cls(*(None if parts[0] is None else torch.stack(parts, dim=1) for parts in zip(*exits)))
+
+    @classmethod
+    def cat(cls, rows: list[Evidence]) -> Evidence:
+        """The evidence of several groups of rows, one after the other."""
+        return cls(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*rows)))
 
 
 def predictions(logits: Tensor, problem_type: str) -> Tensor:
@@ -90,7 +96,17 @@ class ExitState:
 
     def select(self, rows: Tensor) -> ExitState:
         """The state of the rows whose numbers are given."""
-        return replace(self, **{name: getattr(self, name).index_select(0, rows) for name in ("past", "seen", "count")})
+        return replace(self, **{name: getattr(self, name).index_select(0, rows) for name in ROW_WISE})
+
+    def put(self, rows: Tensor, state: ExitState) -> None:
+        """Take over the state of the rows whose numbers are given."""
+        for name in ROW_WISE:
+            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(state, name)))
+
+    @classmethod
+    def cat(cls, parts: list[ExitState]) -> ExitState:
+        """The states of several groups of rows, one after the other."""
+        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in ROW_WISE})
 
     def remember(self, now: Tensor) -> None:
         """Push the newest prediction (B, L, K), drop the oldest."""

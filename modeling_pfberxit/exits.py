@@ -88,6 +88,14 @@ class Exits(nn.Module):
         distances = None if prototypes is None else prototypes(pooled)
         return Evidence(_head(self.classifiers, number)(self.dropout(pooled)), score, distances)
 
+    @property
+    def positions(self) -> int | None:
+        """How many of a layer's positions, the first ones, the exits read; None: all."""
+        if self.pooling != "cls":
+            return None
+        reach = self.bypass_adapters[0].reach if len(self.bypass_adapters) else 0
+        return None if reach is None else 1 + reach
+
     def check_prototypes(self, num_labels: int, problem_type: str) -> None:
         """Refuse to judge a problem by prototypes that were made for another."""
         if len(self.prototypes) and self.prototypes[0].points.shape[:2] != outcomes(num_labels, problem_type):

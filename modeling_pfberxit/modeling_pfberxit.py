@@ -1,4 +1,4 @@
-"""PF-BERxiT: a frozen encoder, an adapter and an exit at every depth, and the loop that lets rows leave early."""
+"""PF-BERxiT: a frozen encoder with an adapter and an exit at every depth."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,18 @@ from transformers.utils import ModelOutput, logging
 
 from .adapted_layer import AdaptedLayer
 from .adapters import init_adapter_weights
-from .backbones import build_backbone, check_supported, embed, encoder_layers, num_depths, pooler_dense
+from .backbones import build_backbone, check_supported, embed, num_depths
 from .checkpoints import CheckpointMixin, reads_backbone_pooler
 from .configuration_pfberxit import PFBerxitConfig
-from .criteria import start
 from .evidence import REGRESSION, SINGLE_LABEL
+from .execution import Execution
 from .exit_policy import ExitPolicy, resolve_policy
 from .exits import Exits, init_exit_weights
+from .loop import Loop
 from .losses import check_labels, check_objective, exit_losses, infer_problem_type, training_loss
 from .prompts import Prompts
 from .rows import Rows
-from .strategies import Phase, TrainingProgress, branch, current_phase, whole_phase
+from .strategies import Phase, TrainingProgress, current_phase, whole_phase
 from .token_exits import TokenExits, check_reach, init_token_exits, resize
 from .validation import refuse
 from .walk import Walk
@@ -70,6 +71,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
     # The loss is a mean over this call's rows; with **kwargs or True, Trainer would not divide it by the accumulation.
     accepts_loss_kwargs = False
     training_progress: TrainingProgress | None = None  # for strategies that follow the steps; StrategyCallback sets it
+    execution = Execution()  # which short cuts the loop takes; answers are the same without them
 
     def __init__(self, config: PFBerxitConfig):
         super().__init__(config)
@@ -151,39 +153,12 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         token_layers = None if self.token_exits is None else self.token_exits(input_ids, attention_mask)
         rows = Rows.start(self.backbone.config, hidden_states, attention_mask, token_layers)
         walk = Walk([] if want_states else None, [] if want_attentions else None)
-        self._walk(rows, walk, policy, phase, problem_type)
+        Loop(self, walk, policy, phase, problem_type).run(rows)
         output = as_output(walk, token_layers)
         if labels is not None:
             output.loss = self._loss(walk, labels, phase, problem_type)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
-
-    def _walk(self, rows: Rows, walk: Walk, policy: ExitPolicy | None, phase: Phase | None, problem_type: str) -> None:
-        """Layer by layer: run, let the exit speak, let the criterion judge, send away the rows that are done."""
-        if policy is not None:
-            size, device, exits = rows.index.shape[0], rows.index.device, len(self.exit_depths)
-            rows.state = start(size, self.num_labels, policy, exits, problem_type, device)
-        pooler = pooler_dense(self.backbone) if reads_backbone_pooler(self.config) else None
-        layers = encoder_layers(self.backbone)
-        walk.see(rows)
-        for depth, (adapted, layer) in enumerate(zip(self.depths, layers, strict=True), start=1):
-            rows = self._enter(rows, depth)
-            hidden_states, weights = adapted(
-                rows.hidden_states, layer, rows.attention_mask, rows.padding_mask, rows.queries(depth)
-            )
-            rows.advance(hidden_states, depth)
-            walk.see(rows, weights)
-            if depth not in self.exit_depths:
-                continue
-            number = self.exit_depths.index(depth)
-            to_exit, rows.hidden_states = branch(rows.hidden_states, number, phase)
-            evidence = self.exits(number, to_exit, rows.mean_weights, rows.padding_mask, pooler)
-            staying = walk.judge(rows, evidence, policy, depth, last=depth == len(layers))
-            if staying is None:
-                continue
-            if staying.numel() == 0:
-                return
-            rows = rows.select(staying)
 
     def _check_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, want_attentions: bool) -> None:
         """Refuse what this model cannot read or cannot show."""
@@ -208,12 +183,6 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
                 "TrainingArguments, set config.label_smoothing instead, which smooths the loss of every exit."
             )
 
-    def _enter(self, rows: Rows, depth: int) -> Rows:
-        """Before a layer: prompts join the rows above the layer they belong to."""
-        if self.prompts is None or depth != self.config.prompt_layer + 1:
-            return rows
-        return rows.join(self.prompts(rows.tokens(), rows.padding_mask))
-
     def _phase(self) -> Phase:
         """What this training step teaches."""
         learned = None if self.exits.loss_weights is None else self.exits.loss_weights()
@@ -228,16 +197,16 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
     def _loss(self, walk: Walk, labels: Tensor, phase: Phase | None, problem_type: str) -> Tensor:
         """Of the exits that learn in this phase, or all of them; where rows left early, of their answers."""
         if not walk.evidence:
-            return exit_losses(walk.logits[:, None], labels, problem_type, self.config.label_smoothing)[0]
+            return exit_losses(walk.collect()[0][:, None], labels, problem_type, self.config.label_smoothing)[0]
         return training_loss(walk.evidence, labels, problem_type, self.config, phase or whole_phase(self.exit_depths))
 
 
 def as_output(walk: Walk, token_layers: Tensor | None) -> PFBerxitOutput:
     """What a finished walk has to tell, still without a loss."""
-    seen = walk.recorded
+    seen, (logits, exit_layer) = walk.recorded, walk.collect()
     return PFBerxitOutput(
-        logits=walk.logits,
-        exit_layer=walk.exit_layer,
+        logits=logits,
+        exit_layer=exit_layer,
         exit_logits=seen and seen.logits,
         exit_lte=seen and seen.lte,
         exit_distances=seen and seen.distances,

@@ -11,6 +11,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from .evidence import ExitState
 from .exits import mean_weights
+from .token_first import Begun
 from .validation import refuse
 
 
@@ -30,6 +31,9 @@ class Rows:
     token_depths: Tensor | None = None  # (B, n) the layer each position leaves after; None: they all stay
     order: Tensor | None = None  # (B, n) where the tokens stood before they were put in the order of leaving
     prompts: int = 0
+    groups: tuple[tuple[int, int], ...] = ()  # how many rows, the next ones, have passed how many layers
+    done: Tensor | None = None  # (B,) which have their answer and are computed on with the others; None: none of them
+    begun: Begun | None = None  # the layer they are in, where it has been run for their first positions only
     attention_mask: Tensor | None = field(
         init=False, default=None
     )  # the padding mask as the encoder's attention wants it
@@ -45,6 +49,7 @@ class Rows:
             mask = torch.ones_like(self.hidden_states[..., 0]) if mask is None else mask.clone()
             mask[:, 1 : 1 + self.prompts] = 0
         self.mean_weights = None if mask is None else mean_weights(mask, self.hidden_states.dtype)
+        self.groups = self.groups or ((0, self.hidden_states.shape[0]),)
 
     @classmethod
     def start(
@@ -82,6 +87,10 @@ class Rows:
         """How many positions, the first ones, a layer has to be run for; None: all."""
         return None if self.token_depths is None else int((self.token_depths >= depth).sum(1).max())
 
+    def descend(self) -> None:
+        """Into the next layer."""
+        self.groups = tuple((depth + 1, size) for depth, size in self.groups)
+
     def advance(self, hidden_states: Tensor, depth: int) -> None:
         """Take over a layer's output for the positions that queried, (B, q, d); the others keep what they had."""
         if self.token_depths is not None:
@@ -91,6 +100,13 @@ class Rows:
             hidden_states = torch.cat([hidden_states, before[:, queries:]], dim=1)
         self.hidden_states = hidden_states
 
+    def standing(self) -> Tensor:
+        """(B,) the layers every row has passed."""
+        if len(self.groups) == 1:
+            return torch.full_like(self.index, self.groups[0][0])
+        depths, sizes = zip(*self.groups)
+        return torch.tensor(depths).repeat_interleave(torch.tensor(sizes)).to(self.index.device)
+
     def tokens(self) -> Tensor:
         """The states of the tokens, without prompts and in the order they came in, (B, n, d)."""
         states = self.hidden_states
@@ -98,23 +114,39 @@ class Rows:
             states = torch.cat([states[:, :1], states[:, 1 + self.prompts :]], dim=1)
         return states if self.order is None else states.take_along_dim(self.order.argsort(1)[..., None], 1)
 
-    def select(self, keep: Tensor) -> Rows:
-        """The rows whose numbers are given, (B',), cut to the longest of them."""
+    def select(self, keep: Tensor, trim: bool = True) -> Rows:
+        """The rows whose numbers are given in increasing order, (B',), cut to the longest of them."""
         mask, longest = self.padding_mask, self.hidden_states.shape[1]
         if mask is not None:
             mask = mask.index_select(0, keep)
-            longest = int(mask.any(0).nonzero().max()) + 1
+            longest = int(mask.any(0).nonzero().max()) + 1 if trim else longest
             mask = None if bool((mask[:, :longest] != 0).all()) else mask[:, :longest]
-        depths = self.token_depths
+
+        def chosen(part: Tensor | None, length: int | None = None) -> Tensor | None:
+            part = None if part is None else part.index_select(0, keep)
+            return part if part is None or length is None else part[:, :length]
+
         return replace(
             self,
-            index=self.index.index_select(0, keep),
-            hidden_states=self.hidden_states.index_select(0, keep)[:, :longest],
+            index=chosen(self.index),
+            hidden_states=chosen(self.hidden_states, longest),
             padding_mask=mask,
             state=None if self.state is None else self.state.select(keep),
-            token_depths=None if depths is None else depths.index_select(0, keep)[:, :longest],
-            order=None if self.order is None else self.order.index_select(0, keep)[:, : longest - self.prompts],
+            token_depths=chosen(self.token_depths, longest),
+            order=chosen(self.order, longest - self.prompts),
+            groups=regroup(self.groups, keep),
+            done=chosen(self.done),
+            begun=None if self.begun is None else self.begun.select(keep, longest),
         )
+
+
+def regroup(groups: tuple[tuple[int, int], ...], keep: Tensor) -> tuple[tuple[int, int], ...]:
+    """How many of the rows that are kept stand at which depth."""
+    if len(groups) == 1:
+        return ((groups[0][0], len(keep)),)
+    ends = torch.tensor([size for _, size in groups]).cumsum(0)
+    sizes = torch.bucketize(keep.cpu(), ends, right=True).bincount(minlength=len(groups)).tolist()
+    return tuple((depth, size) for (depth, _), size in zip(groups, sizes, strict=True) if size)
 
 
 def insert(positions: Tensor, more: Tensor) -> Tensor:

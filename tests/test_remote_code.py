@@ -18,8 +18,9 @@ PACKAGE = Path(modeling_pfberxit.__file__).parent
 CODE = {
     "adapted_layer.py", "adapters.py", "backbones.py",
     "checkpoints.py", "configuration_pfberxit.py", "criteria.py", "divergences.py", "evidence.py",
-    "exit_policy.py", "exits.py", "losses.py", "modeling_pfberxit.py", "persistence.py", "prompts.py", "rows.py",
-    "scores.py", "strategies.py", "systems.py", "token_exits.py", "validation.py", "walk.py",
+    "execution.py", "exit_policy.py", "exits.py", "loop.py", "losses.py", "modeling_pfberxit.py", "persistence.py",
+    "prompts.py", "rows.py", "scores.py", "strategies.py", "sublayers.py", "systems.py", "token_exits.py",
+    "token_first.py", "validation.py", "walk.py",
 }  # fmt: skip
 MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
 VARIANTS = {

@@ -1,0 +1,54 @@
+"""How a model is run: which short cuts it takes, and when they pay. None of them changes an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .validation import flag, real
+
+# For fewer tokens than these, reading a layer's weights takes longer than using them: 20 to 30 as measured on one and
+# two CPU cores. Accelerators have to be fed a thousand.
+WEIGHTS_IN_TOKENS = {"cpu": 24}
+FED_IN_TOKENS = 1024
+DROP_SHARE = 0.02  # copying a row costs about one fiftieth of running a layer for it
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The short cuts of the loop; each may be switched off to see what it is worth.
+
+    Args:
+        token_first: exits that read one token have it run before the others, where a row may leave.
+        drop_rows: rows that have left are no longer computed.
+        trim: nor is padding beyond the longest row left.
+        weights_in_tokens: how many tokens' arithmetic takes as long as reading a layer's weights; None: by device.
+
+    Raises:
+        ValueError: a switch that is no bool, a number below 0.
+    """
+
+    token_first: bool = True
+    drop_rows: bool = True
+    trim: bool = True
+    weights_in_tokens: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("token_first", "drop_rows", "trim"):
+            flag(name, getattr(self, name))
+        if self.weights_in_tokens is not None:
+            real(0.0)("weights_in_tokens", self.weights_in_tokens)
+
+    def splits(self, leaving: float, rows: int, length: int, device: str) -> bool:
+        """Whether running one token first is expected to pay, when so many of the rows are expected to leave.
+
+        Each row that leaves saves its other positions. If any stays, the layer's weights are read a second time.
+        """
+        if not (self.token_first and self.drop_rows) or leaving <= 0:
+            return False
+        weights = self.weights_in_tokens
+        weights = WEIGHTS_IN_TOKENS.get(device, FED_IN_TOKENS) if weights is None else weights
+        return leaving * (length - 1) > weights * (1 - leaving / rows)
+
+    def drops(self, done: int, rows: int) -> bool:
+        """Whether it pays to take the rows that are done out of their batch."""
+        return self.drop_rows and done >= DROP_SHARE * rows
