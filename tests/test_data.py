@@ -101,6 +101,16 @@ def test_lists_of_ids_are_several_labels_and_floats_a_value(tmp_path):
     assert (task.problem_type, task.num_labels) == ("regression", 1)
 
 
+@pytest.mark.parametrize("column", ["label", "labels"])
+def test_several_labels_become_floats_whatever_their_column_is_called(tmp_path, column):
+    kind = Features({"text": Value("string"), column: Sequence(ClassLabel(names=["a", "b", "c"]))})
+    (tmp_path / "data").mkdir()
+    task, data = load_task(stored(tmp_path / "data", kind, {"text": ["x", "y"], column: [[0, 2], [1]]}))
+    rows = encode(task, data["train"], new_tokenizer(save_backbone(tmp_path / "encoder")))
+    assert rows["labels"][:] == [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    assert rows.features["labels"].feature.dtype.startswith("float")
+
+
 def test_a_data_set_without_labels_is_refused_by_its_columns(tmp_path):
     folder = stored(tmp_path, Features({"text": Value("string")}), {"text": ["a"]})
     with pytest.raises(ValueError, match=r"dataset=\['text'\].*`label` or `labels`"):

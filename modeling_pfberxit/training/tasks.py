@@ -10,6 +10,8 @@ from ..data import INTENTS, TOPICS, read_support_desk
 from ..evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..validation import refuse
 
+SOURCE = "source of labels"  # the label column while rows are encoded
+
 
 @dataclass(frozen=True)
 class Task:
@@ -128,9 +130,12 @@ def read_labels(task: Task, data: DatasetDict) -> Task:
 def encode(task: Task, data: Dataset, tokenizer, max_length: int = 128) -> Dataset:
     """Tokens and `labels`, ready for `Trainer`; texts are cut to `max_length` tokens."""
 
+    # Under a name of its own: a new column called as an old one would be given the old one's type.
+    data = data.rename_column(task.label, SOURCE)
+
     def encode_batch(batch: dict) -> dict:
         tokens = tokenizer(*(batch[name] for name in task.texts), truncation=True, max_length=max_length)
-        values = batch[task.label]
+        values = batch[SOURCE]
         if task.problem_type == MULTI_LABEL:
             values = [np.isin(np.arange(task.num_labels), ids).astype(np.float32).tolist() for ids in values]
         elif task.problem_type == REGRESSION:
