@@ -179,6 +179,11 @@ def mean_answer(now: Tensor, evidence: Evidence, state: ExitState, members: Tens
 # ---- registry -------------------------------------------------------------------------------------------------------
 
 
+def nothing(policy: ExitPolicy, exits: int) -> int:
+    """The rule looks at one exit alone."""
+    return 0
+
+
 def one_before(policy: ExitPolicy, exits: int) -> int:
     """The rule looks back on the exit before."""
     return 1
@@ -237,18 +242,21 @@ CRITERIA = {
         score_patience, decide_count, earliest=after_comparing, problem_types=EVERY_PROBLEM,
         needs_threshold=lambda problem_type: problem_type == REGRESSION,
     ),
-    "entropy": Criterion(score_entropy, decide_below, counts_exits=False),
+    "entropy": Criterion(score_entropy, decide_below, memory=nothing, counts_exits=False),
     "max_prob": Criterion(score_confidence, decide_above, surest_answer, all_before, counts_exits=False),
     "lte": Criterion(
-        score_lte, decide_below, problem_types=EVERY_PROBLEM, needs_evidence="use_lte", counts_exits=False
+        score_lte, decide_below, memory=nothing, problem_types=EVERY_PROBLEM, needs_evidence="use_lte",
+        counts_exits=False,
     ),
     "window": Criterion(score_window, decide_below, memory=by_window, counts_exits=False),
     "pcee": Criterion(score_entropy, decide_count, ensemble_answer, by_ensemble, after_patience),
     "dge": Criterion(score_dge, decide_count, memory=by_window, earliest=after_comparing),
-    "distance": Criterion(score_distance, decide_below, needs_evidence="use_prototypes", counts_exits=False),
+    "distance": Criterion(
+        score_distance, decide_below, memory=nothing, needs_evidence="use_prototypes", counts_exits=False
+    ),
     "voting": Criterion(score_votes, decide_votes, majority_answer, all_before, after_patience),
     "appointed": Criterion(
-        score_nothing, decide_appointed, problem_types=EVERY_PROBLEM,
+        score_nothing, decide_appointed, memory=nothing, problem_types=EVERY_PROBLEM,
         needs_threshold=lambda problem_type: False, counts_exits=False,
     ),
 }  # fmt: skip

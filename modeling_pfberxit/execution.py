@@ -10,6 +10,7 @@ from .validation import flag, real
 # two CPU cores. Accelerators have to be fed a thousand.
 WEIGHTS_IN_TOKENS = {"cpu": 24}
 FED_IN_TOKENS = 1024
+WELL_FED = 20  # times that many tokens: reading the weights is a twentieth of the work then
 DROP_SHARE = 0.02  # copying a row costs about one fiftieth of running a layer for it
 
 
@@ -45,9 +46,16 @@ class Execution:
         """
         if not (self.token_first and self.drop_rows) or leaving <= 0:
             return False
-        weights = self.weights_in_tokens
-        weights = WEIGHTS_IN_TOKENS.get(device, FED_IN_TOKENS) if weights is None else weights
-        return leaving * (length - 1) > weights * (1 - leaving / rows)
+        return leaving * (length - 1) > self.weights(device) * (1 - leaving / rows)
+
+    def feeds(self, tokens: int, device: str) -> bool:
+        """Whether so many tokens use a layer's weights about as well as any number would."""
+        return tokens >= WELL_FED * self.weights(device)
+
+    def weights(self, device: str) -> float:
+        """How many tokens' arithmetic takes as long as reading a layer's weights."""
+        known = self.weights_in_tokens
+        return WEIGHTS_IN_TOKENS.get(device, FED_IN_TOKENS) if known is None else known
 
     def drops(self, done: int, rows: int) -> bool:
         """Whether it pays to take the rows that are done out of their batch."""

@@ -77,6 +77,11 @@ class ExitPolicy:
             return False
         return self.threshold is not None or not CRITERIA[self.criterion].needs_threshold(problem_type)
 
+    @property
+    def floor(self) -> int:
+        """No row leaves before this layer."""
+        return self.appointed_layer if self.criterion == "appointed" else self.min_layer
+
 
 def configured_policy(config: Any) -> ExitPolicy:
     """The policy that a config's `exit_*` fields make."""

@@ -39,6 +39,7 @@ class Loop:
         self.pooler = pooler_dense(model.backbone) if reads_backbone_pooler(model.config) else None
         self.walk, self.policy, self.phase = walk, policy, phase
         self.num_labels, self.problem_type = model.num_labels, problem_type
+        self.forgetful = policy is not None and CRITERIA[policy.criterion].memory(policy, len(self.exit_depths)) == 0
         # How many positions, the first ones, exits read; None: all.
         self.wide = None if walk.watched or model.token_exits is not None else model.exits.positions
 
@@ -142,8 +143,12 @@ class Loop:
             if depth == last:
                 self.walk.answer(rows.index, evidence.logits, rows.standing())
             return None if depth == last else rows
+        stay = not any(self.may_leave(depth) for depth, _ in rows.groups)
+        if stay and self.forgetful and len(rows.groups) == 1:  # then nobody has to hear this exit
+            rows.state.seen = rows.state.seen + 1
+            return rows
         fire, answer = self.decide(rows, self.ask(rows, states))
-        if len(rows.groups) == 1 and not self.may_leave(depth):
+        if stay:
             return rows
         standing = rows.standing()
         stops = fire | (standing == last)
@@ -183,7 +188,7 @@ class Loop:
         """Whether any row could have its answer from this layer; known without looking at the rows."""
         if depth == len(self.depths):
             return True
-        if depth not in self.exit_depths or depth < self.policy.min_layer:
+        if depth not in self.exit_depths or depth < self.policy.floor:
             return False
         return self.exit_depths.index(depth) + 1 >= CRITERIA[self.policy.criterion].earliest(self.policy)
 

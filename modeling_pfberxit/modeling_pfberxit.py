@@ -1,6 +1,8 @@
 """PF-BERxiT: a frozen encoder with an adapter and an exit at every depth."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -21,6 +23,7 @@ from .losses import check_labels, check_objective, exit_losses, infer_problem_ty
 from .prompts import Prompts
 from .rows import Rows
 from .strategies import Phase, TrainingProgress, current_phase, whole_phase
+from .streams import predict
 from .token_exits import TokenExits, check_reach, init_token_exits, resize
 from .validation import refuse
 from .walk import Walk
@@ -159,6 +162,34 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
             output.loss = self._loss(walk, labels, phase, problem_type)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def predict(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        exit_policy: ExitPolicy | dict | str | None = None,
+        batch_size: int = 32,
+        progress: bool = True,
+    ) -> PFBerxitOutput:
+        """Classify any number of rows, in batches that stay full while rows leave; the same answers as `forward`.
+
+        Args:
+            rows: a data set or an iterator of tokenised rows (`input_ids`, `token_type_ids`), padded or not.
+            exit_policy: as for `forward`.
+            batch_size: rows that run through a layer together.
+            progress: show a bar.
+
+        Returns:
+            `logits` (N, C) and `exit_layer` (N,) in the order of the rows, on the CPU.
+
+        Raises:
+            ValueError: the model is in training mode, there is no row, or one is a batch; the policy does not fit.
+        """
+        problem_type = self._problem_type(None)
+        self.exits.check_prototypes(self.num_labels, problem_type)
+        policy = resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
+        policy = policy or ExitPolicy("appointed", appointed_layer=len(self.depths))
+        logits, layers = predict(self, rows, policy, problem_type, batch_size, progress)
+        return PFBerxitOutput(logits=logits, exit_layer=layers)
 
     def _check_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, want_attentions: bool) -> None:
         """Refuse what this model cannot read or cannot show."""

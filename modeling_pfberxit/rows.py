@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -34,22 +35,34 @@ class Rows:
     groups: tuple[tuple[int, int], ...] = ()  # how many rows, the next ones, have passed how many layers
     done: Tensor | None = None  # (B,) which have their answer and are computed on with the others; None: none of them
     begun: Begun | None = None  # the layer they are in, where it has been run for their first positions only
-    attention_mask: Tensor | None = field(
-        init=False, default=None
-    )  # the padding mask as the encoder's attention wants it
-    mean_weights: Tensor | None = field(init=False, default=None)  # (B, 1, n), for exits that read the mean
+    _attention_mask: Tensor | None = field(init=False, default=None, repr=False)  # made when asked for
+    _mean_weights: Tensor | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
-        mask = self.padding_mask
-        if mask is not None:
-            self.attention_mask = create_bidirectional_mask(
-                config=self.encoder, inputs_embeds=self.hidden_states, attention_mask=mask
+        self.groups = self.groups or ((0, len(self)),)
+
+    def __len__(self) -> int:
+        return self.hidden_states.shape[0]
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """The padding mask as the encoder's attention wants it."""
+        if self._attention_mask is None and self.padding_mask is not None:
+            self._attention_mask = create_bidirectional_mask(
+                config=self.encoder, inputs_embeds=self.hidden_states, attention_mask=self.padding_mask
             )
-        if self.prompts:
-            mask = torch.ones_like(self.hidden_states[..., 0]) if mask is None else mask.clone()
-            mask[:, 1 : 1 + self.prompts] = 0
-        self.mean_weights = None if mask is None else mean_weights(mask, self.hidden_states.dtype)
-        self.groups = self.groups or ((0, self.hidden_states.shape[0]),)
+        return self._attention_mask
+
+    @property
+    def mean_weights(self) -> Tensor | None:
+        """What each token weighs in the mean over its row, (B, 1, n), prompts nothing; None where all are tokens."""
+        mask = self.padding_mask
+        if self._mean_weights is None and (mask is not None or self.prompts):
+            if self.prompts:
+                mask = torch.ones_like(self.hidden_states[..., 0]) if mask is None else mask.clone()
+                mask[:, 1 : 1 + self.prompts] = 0
+            self._mean_weights = mean_weights(mask, self.hidden_states.dtype)
+        return self._mean_weights
 
     @classmethod
     def start(
@@ -58,13 +71,14 @@ class Rows:
         hidden_states: Tensor,
         attention_mask: Tensor | None,
         token_depths: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> Rows:
-        """All rows of a batch, before the first layer."""
-        index = torch.arange(hidden_states.shape[0], device=hidden_states.device)
+        """All rows of a batch, before the first layer; `index` numbers them, from 0 if it is not given."""
+        index = torch.arange(hidden_states.shape[0], device=hidden_states.device) if index is None else index
         # Looking at the mask's values would break a compiled graph in two.
         if attention_mask is not None and not torch.compiler.is_compiling():
             check_mask(attention_mask, hidden_states)
-            attention_mask = None if bool((attention_mask != 0).all()) else attention_mask
+            attention_mask = unless_full(attention_mask)
         if token_depths is None:
             return cls(encoder, index, hidden_states, attention_mask)
         token_depths, order = token_depths.sort(dim=1, descending=True, stable=True)
@@ -120,7 +134,7 @@ class Rows:
         if mask is not None:
             mask = mask.index_select(0, keep)
             longest = int(mask.any(0).nonzero().max()) + 1 if trim else longest
-            mask = None if bool((mask[:, :longest] != 0).all()) else mask[:, :longest]
+            mask = unless_full(mask[:, :longest])
 
         def chosen(part: Tensor | None, length: int | None = None) -> Tensor | None:
             part = None if part is None else part.index_select(0, keep)
@@ -139,6 +153,42 @@ class Rows:
             begun=None if self.begun is None else self.begun.select(keep, longest),
         )
 
+    def split(self, size: int) -> tuple[Rows, Rows]:
+        """The first rows, so many, and the others."""
+        numbers = torch.arange(len(self), device=self.index.device)
+        return self.select(numbers[:size]), self.select(numbers[size:])
+
+    @classmethod
+    def cat(cls, parts: list[Rows]) -> Rows:
+        """Rows that came in different batches as one, padded to the longest; those of one depth stand together."""
+        if len(parts) == 1:
+            return parts[0]
+        longest = max(part.hidden_states.shape[1] for part in parts)
+        order = torch.cat([part.standing() for part in parts]).argsort(descending=True, stable=True)
+        sizes: Counter[int] = Counter()
+        for part in parts:
+            sizes.update(dict(part.groups))
+        masks = [lengthen(part.mask(), longest) for part in parts]
+        return replace(
+            parts[0],
+            index=torch.cat([part.index for part in parts])[order],
+            hidden_states=torch.cat([lengthen(part.hidden_states, longest) for part in parts])[order],
+            padding_mask=unless_full(torch.cat(masks)[order]),
+            state=ExitState.cat([part.state for part in parts]).select(order),
+            groups=tuple(sorted(sizes.items(), reverse=True)),
+            done=None
+            if all(part.done is None for part in parts)
+            else torch.cat([part.left() for part in parts])[order],
+        )
+
+    def left(self) -> Tensor:
+        """(B,) which rows have their answer."""
+        return torch.zeros_like(self.index, dtype=torch.bool) if self.done is None else self.done
+
+    def mask(self) -> Tensor:
+        """(B, n) 1 for tokens and prompts, 0 for padding."""
+        return torch.ones_like(self.hidden_states[..., 0]) if self.padding_mask is None else self.padding_mask
+
 
 def regroup(groups: tuple[tuple[int, int], ...], keep: Tensor) -> tuple[tuple[int, int], ...]:
     """How many of the rows that are kept stand at which depth."""
@@ -147,6 +197,17 @@ def regroup(groups: tuple[tuple[int, int], ...], keep: Tensor) -> tuple[tuple[in
     ends = torch.tensor([size for _, size in groups]).cumsum(0)
     sizes = torch.bucketize(keep.cpu(), ends, right=True).bincount(minlength=len(groups)).tolist()
     return tuple((depth, size) for (depth, _), size in zip(groups, sizes, strict=True) if size)
+
+
+def unless_full(mask: Tensor) -> Tensor | None:
+    """The mask (B, n), or None where nothing is padding."""
+    return None if bool((mask != 0).all()) else mask
+
+
+def lengthen(positions: Tensor, length: int) -> Tensor:
+    """(B, n, ...) -> (B, length, ...), filled up with zeros."""
+    missing = positions.new_zeros(len(positions), length - positions.shape[1], *positions.shape[2:])
+    return torch.cat([positions, missing], dim=1) if missing.numel() else positions
 
 
 def insert(positions: Tensor, more: Tensor) -> Tensor:

@@ -1,0 +1,144 @@
+"""Streams: more rows than fit a batch, each through as many layers as it needs, in batches that stay full.
+
+Rows are read window by window and sorted by length. After every layer those that have their answer leave; the others
+wait where their next layer is, and rows of different batches go on together as soon as they fill one. Where depths share
+a layer (ALBERT) rows of different depths do so as well, and new rows take the places of those that left.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers.utils import logging
+
+from .backbones import embed
+from .exit_policy import ExitPolicy
+from .loop import Loop
+from .rows import Rows
+from .validation import refuse, whole
+from .walk import Walk
+
+if TYPE_CHECKING:
+    from .modeling_pfberxit import PFBerxitForSequenceClassification
+
+WINDOW = 64  # batches that are sorted by length together
+
+
+class Stream:
+    """The rows on their way, each waiting where its next layer is."""
+
+    def __init__(self, model: PFBerxitForSequenceClassification, policy: ExitPolicy, problem_type: str, size: int):
+        self.model, self.size, self.walk = model, size, Walk()
+        self.loop = Loop(model, self.walk, policy, None, problem_type)
+        self.pools: dict[Any, list[Rows]] = defaultdict(list)
+        self.numbers = count()  # of batches that must stay among themselves
+
+    def admit(self, rows: list[dict[str, Tensor]], index: Tensor) -> None:
+        """New rows, in front of the first layer."""
+        device, pad = self.model.device, self.model.config.pad_token_id or 0
+        ids = pad_sequence([row["input_ids"] for row in rows], batch_first=True, padding_value=pad).to(device)
+        mask = pad_sequence([torch.ones_like(row["input_ids"]) for row in rows], batch_first=True).to(device)
+        types = None
+        if "token_type_ids" in rows[0]:
+            types = pad_sequence([row["token_type_ids"] for row in rows], batch_first=True).to(device)
+        table, config = self.model.token_exits, self.model.backbone.config
+        leave = None if table is None else table(ids, mask)
+        batch = Rows.start(config, embed(self.model.backbone, ids, types), mask, leave, index.to(device))
+        batch.state = self.loop.new_state(batch)
+        self.wait(batch)
+
+    def wait(self, rows: Rows) -> None:
+        """Rows line up for their next layer, with those they can share it with."""
+        passed = rows.groups[0][0]
+        layer, side = id(self.loop.layers[passed]), 0
+        if self.model.prompts is not None:  # before prompts join, about to, or after
+            joins = self.model.config.prompt_layer
+            side = (passed > joins) - (passed < joins)
+        alone = next(self.numbers) if rows.token_depths is not None else None
+        self.pools[layer, side, alone].append(rows)
+
+    def drain(self, last: bool = False) -> None:
+        """Run layers as long as somewhere enough rows wait, or any at all: the deepest ones, or else the shallowest."""
+        while ready := [key for key, waiting in self.pools.items() if waiting and (last or self.fills(waiting))]:
+            deepest = {key: max(rows.groups[0][0] for rows in self.pools[key]) for key in ready}
+            key = min(ready, key=deepest.get) if last else max(ready, key=deepest.get)
+            if (rows := self.loop.step(Rows.cat(self.take(key)))) is not None:
+                self.wait(rows)
+
+    def fills(self, waiting: list[Rows]) -> bool:
+        """Whether those who wait are worth running a layer for."""
+        rows, longest = sum(map(len, waiting)), max(each.hidden_states.shape[1] for each in waiting)
+        return rows >= self.size or self.loop.execution.feeds(rows * longest, self.model.device.type)
+
+    def take(self, key: Any) -> list[Rows]:
+        """About a batch of those who wait, the deepest first."""
+        waiting = sorted(self.pools.pop(key), key=lambda rows: -rows.groups[0][0])
+        taken = [waiting.pop(0)]
+        while waiting and sum(map(len, taken)) + len(waiting[0]) <= self.size * 3 // 2:
+            taken.append(waiting.pop(0))
+        if waiting and not self.fills(taken):
+            room = self.size - sum(map(len, taken))
+            first, rest = waiting[0].split(room)
+            taken, waiting[0] = [*taken, first], rest
+        if waiting:
+            self.pools[key] = waiting
+        return taken
+
+
+@torch.inference_mode()
+def predict(
+    model: PFBerxitForSequenceClassification, rows: Iterable[Mapping[str, Any]], policy: ExitPolicy, problem_type: str,
+    batch_size: int = 32, progress: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The answers (N, C) and executed layers (N,) of encoded rows, in their order, on the CPU.
+
+    Args:
+        rows: a data set, or anything that yields rows with `input_ids`, and `token_type_ids` where the model reads them.
+        batch_size: rows that run through a layer together; at most this many wait at each layer.
+
+    Raises:
+        ValueError: the model is in training mode, a row is no row, there is none.
+    """
+    size = whole(1)("batch_size", batch_size)
+    if model.training:
+        refuse("model.training", True, "False: call model.eval() before predict")
+    stream, total = Stream(model, policy, problem_type, size), len(rows) if hasattr(rows, "__len__") else None
+    with logging.tqdm(total=total, desc="Predicting", unit="rows", disable=not progress, leave=False) as bar:
+        for batch, index in sorted_batches(rows, size):
+            stream.admit(batch, index)
+            stream.drain()
+            bar.update(len(batch))
+        stream.drain(last=True)
+    if not stream.walk.answers:
+        refuse("rows", "[]", "at least one row")
+    logits, layers = stream.walk.collect()
+    return logits.cpu(), layers.cpu()
+
+
+def sorted_batches(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[tuple[list[dict[str, Tensor]], Tensor]]:
+    """Rows and their numbers, window by window from long to short and, since neighbours share batches, back again."""
+    rows, start, downwards = iter(rows), 0, True
+    while window := [as_row(row) for row in islice(rows, size * WINDOW)]:
+        lengths = torch.tensor([len(row["input_ids"]) for row in window])
+        for numbers in lengths.argsort(descending=downwards, stable=True).split(size):
+            yield [window[i] for i in numbers.tolist()], numbers + start
+        start, downwards = start + len(window), not downwards
+
+
+def as_row(row: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A row's tokens, without the padding that it may have come with."""
+    if not isinstance(row, Mapping) or "input_ids" not in row:
+        refuse("rows", row, "rows with input_ids")
+    tokens = {name: torch.as_tensor(row[name]) for name in ("input_ids", "token_type_ids") if name in row}
+    if tokens["input_ids"].dim() != 1 or not len(tokens["input_ids"]):
+        refuse("rows", f"input_ids of shape {tuple(tokens['input_ids'].shape)}", "rows, not batches, and none empty")
+    if "attention_mask" in row:
+        kept = torch.as_tensor(row["attention_mask"]).bool()
+        tokens = {name: values[kept] for name, values in tokens.items()}
+    return tokens
