@@ -1,8 +1,8 @@
 """Streams: more rows than fit a batch, each through as many layers as it needs, in batches that stay full.
 
 Rows are read window by window and sorted by length. After every layer those that have their answer leave; the others
-wait where their next layer is, and rows of different batches go on together as soon as they fill one. Where depths share
-a layer (ALBERT) rows of different depths do so as well, and new rows take the places of those that left.
+wait where their next layer is, and rows of different batches go on together as soon as they fill one. Where depths
+share a layer (ALBERT) rows of different depths do so as well, and new rows take the places of those that left.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def predict(
     """The answers (N, C) and executed layers (N,) of encoded rows, in their order, on the CPU.
 
     Args:
-        rows: a data set, or anything that yields rows with `input_ids`, and `token_type_ids` where the model reads them.
+        rows: a data set, or anything that yields rows with `input_ids` and, where the model reads them,
+            `token_type_ids`.
         batch_size: rows that run through a layer together; at most this many wait at each layer.
 
     Raises:
