@@ -169,7 +169,7 @@ def run_frontier(**options) -> None:
 def add_reproduce(commands: argparse._SubParsersAction) -> None:
     """The paper's tables and figures."""
     parser = commands.add_parser("reproduce", help="the paper's tables and figures, printed values beside ours")
-    parser.add_argument("items", nargs="+", help="table1 to table5, figure2 to figure5")
+    parser.add_argument("items", nargs="+", help="table1 to table6, figure2 to figure5, frontiers, points")
     parser.add_argument("--dataset", default="nyu-mll/glue", help="Hub id or folder")
     parser.add_argument("--tasks", nargs="+", default=["cola", "rte", "mrpc", "sst2", "qnli", "mnli", "qqp"])
     parser.add_argument("--backbone", default="albert/albert-base-v2", help="Hub id or folder of an encoder, or minilm")
