@@ -14,7 +14,7 @@ from modeling_pfberxit.evidence import SINGLE_LABEL, Evidence
 def recording(rows: int = 200, exits: int = 6, seed: int = 0) -> Recording:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 3, (rows,), generator=generator)
-    logits = torch.randn(rows, exits, 3, generator=generator) + 3 * torch.nn.functional.one_hot(labels, 3)[:, None]
+    logits = torch.randn(rows, exits, 3, generator=generator) + 4 * torch.nn.functional.one_hot(labels, 3)[:, None]
     return Recording(Evidence(logits), torch.full((rows,), 9), labels, list(range(1, exits + 1)), SINGLE_LABEL)
 
 
