@@ -26,20 +26,22 @@ SHARES = np.arange(0.0, 0.85, 0.05)
 
 @dataclass(frozen=True)
 class Reached:
-    """What a rule reaches at a share of layers saved, mean over seeds.
+    """What a rule does where it has to save a share of layers at least, mean over seeds.
 
     Args:
+        layers, saved: executed, and the share that was not.
+        macs: multiply-adds relative to full depth.
         sd: of the score over seeds; 0 for a single one.
         low, high: the 95 % interval of the mean score when seeds and rows are drawn anew together.
-        macs: multiply-adds relative to full depth.
     """
 
+    layers: float
     saved: float
+    macs: float
     score: float
     sd: float
     low: float
     high: float
-    macs: float
 
     @property
     def speed_up(self) -> float:
@@ -60,9 +62,9 @@ def thinned(points: Sequence[Point], width: float = 0.05) -> list[Point]:
 
 
 def at_shares(saved: Sequence[float], values: Sequence[float], shares: np.ndarray) -> np.ndarray:
-    """Values on the lines between settings, below the smallest share saved that of the slowest; NaN beyond reach.
+    """Values where at least such shares are saved, on the lines between settings; NaN beyond reach.
 
-    Example: saved 0.2 and 0.4 with values 0.9 and 0.8 give 0.9 at 0.1, 0.85 at 0.3 and NaN at 0.5.
+    Example: settings that save 0.2 and 0.4 with values 0.9 and 0.8 give 0.9 at 0.1, 0.85 at 0.3 and NaN at 0.5.
     """
     places, numbers = np.unique(saved, return_index=True)
     values = np.asarray(values)[numbers]
@@ -77,18 +79,18 @@ def along(config: PFBerxitConfig, kept: Trained, shares: np.ndarray) -> np.ndarr
 
 def band(models: Sequence[tuple[PFBerxitConfig, Trained]], criterion: str, resamples: int) -> list[Reached]:
     """One rule over several seeds, at those of `SHARES` that all of them reach."""
-    scores, costs, redrawn = [], [], []
+    curves, redrawn = [], []
     for config, kept in models:
         points = thinned(settings(config, kept, criterion))
         saved = [point.saved for point in points]
-        scores.append(at_shares(saved, [point.score for point in points], SHARES))
-        costs.append(at_shares(saved, [point.macs for point in points], SHARES))
+        values = ([getattr(point, name) for point in points] for name in ("layers", "saved", "macs", "score"))
+        curves.append([at_shares(saved, each, SHARES) for each in values])
         drawn = resampled_scores(points, kept.reported_on, kept.facts["metric"], resamples)
         redrawn.append([at_shares(saved, row, SHARES) for row in drawn])
-    mean, sd = np.mean(scores, 0), np.std(scores, 0, ddof=1) if len(scores) > 1 else np.zeros(len(SHARES))
-    low, high = interval(np.array(redrawn))
-    found = np.stack([SHARES, mean, sd, low, high, np.mean(costs, 0)], axis=1)
-    return [Reached(*map(float, row)) for row in found if not np.isnan(row).any()]
+    scores = np.array(curves)[:, -1]
+    sd = scores.std(0, ddof=1) if len(models) > 1 else np.zeros(len(SHARES))
+    found = np.vstack([np.mean(curves, 0), sd, interval(np.array(redrawn))])
+    return list(dict.fromkeys(Reached(*column) for column in found.T.tolist() if not np.isnan(column).any()))
 
 
 def interval(redrawn: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -100,7 +102,7 @@ def interval(redrawn: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def write_csv(found: dict[str, list[Reached]], seeds: int, path: str | Path) -> None:
-    """One line per rule and share of layers saved."""
+    """One line per rule and point, most layers first."""
     names = [*Reached.__dataclass_fields__]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

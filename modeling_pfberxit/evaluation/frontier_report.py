@@ -36,14 +36,14 @@ def write_csv(found: dict[str, list[Point]], path: str | Path) -> None:
 
 
 def as_markdown(found: dict[str, list[Point]], metric: str, speed_ups: tuple[float, ...] = (1.25, 1.5, 2.0)) -> str:
-    """For every criterion the best score at the speed-ups asked for, by layers; a dash where it is not that fast."""
+    """For every criterion the score at the speed-ups asked for, by layers, or just beyond; a dash where none is."""
     titles = ["criterion", *(f"{metric} at {speed_up:g}×" for speed_up in speed_ups)]
     lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * len(speed_ups)]
     for name, points in found.items():
         cells = []
         for speed_up in speed_ups:
             fast = [point for point in points if point.speed_up >= speed_up]
-            best = max(fast, key=lambda point: point.score, default=None)
-            cells.append("–" if best is None else f"{best.score:.3f} ({best.low:.3f} to {best.high:.3f})")
+            nearest = min(fast, key=lambda point: point.speed_up, default=None)
+            cells.append("–" if nearest is None else f"{nearest.score:.3f} ({nearest.low:.3f} to {nearest.high:.3f})")
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
