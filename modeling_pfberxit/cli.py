@@ -176,7 +176,7 @@ def add_elue(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("points", help="a CSV of `frontier` or `reproduce frontiers`, or a recording (.safetensors)")
     against = parser.add_mutually_exclusive_group()
     against.add_argument("--reference", metavar="FILE", help="whose points, all of them, are the reference")
-    against.add_argument("--static", metavar="FILE", help="whose exits are the reference (default: those among the points)")
+    against.add_argument("--static", metavar="FILE", help="whose exits are the reference (default: those in points)")
     parser.add_argument("--cost", default="layers", help="a column of the CSV: layers, macs, milliseconds")
     parser.add_argument("--metric", help="of a recording that names none")
     parser.add_argument("--dynamic-flops", metavar="FILE", help="write lengths and layers of a recording's rows to it")
