@@ -25,7 +25,7 @@ FRONTIER = {
         Point(POLICY, score=0.8, layers=6.0, saved=0.0, macs=1.0, low=0.72, high=0.85),
     ]
 }
-CARD = Path(__file__).with_name("expected_card.md").read_text(encoding="utf-8")
+CARD = Path(__file__).with_name("expected_card.txt").read_text(encoding="utf-8")
 FOLDER_NOTE = """
 The encoder is named by a folder of the machine this was made on. Elsewhere, say where it is:
 `from_pretrained(repo, trust_remote_code=True, base_model_name_or_path=...)`; its weights are checked by their hash.
