@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from tiny import tiny_config
 
-from modeling_pfberxit import ExitPolicy
+from modeling_pfberxit import ExitPolicy, PFBerxitConfig
 from modeling_pfberxit.evaluation import batch_sizes, printed
-from modeling_pfberxit.evaluation.batch_sizes import beside, sweep_whole, together, whole_batches
+from modeling_pfberxit.evaluation.batch_sizes import at_batch_sizes, beside, sweep_whole, together, whole_batches
+from modeling_pfberxit.evaluation.comparison import Trained
+from modeling_pfberxit.evaluation.comparison_table import points
 from modeling_pfberxit.evaluation.frontier import grid, sweep
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evidence import SINGLE_LABEL, Evidence
+from modeling_pfberxit.evidence import REGRESSION, SINGLE_LABEL, Evidence
 
 
 def recording(rows: int = 200, exits: int = 6, seed: int = 0) -> Recording:
@@ -83,3 +86,10 @@ def test_what_table_6_prints_is_complete():
     for tasks in printed.BY_BATCH.values():
         assert set(tasks) == set(printed.TASKS) - {"cola"}
         assert all(len(values) == len(batch_sizes.GOALS) for values in tasks.values())
+
+
+def test_a_rule_that_cannot_judge_values_is_near_no_share():
+    values = Recording(Evidence(torch.randn(20, 6, 1)), torch.full((20,), 9), torch.randn(20), [1, 2, 3, 4, 5, 6],
+                       REGRESSION, {"metric": "correlation", "token_layers": None})  # fmt: skip
+    config, kept = PFBerxitConfig.from_backbone(tiny_config()), Trained(values, values)
+    assert at_batch_sizes(config, kept, [1, 2])["whole", 2] == points(config, kept, [0.5, 0.25, 0.1]) == [None] * 3
