@@ -5,10 +5,11 @@
 
     python examples/01_finetune.py --dataset nyu-mll/glue --config mrpc --num_train_epochs 5 --output_dir runs/mrpc
     python examples/01_finetune.py --dataset support_desk --config topics --output_dir runs/topics
+    python examples/01_finetune.py --recipe sst2 --output_dir runs/sst2
 
 Any data set with one or two text columns and a `label` will do. `--dataset` also takes a folder, `--backbone` any Hub
 id or folder of an ALBERT, BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA or DistilBERT. All of `TrainingArguments` may
-be given; their defaults here suit adapters (learning rate 1e-3).
+be given; their defaults here suit adapters (learning rate 1e-3). A recipe stands for arguments; those beside it win.
 """
 
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
+from modeling_pfberxit.recipes import load_recipe
 from modeling_pfberxit.training.finetuning import new_model, new_tokenizer, new_trainer, training_defaults
 from modeling_pfberxit.training.tasks import encode, load_task
 
@@ -25,9 +27,11 @@ from modeling_pfberxit.training.tasks import encode, load_task
 class Arguments:
     """What to fine-tune, on what."""
 
+    recipe: str | None = field(default=None, metadata={"help": "a file of configuration/recipes/, without .json"})
     backbone: str = field(
         default="albert/albert-base-v2", metadata={"help": "Hub id or folder of a pretrained encoder"}
     )
+    revision: str | None = field(default=None, metadata={"help": "the encoder's commit on the Hub (default: newest)"})
     dataset: str = field(default="support_desk", metadata={"help": "Hub id, folder, or the one in the package"})
     config: str | None = field(default=None, metadata={"help": "the data set's configuration, e.g. a GLUE task"})
     max_length: int = field(default=128, metadata={"help": "texts are cut to this many tokens"})
@@ -41,10 +45,12 @@ def main() -> None:
     """Train, print the score of every exit, save."""
     parser = HfArgumentParser((Arguments, TrainingArguments))
     parser.set_defaults(**training_defaults(), output_dir="runs/finetuned")
+    if recipe := parser.parse_known_args()[0].recipe:
+        parser.set_defaults(**load_recipe(recipe))
     options, arguments = parser.parse_args_into_dataclasses()
 
     task, data = load_task(options.dataset, options.config)
-    tokenizer = new_tokenizer(options.backbone)
+    tokenizer = new_tokenizer(options.backbone, options.revision)
     train = data["train"].shuffle(seed=arguments.seed)
     train = train.select(range(min(options.rows, len(train)) or len(train)))
     train = encode(task, train, tokenizer, options.max_length)
@@ -54,6 +60,7 @@ def main() -> None:
     model = new_model(
         options.backbone,
         task,
+        revision=options.revision,
         adapter_sublearner=options.adapter_sublearner,
         adapter_dim=options.adapter_dim,
         train_backbone=options.train_backbone,

@@ -46,6 +46,7 @@ def calibrate(
     time_of: Callable[[float], float] | None = None,
     criteria: Sequence[str] | None = None,
     config: PFBerxitConfig | None = None,
+    tried: Sequence[Point] | None = None,
 ) -> Calibrated:
     """The best policy for one target; exactly one of the three is given.
 
@@ -55,6 +56,7 @@ def calibrate(
         max_drop: of the score, at most, from full depth's; the fewest layers among those that keep to it.
         milliseconds: a request may take, by `time_of`, which maps mean layers to milliseconds.
         criteria: to choose among; default: all that can judge what was recorded.
+        tried: `all_points` of `chosen_on`, where several targets share them; `criteria` is not looked at then.
 
     Raises:
         ValueError: no target or several, or one that no policy reaches; nothing is chosen then.
@@ -63,7 +65,7 @@ def calibrate(
     given = {name: value for name, value in targets.items() if value is not None}
     if len(given) != 1:
         refuse("target", given, f"exactly one of {', '.join(targets)}")
-    (name, value), points = *given.items(), all_points(chosen_on, metric, criteria)
+    (name, value), points = *given.items(), tried or all_points(chosen_on, metric, criteria)
     if name == "max_drop":
         floor = sweep(chosen_on, [never(chosen_on)], metric)[0].score - value
         kept = [point for point in points if point.score >= floor]
@@ -80,7 +82,7 @@ def calibrate(
     return Calibrated(chosen, reported)
 
 
-def all_points(recording: Recording, metric: str, criteria: Sequence[str] | None) -> list[Point]:
+def all_points(recording: Recording, metric: str, criteria: Sequence[str] | None = None) -> list[Point]:
     """Every setting of the criteria, also with rows kept from leaving before the second or third exit."""
     able = judging(recording)
     if unable := [name for name in criteria or () if name not in able]:

@@ -1,4 +1,4 @@
-"""The command line: `pfberxit quickstart`, `table`, `compare`, `frontier`, `calibrate`, `benchmark`."""
+"""The command line: `pfberxit` with quickstart, table, compare, frontier, elue, calibrate, reproduce, benchmark."""
 
 import argparse
 
@@ -9,7 +9,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse and run; bad values end in one line, not in a traceback."""
     parser = argparse.ArgumentParser(prog="pfberxit", description="Early-exiting text classifiers with adapters.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_quickstart, add_table, add_compare, add_frontier, add_calibrate, add_reproduce, add_benchmark):
+    for add in (
+        add_quickstart, add_table, add_compare, add_frontier, add_elue, add_calibrate, add_reproduce, add_benchmark,
+    ):  # fmt: skip
         add(commands)
     options = vars(parser.parse_args(arguments))
     run = options.pop("run")
@@ -156,6 +158,8 @@ def add_frontier(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("frontier", help="score against layers saved, for every exit criterion")
     add_model_and_data(parser)
     parser.add_argument("--output", default="runs/frontier", help="a folder for recording, CSV and picture")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[], help="to time: milliseconds a row in the CSV")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128], help="in tokens, for each batch size")
     parser.set_defaults(run=run_frontier)
 
 
@@ -166,10 +170,31 @@ def run_frontier(**options) -> None:
     run(**options)
 
 
+def add_elue(commands: argparse._SubParsersAction) -> None:
+    """How far points lie above a reference."""
+    parser = commands.add_parser("elue", help="the ELUE score of points against static truncations, or other points")
+    parser.add_argument("points", help="a CSV of `frontier` or `reproduce frontiers`, or a recording (.safetensors)")
+    against = parser.add_mutually_exclusive_group()
+    against.add_argument("--reference", metavar="FILE", help="whose points, all of them, are the reference")
+    against.add_argument("--static", metavar="FILE", help="whose exits are the reference (default: those in points)")
+    parser.add_argument("--cost", default="layers", help="a column of the CSV: layers, macs, milliseconds")
+    parser.add_argument("--metric", help="of a recording that names none")
+    parser.add_argument("--dynamic-flops", metavar="FILE", help="write lengths and layers of a recording's rows to it")
+    parser.add_argument("--policy", metavar="JSON", help='for that: {"criterion": "entropy", "threshold": 0.3}')
+    parser.set_defaults(run=run_elue)
+
+
+def run_elue(**options) -> None:
+    """Import late."""
+    from .evaluation.elue_report import run_elue as run
+
+    run(**options)
+
+
 def add_reproduce(commands: argparse._SubParsersAction) -> None:
     """The paper's tables and figures."""
     parser = commands.add_parser("reproduce", help="the paper's tables and figures, printed values beside ours")
-    parser.add_argument("items", nargs="+", help="table1 to table5, figure2 to figure5")
+    parser.add_argument("items", nargs="+", help="table1 to table6, figure2 to figure5, frontiers, points")
     parser.add_argument("--dataset", default="nyu-mll/glue", help="Hub id or folder")
     parser.add_argument("--tasks", nargs="+", default=["cola", "rte", "mrpc", "sst2", "qnli", "mnli", "qqp"])
     parser.add_argument("--backbone", default="albert/albert-base-v2", help="Hub id or folder of an encoder, or minilm")

@@ -1,10 +1,11 @@
 """The files of `configuration/`: ready-made configs, written by `python -m modeling_pfberxit.presets`.
 
 * `<encoder>-<sub-learner>.json`: PF-BERxiT as the paper lays it out, one for each sub-learning module;
-* `systems/<system>.json`: every published system on ALBERT-base (ElasticBERT on its own encoder).
+* `systems/<system>.json`: every published system on ALBERT-base (ElasticBERT on its own encoder);
+* `recipes/<name>.json`: a task, an encoder and a training, which `examples/01_finetune.py` takes.
 
-`PFBerxitConfig.from_pretrained(path)` reads them, `PFBerxitForSequenceClassification.from_backbone(config)` fetches the
-encoder. Its commit is left open and pinned when it is fetched.
+`PFBerxitConfig.from_pretrained(path)` reads the first two, `PFBerxitForSequenceClassification.from_backbone(config)`
+fetches the encoder. Its commit is left open and pinned when it is fetched.
 """
 
 import json
@@ -13,6 +14,8 @@ from pathlib import Path
 from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 
 from .configuration_pfberxit import CHECKS, PFBerxitConfig
+from .recipes import RECIPES
+from .recipes import as_json as recipe_json
 from .systems import SYSTEMS, TRAINED
 
 FOLDER = Path(__file__).parent.parent / "configuration"
@@ -36,6 +39,8 @@ sub-learning module. `systems/` has the published systems, here for ALBERT-base;
 `PFBerxitConfig.for_system(name, backbone)` makes them. Where all weights are trained there are no adapters, and linear
 exits read the encoder's own pooler on the first token, unless the table says otherwise. Numbers that depend on the
 encoder's depth are given for twelve layers.
+
+`recipes/` has arguments for fine-tuning on a task: `python examples/01_finetune.py --recipe mrpc`.
 """
 # As the paper counts it: exits on the encoder's own pooler, one learning-to-exit head per layer.
 PAPER = {"exit_pooling": "cls", "exit_pooler": "backbone", "use_lte": True, "lte_shared": False}
@@ -88,6 +93,7 @@ def files() -> dict[Path, str]:
     return {
         Path("README.md"): readme(),
         **{Path(f"{name}.json"): as_json(config) for name, config in presets().items()},
+        **{Path(f"recipes/{name}.json"): recipe_json(recipe) for name, recipe in RECIPES.items()},
     }
 
 

@@ -10,7 +10,9 @@ from transformers import AutoTokenizer
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.cli import main
+from modeling_pfberxit.evaluation import calibrate
 from modeling_pfberxit.evaluation.calibrate import store
+from modeling_pfberxit.evaluation.clock import Clock, measure_clock
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.training.finetuning import new_model
 from modeling_pfberxit.training.tasks import encode, load_task
@@ -86,9 +88,30 @@ def test_a_target_out_of_reach_ends_in_one_line_and_changes_nothing(saved, point
 def test_the_frontier_is_written_as_recording_csv_and_picture(saved, tmp_path, capsys):
     main(["frontier", saved, "--config", "intent", "--rows", "60", "--output", str(tmp_path)])
     kept = Recording.load(tmp_path / "recording.safetensors")
-    assert len(kept) == 60 and kept.source["split"] == "test"
+    assert len(kept) == 60 and (kept.source["split"], kept.source["metric"]) == ("test", "accuracy")
     lines = list(csv.DictReader(open(tmp_path / "frontier.csv")))
     assert {"divergence_v1", "entropy", "max_prob", "voting", "appointed"} <= {line["criterion"] for line in lines}
     assert all(0 < float(line["macs"]) <= 1 and float(line["low"]) <= float(line["high"]) for line in lines)
+    assert not [name for name in lines[0] if name.startswith("ms_")]
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
     assert "| entropy |" in capsys.readouterr().out
+
+
+def test_milliseconds_stand_in_the_frontier_where_they_are_asked_for(saved, tmp_path, monkeypatch):
+    clock = Clock({(1, 8): (2.0, 0.5), (4, 16): (1.0, 0.25)})
+    monkeypatch.setattr(calibrate, "measure_clock", lambda model, sizes, lengths: clock)
+    asked = ["--batch-sizes", "1", "4", "--lengths", "8", "16"]
+    main(["frontier", saved, "--config", "intent", "--rows", "40", "--output", str(tmp_path), *asked])
+    lines = list(csv.DictReader(open(tmp_path / "frontier.csv")))
+    for line in lines:
+        layers = float(line["layers"])
+        assert float(line["ms_batch1_length8"]) == pytest.approx(2 + 0.5 * layers, rel=1e-3)
+        assert float(line["ms_batch4_length16"]) == pytest.approx(1 + 0.25 * layers, rel=1e-3)
+
+
+def test_a_length_the_encoder_has_no_places_for_is_refused(saved):
+    model = PFBerxitForSequenceClassification.from_pretrained(saved)
+    with pytest.raises(ValueError, match=r"lengths\[1\]=81: must be a whole number between 1 and 80"):
+        measure_clock(model, (1,), (8, 81))
+    clock = measure_clock(model, (1, 2), (8,), repeats=1)
+    assert set(clock.lines) == {(1, 8), (2, 8)}

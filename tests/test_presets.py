@@ -1,12 +1,18 @@
 """The files of `configuration/` are what the code makes of its systems and encoders."""
 
 import json
+import runpy
+from dataclasses import fields
 
 import pytest
+from transformers import TrainingArguments
 
 from modeling_pfberxit import PFBerxitConfig
+from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from modeling_pfberxit.presets import ENCODERS, FOLDER, as_json, files, presets
+from modeling_pfberxit.recipes import RECIPES, load_recipe
 from modeling_pfberxit.systems import SYSTEMS
+from modeling_pfberxit.training.tasks import GLUE_TASKS, SUPPORT_DESK_TASKS
 
 PRESETS = presets()
 
@@ -18,7 +24,7 @@ def test_every_file_is_what_the_code_writes():
 
 def test_every_preset_is_on_disk_and_nothing_else():
     found = {str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.json")}
-    assert found == set(PRESETS)
+    assert found == set(PRESETS) | {f"recipes/{name}" for name in RECIPES}
     assert {f"systems/{name}" for name in SYSTEMS} <= found
 
 
@@ -37,3 +43,27 @@ def test_a_systems_file_is_the_system_by_name(system):
     assert loaded.system == system
     assert {name: getattr(loaded, name) for name in knobs} == knobs
     assert {name: getattr(named, name) for name in knobs} == knobs
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_arguments_of_the_finetuning_example_with_the_encoders_commit_left_open(name):
+    example = runpy.run_path(str(FOLDER.parent / "examples" / "01_finetune.py"), run_name="read")
+    recipe, known = (
+        load_recipe(name),
+        {each.name for each in (*fields(example["Arguments"]), *fields(TrainingArguments))},
+    )
+    assert recipe == RECIPES[name] and set(recipe) <= known
+    assert recipe["revision"] is None and recipe["backbone"]
+    task = (SUPPORT_DESK_TASKS if recipe["dataset"] == "support_desk" else GLUE_TASKS)[recipe["config"]]
+    assert name in (task.name, recipe["config"])
+
+
+def test_the_recipes_cover_every_kind_of_problem():
+    tasks = {**GLUE_TASKS, **SUPPORT_DESK_TASKS}
+    kinds = {tasks[recipe["config"]].problem_type for recipe in RECIPES.values()}
+    assert kinds == {SINGLE_LABEL, MULTI_LABEL, REGRESSION}
+
+
+def test_an_unknown_recipe_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="recipe='cola': must be one of sst2, mrpc, stsb, topics"):
+        load_recipe("cola")

@@ -1,5 +1,8 @@
 """`pfberxit reproduce`: ours beside what the paper prints, every training done once."""
 
+import csv
+import json
+
 import numpy as np
 import pytest
 from tiny import save_backbone
@@ -36,6 +39,24 @@ def test_tables_and_figures_share_their_trainings(study, monkeypatch):
     assert reproduce(["table5", "figure4", "figure5"], study)["table5"] == done["table5"]
 
 
+def test_frontiers_and_points_need_no_other_training_than_table_6(study, monkeypatch):
+    table = reproduce(["table6"], study)["table6"]
+    monkeypatch.setattr(comparison, "train_and_record", lambda *arguments: pytest.fail("trained again"))
+    done = reproduce(["frontiers", "points"], study)
+    ways = [row for row in cells(table) if row[0] in ("own", "whole", "kept")]
+    assert [row[:2] for row in ways if row[0] == "own"] == [["own", str(size)] for size in printed.BY_BATCH]
+    assert len({tuple(row[2:]) for row in ways if row[0] == "own"}) == 1, "batch size never changes an answer"
+    lines = list(csv.DictReader(open(study.folder / "frontier-intent.csv")))
+    assert {"divergence_v1", "entropy", "voting", "appointed"} <= {each["criterion"] for each in lines}
+    assert all(float(each["low"]) <= float(each["high"]) and each["seeds"] == "2" for each in lines)
+    assert (study.folder / "frontier-intent.png").stat().st_size > 10_000
+    assert "| entropy |" in done["frontiers"] and "**intent**: accuracy" in done["frontiers"]
+    kept = json.loads((study.folder / "points.json").read_text())["intent"]
+    assert [run["seed"] for run in kept] == [1, 2] and set(kept[0]["points"]) == {"1.25x", "1.5x", "2x"}
+    (row,) = cells(done["points"].split("\n\n")[0])
+    assert row[0] == "intent (accuracy)" and row[-1] == "2" and row[-2].count("±") == 2
+
+
 def test_the_printed_value_stands_beside_ours():
     found = [{"score": 0.8, "saved": 0.5}, {"score": 0.9, "saved": 0.54}]
     assert point_cell(found, (89.4, 53)) == "85.0 ± 7.1 @ 52 % (89.4 @ 53 %)"
@@ -52,4 +73,5 @@ def test_what_is_printed_is_complete():
 def test_an_unknown_item_is_refused_with_those_there_are():
     with pytest.raises(SystemExit, match="items=.'table9'.: must be among table1, table2"):
         main(["reproduce", "table9", "--backbone", "minilm"])
-    assert {f"table{n}" for n in range(1, 6)} | {f"figure{n}" for n in range(2, 6)} == set(ITEMS)
+    tables, figures = {f"table{n}" for n in range(1, 7)}, {f"figure{n}" for n in range(2, 6)}
+    assert tables | figures | {"frontiers", "points"} == set(ITEMS)

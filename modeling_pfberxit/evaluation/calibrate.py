@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ..calibration import Calibrated, calibrate, conformal
+from ..calibration import Calibrated, all_points, calibrate, conformal
 from ..criteria import CRITERIA, by_window
 from ..exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
@@ -31,7 +31,8 @@ def recorded(
         refuse("split", split, f"one of {', '.join(data)}")
     part = data[split] if not rows else data[split].select(range(min(rows, len(data[split]))))
     encoded = encode(task, part, AutoTokenizer.from_pretrained(model, padding_side="right"))
-    return loaded, task, record(loaded, encoded, dataset=task.dataset, config=task.config, split=split)
+    about = {"dataset": task.dataset, "config": task.config, "split": split, "metric": task.metric}
+    return loaded, task, record(loaded, encoded, **about)
 
 
 def run_calibration(
@@ -42,8 +43,10 @@ def run_calibration(
     loaded, task, whole = recorded(model, dataset, config, split, rows)
     chosen_on, reported_on = whole.split(0.5, seed)
 
+    tried = all_points(chosen_on, task.metric, criteria) if speed_up or max_drop or milliseconds else None
+
     def choose(**target: Any) -> Calibrated:
-        return calibrate(chosen_on, reported_on, task.metric, **target, criteria=criteria, config=loaded.config)
+        return calibrate(chosen_on, reported_on, task.metric, **target, tried=tried, config=loaded.config)
 
     found = {f"{value:g}x": choose(speed_up=value) for value in speed_up}
     found |= {f"drop-{value:g}": choose(max_drop=value) for value in max_drop}
@@ -124,14 +127,18 @@ def words(policy: ExitPolicy) -> str:
     return ", ".join(parts)
 
 
-def run_frontier(model: str, dataset: str, config: str | None, split: str | None, rows: int, output: str) -> None:
-    """Every criterion's frontier: a recording, a CSV, a picture and a table in a folder."""
+def run_frontier(
+    model: str, dataset: str, config: str | None, split: str | None, rows: int, output: str, batch_sizes: list[int],
+    lengths: list[int],
+) -> None:  # fmt: skip
+    """Every criterion's frontier: a recording, a CSV, a picture and a table in a folder; milliseconds if asked for."""
     loaded, task, recording = recorded(model, dataset, config, split, rows)
+    clock = measure_clock(loaded, batch_sizes, lengths) if batch_sizes else None
     folder = Path(output)
     recording.save(folder / "recording.safetensors")
     found = frontiers(recording, task.metric, loaded.config)
     (full,) = sweep(recording, [never(recording)], task.metric)
-    write_csv(found, folder / "frontier.csv")
+    write_csv(found, folder / "frontier.csv", clock)
     title = f"{task.name}, {recording.source['split']}: {len(recording)} rows, one model, 95 % bootstrap over rows"
     plots.frontiers(found, full.score, task.metric, folder / "frontier.png", title)
     print(f"\n{task.name}: {task.metric} {full.score:.3f} at full depth, {len(recording)} rows\n")

@@ -10,7 +10,7 @@ import torch
 
 from ..exit_policy import ExitPolicy
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..validation import refuse
+from ..validation import each, refuse, whole
 from .timing import interleaved
 
 
@@ -39,8 +39,14 @@ def measure_clock(
     lengths: Sequence[int] = (32, 128),
     repeats: int = 9,
 ) -> Clock:
-    """Time calls that stop at the first, a middle and the last exit, in turn, and lay a line through their medians."""
+    """Time calls that stop at the first, a middle and the last exit, in turn, and lay a line through their medians.
+
+    Raises:
+        ValueError: a size or a length that cannot be, or a model with one exit. Nothing is timed then.
+    """
     model.eval()
+    longest = model.config.encoder_config().max_position_embeddings
+    batch_sizes, lengths = each(whole(1))("batch_sizes", batch_sizes), each(whole(1, longest))("lengths", lengths)
     depths = model.exit_depths
     stops = sorted({depths[0], depths[len(depths) // 2], depths[-1]})
     if len(stops) < 2:
@@ -51,7 +57,7 @@ def measure_clock(
         for length in lengths:
             ids = torch.randint(5, model.config.vocab_size, (batch_size, length), device=model.device)
             calls = [partial(model, input_ids=ids, exit_policy=policy) for policy in policies]
-            times = [1000 * median(each) / batch_size for each in interleaved(calls, repeats)]
+            times = [1000 * median(series) / batch_size for series in interleaved(calls, repeats)]
             per_layer, fixed = np.polyfit(stops, times, 1)
             lines[batch_size, length] = float(fixed), float(per_layer)
     return Clock(lines)

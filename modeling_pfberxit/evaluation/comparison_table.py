@@ -1,15 +1,16 @@
 """The comparison's results: what every system scores in full and at given shares of layers saved."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from ..configuration_pfberxit import PFBerxitConfig
-from ..exit_policy import configured_policy
+from ..exit_policy import ExitPolicy, configured_policy
 from ..model_card import display_name
 from ..training.metrics import majority_score
 from .comparison import Trained
-from .frontier import Point, grid, layer_scores, never, sweep
+from .frontier import Point, grid, judging, layer_scores, never, sweep
 
 ABOUT = 0.09  # a point this far from the share asked for still counts: half a layer of six
 NEAR = 0.02  # settings this close to the nearest one compete by their held-out score
@@ -39,13 +40,13 @@ def measure(system: str, config: PFBerxitConfig, kept: Trained, goals: list[floa
 
 
 def points(config: PFBerxitConfig, kept: Trained, goals: list[float]) -> list[dict[str, Any] | None]:
-    """One for each share of layers to save; None where the system's rule comes nowhere near."""
+    """One for each share of layers to save; None where the rule cannot judge the task or comes nowhere near."""
     if kept.facts["token_layers"] is not None:  # tokens leave on their own, where they were told before training
         saved = 1 - kept.facts["token_layers"] / kept.reported_on.layers
         (full,) = sweep(kept.reported_on, [never(kept.reported_on)], kept.facts["metric"])
         point = {"saved": saved, "score": full.score, "macs_saved": kept.facts["macs_saved"]}
         return [point if abs(saved - goal) <= ABOUT else None for goal in goals]
-    if config.exit_criterion is None:
+    if config.exit_criterion not in judging(kept.chosen_on):
         return [None for _ in goals]
     policies = grid(kept.chosen_on, config.exit_criterion, configured_policy(config), steps=60)
     tried = sweep(kept.chosen_on, policies, kept.facts["metric"])
@@ -53,16 +54,23 @@ def points(config: PFBerxitConfig, kept: Trained, goals: list[float]) -> list[di
 
 
 def point_near(goal: float, tried: list[Point], kept: Trained) -> dict[str, Any] | None:
-    """The setting that did best on held-out rows among those nearest to the share asked for, on the reported rows."""
-    nearest = min(abs(point.saved - goal) for point in tried)
-    if nearest > ABOUT:
+    """The setting near the share asked for, on the reported rows."""
+    policy = setting_near(goal, tried)
+    if policy is None:
         return None
-    near = [point for point in tried if abs(point.saved - goal) <= nearest + NEAR]
-    policy = max(near, key=lambda point: point.score).policy
     (point,) = sweep(kept.reported_on, [policy], kept.facts["metric"])
     fields = ("criterion", "threshold", "patience", "window", "appointed_layer")
     chosen = {name: getattr(policy, name) for name in fields}
     return {"goal": goal, "saved": point.saved, "score": point.score, **chosen}
+
+
+def setting_near(goal: float, tried: list[Point]) -> ExitPolicy | None:
+    """The policy that scored best among those nearest to the share of layers to save; None where none is near."""
+    nearest = min((abs(point.saved - goal) for point in tried), default=math.inf)
+    if nearest > ABOUT:
+        return None
+    near = [point for point in tried if abs(point.saved - goal) <= nearest + NEAR]
+    return max(near, key=lambda point: point.score).policy
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------

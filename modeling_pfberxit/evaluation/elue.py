@@ -52,6 +52,12 @@ def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
     return a[0] <= b[0] and a[1] >= b[1] and a != b
 
 
+def improves(points: Points, reference: Points) -> bool:
+    """Pareto improvement of a set: some of its points improve on the reference's, and none is improved on by them."""
+    better = any(dominates(point, other) for point in points for other in reference)
+    return better and not any(dominates(other, point) for point in points for other in reference)
+
+
 def pareto(points: Points) -> list[int]:
     """The numbers of the points that no other dominates, cheapest first; of equal points the first one."""
     best, kept = -np.inf, []

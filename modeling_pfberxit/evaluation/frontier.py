@@ -51,10 +51,20 @@ def sweep(
     recording: Recording, policies: Iterable[ExitPolicy], metric: str, config: PFBerxitConfig | None = None
 ) -> list[Point]:
     """Replay policies on a recording with labels; `config` prices them in multiply-adds."""
+    replayed = replay_many(recording.evidence, policies, recording.exit_depths, recording.problem_type)
+    return measured(replayed, recording, metric, config)
+
+
+def measured(
+    replayed: Iterable[tuple[ExitPolicy, Tensor, Tensor]],
+    recording: Recording,
+    metric: str,
+    config: PFBerxitConfig | None = None,
+) -> list[Point]:
+    """What policies did, given their answers (N, C) and executed layers (N,) on the recorded rows."""
     labels = recording.labels.numpy()
     full = None if config is None else row_macs(config, recording.lengths, full_depth(recording), recording.exit_depths)
     points = []
-    replayed = replay_many(recording.evidence, policies, recording.exit_depths, recording.problem_type)
     for policy, answers, layers in replayed:
         mean = layers.double().mean().item()
         cost = None
@@ -90,15 +100,19 @@ def with_intervals(
     points: Sequence[Point], recording: Recording, metric: str, resamples: int = 500, seed: int = 0
 ) -> list[Point]:
     """The points with 95 % percentile intervals of their scores, the same resampled rows for all of them."""
+    scores = resampled_scores(points, recording, metric, resamples, seed)
+    intervals = np.quantile(scores, [0.025, 0.975], axis=0).T
+    return [replace(point, low=float(low), high=float(high)) for point, (low, high) in zip(points, intervals)]
+
+
+def resampled_scores(
+    points: Sequence[Point], recording: Recording, metric: str, resamples: int = 500, seed: int = 0
+) -> np.ndarray:
+    """The points' scores on rows drawn anew with replacement, the same rows for all of them, (resamples, points)."""
     generator, labels = np.random.default_rng(seed), recording.labels.numpy()
     drawn = generator.integers(0, len(labels), (resamples, len(labels)))
-    found = []
-    for point in points:
-        answers = recording.replay(point.policy)[0].numpy()
-        scores = [score(metric, answers[rows], labels[rows]) for rows in drawn]
-        low, high = np.quantile(scores, [0.025, 0.975])
-        found.append(replace(point, low=float(low), high=float(high)))
-    return found
+    answers = [recording.replay(point.policy)[0].numpy() for point in points]
+    return np.array([[score(metric, each[rows], labels[rows]) for each in answers] for rows in drawn])
 
 
 def thresholds_for(recording: Recording, policy: ExitPolicy, saved: list[float], steps: int = 200) -> list[float]:

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 from ..configuration_pfberxit import PFBerxitConfig
+from .clock import Clock
 from .frontier import Point, frontier, grid, judging, sweep, with_intervals
 from .recording import Recording
 
@@ -21,29 +22,34 @@ def frontiers(
     return found
 
 
-def write_csv(found: dict[str, list[Point]], path: str | Path) -> None:
-    """One line per point: its policy, score with interval, layers, speed-up by layers, relative multiply-adds."""
+def write_csv(found: dict[str, list[Point]], path: str | Path, clock: Clock | None = None) -> None:
+    """One line per point: its policy, score with interval, layers, speed-up by layers, relative multiply-adds.
+
+    A clock adds milliseconds a row, a column for each batch size and length that it measured.
+    """
+    times = {f"ms_batch{size}_length{length}": clock.at(size, length) for size, length in clock.lines} if clock else {}
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*FIELDS, "score", "low", "high", "layers", "saved", "speed_up", "macs"])
+        writer.writerow([*FIELDS, "score", "low", "high", "layers", "saved", "speed_up", "macs", *times])
         for points in found.values():
             for point in points:
                 policy = [getattr(point.policy, name) for name in FIELDS]
                 numbers = (
-                    point.score, point.low, point.high, point.layers, point.saved, point.speed_up, point.macs
+                    point.score, point.low, point.high, point.layers, point.saved, point.speed_up, point.macs,
+                    *(time_of(point.layers) for time_of in times.values()),
                 )  # fmt: skip
                 writer.writerow([*policy, *("" if value is None else f"{value:.5g}" for value in numbers)])
 
 
 def as_markdown(found: dict[str, list[Point]], metric: str, speed_ups: tuple[float, ...] = (1.25, 1.5, 2.0)) -> str:
-    """For every criterion the best score at the speed-ups asked for, by layers; a dash where it is not that fast."""
+    """For every criterion the score at the speed-ups asked for, by layers, or just beyond; a dash where none is."""
     titles = ["criterion", *(f"{metric} at {speed_up:g}×" for speed_up in speed_ups)]
     lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * len(speed_ups)]
     for name, points in found.items():
         cells = []
         for speed_up in speed_ups:
             fast = [point for point in points if point.speed_up >= speed_up]
-            best = max(fast, key=lambda point: point.score, default=None)
-            cells.append("–" if best is None else f"{best.score:.3f} ({best.low:.3f} to {best.high:.3f})")
+            nearest = min(fast, key=lambda point: point.speed_up, default=None)
+            cells.append("–" if nearest is None else f"{nearest.score:.3f} ({nearest.low:.3f} to {nearest.high:.3f})")
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)

@@ -1,12 +1,12 @@
 """Pictures of what was measured. Every one of them has its numbers beside it in a table."""
 
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Protocol
 
 import matplotlib
 import numpy as np
-
-from .frontier import Point
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
@@ -14,6 +14,15 @@ from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen f
 # Okabe and Ito's colours, told apart by colour-blind readers; mid-grey text reads on light and on dark ground.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 INK = "#7f7f7f"
+
+
+class Banded(Protocol):
+    """A point of a frontier with the interval of its score."""
+
+    saved: float
+    score: float
+    low: float | None
+    high: float | None
 
 
 def exit_depths(groups: dict[str, np.ndarray], layers: int, path: str | Path, title: str) -> Path:
@@ -29,7 +38,7 @@ def exit_depths(groups: dict[str, np.ndarray], layers: int, path: str | Path, ti
     return finish(figure, axes, path, title)
 
 
-def frontiers(found: dict[str, list[Point]], full: float, metric: str, path: str | Path, title: str) -> Path:
+def frontiers(found: dict[str, Sequence[Banded]], full: float, metric: str, path: str | Path, title: str) -> Path:
     """Score over layers saved, a panel per criterion with its 95 % band, the others behind it; dotted: full depth."""
     columns = min(4, len(found))
     lines = -(-len(found) // columns)

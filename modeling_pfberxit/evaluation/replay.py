@@ -26,13 +26,21 @@ def replay_many(
     evidence: Evidence, policies: Iterable[ExitPolicy], exit_depths: list[int], problem_type: str
 ) -> Iterator[tuple[ExitPolicy, Tensor, Tensor]]:
     """`replay` for many policies, the same scores worked out once. Yields policy, answers and layers."""
+    for policy, scores in scored(evidence, policies, problem_type):
+        yield (policy, *scores.decide(policy, exit_depths))
+
+
+def scored(
+    evidence: Evidence, policies: Iterable[ExitPolicy], problem_type: str
+) -> Iterator[tuple[ExitPolicy, "Scores"]]:
+    """Every policy with the evidence scored for it; policies that differ only in what is decided share the scores."""
     known: dict[ExitPolicy, Scores] = {}
     for policy in policies:
         patience = policy.patience if policy.ensemble == "run" else 1  # how far back a run looks
         key = replace(policy, threshold=None, min_layer=1, appointed_layer=None, patience=patience)
         if key not in known:
             known[key] = Scores(evidence, policy, problem_type)
-        yield (policy, *known[key].decide(policy, exit_depths))
+        yield policy, known[key]
 
 
 def was_recorded(evidence: Evidence, needed: str | None) -> bool:
@@ -66,15 +74,11 @@ class Scores:
 
     def decide(self, policy: ExitPolicy, exit_depths: list[int]) -> tuple[Tensor, Tensor]:
         """The answers (N, C) and executed layers (N,): `decide` at one exit after the other, as online."""
-        rule, count, counts = CRITERIA[policy.criterion], self.exits[0].state.count, []
-        running, at = torch.ones_like(count, dtype=torch.bool), torch.zeros_like(count, dtype=torch.int16)
-        for each, depth in zip(self.exits, exit_depths, strict=True):
-            state = replace(each.state, count=count)
-            fire = rule.decide(each.score, state, policy, torch.tensor(depth))
-            count = state.count
+        rule, start, counts = CRITERIA[policy.criterion], self.exits[0].state.count, []
+        running, at = torch.ones_like(start, dtype=torch.bool), torch.zeros_like(start, dtype=torch.int16)
+        for fire, count in self.fires(policy, exit_depths):
             counts.append(count)
-            if depth >= policy.min_layer:
-                running = running & ~fire
+            running = running & ~fire
             at += running
         fired, at = ~running, at.long().clamp(max=len(self.exits) - 1)
         layers, everyone = torch.tensor(exit_depths)[at], torch.arange(len(at))
@@ -87,6 +91,15 @@ class Scores:
         if self._told is None:  # what exits answer depends on whether they fire, not on how the threshold made them
             self._told = torch.stack([self._tell(policy, torch.full_like(fired, value)) for value in (False, True)])
         return self._told[fired.long(), everyone, at], layers
+
+    def fires(self, policy: ExitPolicy, exit_depths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Exit after exit: which rows it lets go, had none left before, and their counters, (N,) both."""
+        rule, count = CRITERIA[policy.criterion], self.exits[0].state.count
+        for each, depth in zip(self.exits, exit_depths, strict=True):
+            state = replace(each.state, count=count)
+            fire = rule.decide(each.score, state, policy, torch.tensor(depth))
+            count = state.count
+            yield fire if depth >= policy.min_layer else torch.zeros_like(fire), count
 
     def _tell(self, policy: ExitPolicy, fire: Tensor, counts: Tensor | None = None) -> Tensor:
         """What every exit would answer every row, (N, E, C)."""

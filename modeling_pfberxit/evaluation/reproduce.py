@@ -1,11 +1,10 @@
 """`pfberxit reproduce`: the tables and figures of PF-BERxiT's paper, ours beside the printed values.
 
 Every table is a set of variants, each trained once per task and seed and kept, as in `comparison`; what several tables
-need is trained once.
+need is trained once. `frontiers` and `points` say what the paper does not: what every rule reaches on its model.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +12,18 @@ import numpy as np
 import torch
 
 from ..configuration_pfberxit import PFBerxitConfig
-from ..exit_policy import configured_policy
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
 from ..presets import ENCODERS, PAPER
 from ..validation import refuse
-from . import printed
-from .comparison import COMMON, Budget, Run, Trained, trained
+from . import operating_points, printed
+from .bands import SHARES, along, frontiers
+from .batch_sizes import GOALS, table6
+from .comparison import Trained
 from .comparison_table import points, spread
-from .frontier import frontier, grid, layer_scores, sweep
+from .frontier import layer_scores
+from .markdown import header, line, point_cell
 from .plots import curves
-
-# What the paper compares, by its own names: all weights trained in three ways, BERxiT, and adapters with each module.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "joint": {"system": "pabee", "exit_weights": "uniform"},
-    "alternating": {"system": "pabee", "training_strategy": "alternating", "exit_weights": "uniform"},
-    "two-stage": {"system": "deebert"},
-    "berxit": {"system": "berxit"},
-    **{f"pf-{module}": {"adapter_sublearner": module} for module in ("identity", "conv", "self_attention", "mlp")},
-}
-DIMENSIONS = {f"r={r}": {"adapter_dim": r, "adapter_num_heads": min(4, r)} for r in printed.BY_DIMENSION}
-PLACEMENTS = {place: {"adapter_placement": place} for place in printed.BY_PLACEMENT}
-RULES = {
-    "branchynet": {"system": "branchynet"}, "shallow-deep": {"system": "shallow-deep"},
-    "berxit": {"system": "berxit"}, "pabee": {"system": "pabee"}, "elbert": {"system": "elbert"},
-    "pf-mlp": {"adapter_sublearner": "mlp"},
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Study:
-    """What to train, on what, and where it is kept."""
-
-    dataset: str
-    tasks: tuple[str, ...]
-    backbone: str
-    seeds: tuple[int, ...]
-    budget: Budget
-    folder: Path
-
-    def models(self, knobs: dict[str, Any], task: str) -> list[tuple[PFBerxitConfig, Trained]]:
-        """One variant on one task, every seed."""
-        config = PFBerxitConfig.from_backbone(self.backbone, **{**COMMON, **knobs})
-        runs = (Run(self.dataset, task, seed, self.backbone, self.budget) for seed in self.seeds)
-        return [(config, trained(self.folder, run, config)) for run in runs]
-
+from .study import DIMENSIONS, PLACEMENTS, RULES, VARIANTS, Study
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
@@ -104,7 +71,7 @@ def count_parameters(name: str) -> tuple[int, int]:
     return sum(p.numel() for p in counted.parameters()), adapters
 
 
-def table5(study: Study, goals: tuple[float, ...] = (0.75, 0.5, 0.25)) -> str:
+def table5(study: Study, goals: tuple[float, ...] = GOALS) -> str:
     """Scores at shares of layers saved, thresholds chosen on held-out rows; (printed score @ printed share)."""
     lines = [header(["", *(f"{task} {100 * goal:.0f} %" for task in study.tasks for goal in goals)])]
     for name, knobs in RULES.items():
@@ -116,15 +83,6 @@ def table5(study: Study, goals: tuple[float, ...] = (0.75, 0.5, 0.25)) -> str:
                 cells.append(point_cell([each[number] for each in found], known and known[number]))
         lines.append(line([name, *cells]))
     return "\n".join(lines)
-
-
-def point_cell(found: list[dict | None], known: tuple[float, int] | None) -> str:
-    """Ours, and what is printed."""
-    paper = "" if known is None else f" ({known[0]} @ {known[1]} %)"
-    if any(point is None for point in found):
-        return "not reachable" + paper
-    share = 100 * np.mean([point["saved"] for point in found])
-    return f"{spread([100 * point['score'] for point in found], digits=1)} @ {share:.0f} %{paper}"
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -149,39 +107,19 @@ def layer_curves(study: Study, variants: dict[str, dict], path: Path, title: str
 
 def speed_curves(study: Study, variants: dict[str, dict], path: Path, title: str) -> str:
     """Figures 4 and 5: the best held-out settings' score over layers saved, mean over seeds with their range."""
-    shares = np.arange(0.0, 0.85, 0.05)
     found = {
-        task: {name: (100 * shares, np.array([
-            along(config, kept, shares) for config, kept in study.models(knobs, task)
+        task: {name: (100 * SHARES, np.array([
+            along(config, kept, SHARES) for config, kept in study.models(knobs, task)
         ])) for name, knobs in variants.items()}
         for task in study.tasks
     }  # fmt: skip
     curves(found, "layers saved (%)", path, title)
-    lines = [header(["", "task", *(f"{100 * share:.0f} %" for share in shares)])]
+    lines = [header(["", "task", *(f"{100 * share:.0f} %" for share in SHARES)])]
     for task, by_name in found.items():
         for name, (_, rows) in by_name.items():
             cells = ["" if np.isnan(value) else f"{value:.3f}" for value in rows.mean(0)]
             lines.append(line([name, task, *cells]))
     return "\n".join(lines)
-
-
-def along(config: PFBerxitConfig, kept: Trained, shares: np.ndarray) -> np.ndarray:
-    """The reported score at each share of layers saved, settings from the held-out frontier; NaN where it ends."""
-    metric = kept.facts["metric"]
-    tried = sweep(kept.chosen_on, grid(kept.chosen_on, config.exit_criterion, configured_policy(config)), metric)
-    best = sweep(kept.reported_on, [point.policy for point in frontier(tried)], metric)
-    saved, scores = np.array(sorted({point.saved: point.score for point in best}.items())).T
-    return np.interp(shares, saved, scores, left=scores[0], right=np.nan)
-
-
-def header(titles: list[str]) -> str:
-    """Two lines of a Markdown table."""
-    return line(titles) + "\n|" + "---|" + "---:|" * (len(titles) - 1)
-
-
-def line(cells: list[str]) -> str:
-    """One line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
 
 
 # ---- all of them ----------------------------------------------------------------------------------------------------
@@ -196,10 +134,13 @@ ITEMS = {
     "table3": lambda study: averages(study, DIMENSIONS, printed.BY_DIMENSION, printed.ABLATED),
     "table4": lambda study: averages(study, PLACEMENTS, printed.BY_PLACEMENT, printed.ABLATED),
     "table5": table5,
+    "table6": table6,
     "figure2": lambda study: layer_curves(study, STRATEGIES, study.folder / "figure2.png", "Training strategies"),
     "figure3": lambda study: layer_curves(study, MODULES, study.folder / "figure3.png", "Sub-learning modules"),
     "figure4": lambda study: speed_curves(study, FIGURE_4, study.folder / "figure4.png", "Exit rules"),
     "figure5": lambda study: speed_curves(study, DIVERGENCES, study.folder / "figure5.png", "Divergences"),
+    "frontiers": frontiers,
+    "points": operating_points.points,
 }
 
 

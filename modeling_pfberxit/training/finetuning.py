@@ -35,9 +35,9 @@ def new_model(backbone: str, task: Task, **knobs: Any) -> PFBerxitForSequenceCla
     )
 
 
-def new_tokenizer(backbone: str) -> PreTrainedTokenizerBase:
+def new_tokenizer(backbone: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The encoder's tokenizer, padding on the right."""
-    return AutoTokenizer.from_pretrained(backbone, padding_side="right")
+    return AutoTokenizer.from_pretrained(backbone, revision=revision, padding_side="right")
 
 
 def training_defaults(train_backbone: bool = False) -> dict[str, Any]:

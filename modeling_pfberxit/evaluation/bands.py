@@ -1,0 +1,130 @@
+"""Frontiers of one model trained with several seeds: every rule's mean, with a band for seeds and rows together.
+
+Settings come from the frontier on held-out rows and are reported on the others, so that nothing is chosen where it is
+measured. Between the settings of a model lie straight lines.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..configuration_pfberxit import PFBerxitConfig
+from ..exit_policy import configured_policy
+from ..training.metrics import majority_score
+from . import plots
+from .comparison import Trained
+from .comparison_table import spread
+from .frontier import Point, frontier, grid, judging, layer_scores, resampled_scores, sweep
+from .frontier_report import as_markdown
+from .study import RULES, Study
+
+SHARES = np.arange(0.0, 0.85, 0.05)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a rule does where it has to save a share of layers at least, mean over seeds.
+
+    Args:
+        layers, saved: executed, and the share that was not.
+        macs: multiply-adds relative to full depth.
+        sd: of the score over seeds; 0 for a single one.
+        low, high: the 95 % interval of the mean score when seeds and rows are drawn anew together.
+    """
+
+    layers: float
+    saved: float
+    macs: float
+    score: float
+    sd: float
+    low: float
+    high: float
+
+    @property
+    def speed_up(self) -> float:
+        """By layers."""
+        return 1 / (1 - self.saved)
+
+
+def settings(config: PFBerxitConfig, kept: Trained, criterion: str) -> list[Point]:
+    """A rule's settings on the held-out rows' frontier, as they do on the reported rows, most layers saved first."""
+    metric = kept.facts["metric"]
+    tried = sweep(kept.chosen_on, grid(kept.chosen_on, criterion, configured_policy(config)), metric)
+    return sweep(kept.reported_on, [point.policy for point in frontier(tried)], metric, config)
+
+
+def thinned(points: Sequence[Point], width: float = 0.05) -> list[Point]:
+    """One setting for each interval of layers saved: the last, which scores best on the rows it was chosen on."""
+    return list({round(point.saved / width): point for point in points}.values())
+
+
+def at_shares(saved: Sequence[float], values: Sequence[float], shares: np.ndarray) -> np.ndarray:
+    """Values where at least such shares are saved, on the lines between settings; NaN beyond reach.
+
+    Example: settings that save 0.2 and 0.4 with values 0.9 and 0.8 give 0.9 at 0.1, 0.85 at 0.3 and NaN at 0.5.
+    """
+    places, numbers = np.unique(saved, return_index=True)
+    values = np.asarray(values)[numbers]
+    return np.interp(shares, places, values, left=values[0], right=np.nan)
+
+
+def along(config: PFBerxitConfig, kept: Trained, shares: np.ndarray) -> np.ndarray:
+    """The reported score at each share of layers saved under the config's own rule, NaN beyond its reach."""
+    points = settings(config, kept, config.exit_criterion)
+    return at_shares([point.saved for point in points], [point.score for point in points], shares)
+
+
+def band(models: Sequence[tuple[PFBerxitConfig, Trained]], criterion: str, resamples: int) -> list[Reached]:
+    """One rule over several seeds, at those of `SHARES` that all of them reach."""
+    curves, redrawn = [], []
+    for config, kept in models:
+        points = thinned(settings(config, kept, criterion))
+        saved = [point.saved for point in points]
+        values = ([getattr(point, name) for point in points] for name in ("layers", "saved", "macs", "score"))
+        curves.append([at_shares(saved, each, SHARES) for each in values])
+        drawn = resampled_scores(points, kept.reported_on, kept.facts["metric"], resamples)
+        redrawn.append([at_shares(saved, row, SHARES) for row in drawn])
+    scores = np.array(curves)[:, -1]
+    sd = scores.std(0, ddof=1) if len(models) > 1 else np.zeros(len(SHARES))
+    found = np.vstack([np.mean(curves, 0), sd, interval(np.array(redrawn))])
+    return list(dict.fromkeys(Reached(*column) for column in found.T.tolist() if not np.isnan(column).any()))
+
+
+def interval(redrawn: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The 95 % interval of the mean over seeds drawn anew: scores (seeds, resamples of rows, shares) -> (2, shares)."""
+    seeds, resamples, _ = redrawn.shape
+    drawn = np.random.default_rng(seed).integers(0, seeds, (resamples, seeds))
+    means = redrawn[drawn, np.arange(resamples)[:, None]].mean(1)
+    return np.quantile(means, [0.025, 0.975], axis=0)
+
+
+def write_csv(found: dict[str, list[Reached]], seeds: int, path: str | Path) -> None:
+    """One line per rule and point, most layers first."""
+    names = [*Reached.__dataclass_fields__]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["criterion", *names, "speed_up", "seeds"])
+        for criterion, points in found.items():
+            for point in points:
+                numbers = [f"{value:.5g}" for value in (*asdict(point).values(), point.speed_up)]
+                writer.writerow([criterion, *numbers, seeds])
+
+
+def frontiers(study: Study, resamples: int = 100) -> str:
+    """The frontier of every rule that can judge what PF-BERxiT's exits said, task by task: CSV, picture, table."""
+    tables = []
+    for task in study.tasks:
+        models = study.models(RULES["pf-mlp"], task)
+        recording, metric = models[0][1].reported_on, models[0][1].facts["metric"]
+        found = {rule: points for rule in judging(recording) if (points := band(models, rule, resamples))}
+        full = [layer_scores(kept.reported_on, metric)[-1] for _, kept in models]
+        write_csv(found, len(models), study.folder / f"frontier-{task}.csv")
+        title = f"{task}: {len(recording)} rows, {len(models)} seed(s), 95 % bootstrap over seeds and rows"
+        plots.frontiers(found, float(np.mean(full)), metric, study.folder / f"frontier-{task}.png", title)
+        majority = majority_score(metric, recording.labels.numpy())
+        head = f"**{task}**: {metric} {spread(full)} at full depth, majority class {majority:.3f}"
+        tables.append(f"{head}\n\n{as_markdown(found, metric)}")
+    return "\n\n".join(tables)

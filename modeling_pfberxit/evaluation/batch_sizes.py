@@ -1,0 +1,119 @@
+"""Table 6: scores at batch sizes, where rows leave on their own and where a batch leaves as a whole.
+
+Here a row's answer never depends on its batch, so every batch size has the same numbers. In PABEE's released code a
+batch stops at the first exit at which all of its rows may leave at once, and every row is told what that exit says.
+That rule is replayed beside it, rows in the order of the data: once with settings chosen anew for each batch size, once
+with those of batch size 1.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..configuration_pfberxit import PFBerxitConfig
+from ..criteria import CRITERIA, own_answer
+from ..exit_policy import ExitPolicy, configured_policy
+from ..validation import refuse
+from . import printed
+from .comparison import Trained
+from .comparison_table import setting_near
+from .frontier import Point, grid, judging, measured
+from .markdown import header, line, point_cell
+from .recording import Recording
+from .replay import scored
+from .study import RULES, Study
+
+GOALS = (0.75, 0.5, 0.25)
+NOTE = """\
+*own*: rows leave on their own, printed values beside them (score @ layers saved). *whole*: the batch leaves as a whole,
+settings chosen anew on held-out rows for each batch size. *kept*: the same with the settings of batch size 1.
+† The paper's Table 5 prints another value for batch size 1. Its text finds almost no difference between batch sizes."""
+
+
+def whole_batches(
+    recording: Recording, policies: Iterable[ExitPolicy], batch_size: int
+) -> Iterator[tuple[ExitPolicy, Tensor, Tensor]]:
+    """Policies under which a batch stops at the first exit that lets all of its rows go, or at the last one.
+
+    Yields policy, answers (N, C) and executed layers (N,), rows batched in their order.
+
+    Raises:
+        ValueError: a rule whose answers come from several exits.
+    """
+    logits, depths = recording.evidence.logits, torch.tensor(recording.exit_depths)
+    everyone = torch.arange(len(recording))
+    for policy, scores in scored(recording.evidence, policies, recording.problem_type):
+        if CRITERIA[policy.criterion].answer is not own_answer:
+            refuse("criterion", policy.criterion, "one whose rows are told what the exit itself says")
+        fires = torch.stack([fire for fire, _ in scores.fires(policy, recording.exit_depths)], dim=1)
+        at = torch.cat([together(batch) for batch in fires.split(batch_size)])
+        yield policy, logits[everyone, at], depths[at]
+
+
+def together(fires: Tensor) -> Tensor:
+    """The exit at which a batch leaves: (B, E), whether each exit lets each row go -> (B,), the same number B times.
+
+    Example: rows that may go at exits 1, 2 and at exits 0, 2 leave together at exit 2.
+    """
+    all_may = fires.all(0)
+    all_may[-1] = True
+    return all_may.int().argmax().expand(len(fires))
+
+
+def sweep_whole(recording: Recording, policies: Iterable[ExitPolicy], metric: str, batch_size: int) -> list[Point]:
+    """What the policies do when batches leave as a whole; at batch size 1, what they do to rows on their own."""
+    return measured(whole_batches(recording, policies, batch_size), recording, metric)
+
+
+def at_batch_sizes(config: PFBerxitConfig, kept: Trained, sizes: Iterable[int]) -> dict[tuple[str, int], list]:
+    """(*own*, *whole* or *kept*, batch size) -> a point for each of `GOALS`; None where nothing comes near."""
+    metric = kept.facts["metric"]
+    rule, able = config.exit_criterion, judging(kept.chosen_on)
+    policies = list(grid(kept.chosen_on, rule, configured_policy(config), steps=60)) if rule in able else []
+    alone, found = chosen_at(kept, policies, metric, 1), {}
+    for size in sizes:
+        found["own", size] = reported(kept, alone, metric, 1)
+        found["whole", size] = reported(kept, chosen_at(kept, policies, metric, size), metric, size)
+        found["kept", size] = reported(kept, alone, metric, size)
+    return found
+
+
+def chosen_at(kept: Trained, policies: list[ExitPolicy], metric: str, size: int) -> list[ExitPolicy | None]:
+    """The settings that come nearest to the goals on held-out rows."""
+    tried = sweep_whole(kept.chosen_on, policies, metric, size)
+    return [setting_near(goal, tried) for goal in GOALS]
+
+
+def reported(kept: Trained, chosen: list[ExitPolicy | None], metric: str, size: int) -> list[dict | None]:
+    """What the settings do on the reported rows."""
+    found = (None if policy is None else sweep_whole(kept.reported_on, [policy], metric, size)[0] for policy in chosen)
+    return [point and {"score": point.score, "saved": point.saved} for point in found]
+
+
+def table6(study: Study) -> str:
+    """Batch sizes 1 to 16, three ways to leave; (printed score @ printed share)."""
+    found = {
+        task: [at_batch_sizes(config, kept, printed.BY_BATCH) for config, kept in study.models(RULES["pf-mlp"], task)]
+        for task in study.tasks
+    }
+    titles = [f"{task} {100 * goal:.0f} %" for task in study.tasks for goal in GOALS]
+    lines = [header(["exits", "batch size", *titles])]
+    for way in ("own", "whole", "kept"):
+        for size in printed.BY_BATCH:
+            cells = [
+                point_cell([run[way, size][number] for run in runs], None) + beside(way, size, task, number)
+                for task, runs in found.items()
+                for number in range(len(GOALS))
+            ]
+            lines.append(line([way, str(size), *cells]))
+    return "\n".join(lines) + f"\n\n{NOTE}"
+
+
+def beside(way: str, size: int, task: str, number: int) -> str:
+    """The printed value, † where the paper contradicts itself."""
+    if way != "own" or task not in printed.BY_BATCH[size]:
+        return ""
+    score, share = printed.BY_BATCH[size][task][number]
+    doubt = "†" if size == 1 and (score, share) != printed.EXITS["pf-mlp"][task][number] else ""
+    return f" ({score} @ {share} %{doubt})"

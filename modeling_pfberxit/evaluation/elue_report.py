@@ -1,0 +1,117 @@
+"""`pfberxit elue`: points against a reference, from the files that `frontier` and `reproduce` write."""
+
+import csv
+import json
+from pathlib import Path
+
+from ..exit_policy import POLICY_CHECKS, ExitPolicy, check_fit
+from ..validation import refuse
+from .elue import Points, dynamic_flops_file, elue_score, improves
+from .frontier import frontier, grid, judging, sweep
+from .markdown import header, line
+from .recording import Recording
+
+STATIC = "appointed"
+
+
+def run_elue(
+    points: str, reference: str | None, static: str | None, cost: str, metric: str | None, policy: str | None,
+    dynamic_flops: str | None,
+) -> None:  # fmt: skip
+    """Score the points, print what was left out; the file for ELUE's server needs a recording and a policy.
+
+    Args:
+        reference: a file whose points, all of them, are the reference.
+        static: a file whose static truncations are; default: those among `points`.
+    """
+    if dynamic_flops:
+        write_dynamic_flops(points, policy, dynamic_flops)
+    methods = read_points(points, cost, metric)
+    against = reference_points(reference, cost, metric) if reference else static_points(static or points, cost, metric)
+    methods = {name: part for name, part in methods.items() if name != STATIC or reference}
+    print(as_markdown(methods, against, cost))
+
+
+def read_points(path: str, cost: str, metric: str | None) -> dict[str, Points]:
+    """(cost, score) by criterion: of a CSV its lines, of a recording every rule's frontier, which flatters a little."""
+    if Path(path).suffix != ".csv":
+        recording, metric = read_recording(path, cost, metric)
+        swept = {name: sweep(recording, grid(recording, name), metric) for name in judging(recording)}
+        return {name: [(each.layers, each.score) for each in frontier(found)] for name, found in swept.items()}
+    found: dict[str, list[tuple[float, float]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        lines = csv.DictReader(file)
+        if missing := {cost, "score"} - set(lines.fieldnames or ()):
+            refuse("cost", cost, f"a column of {path}, beside score; without {', '.join(sorted(missing))} it has "
+                   f"{', '.join(lines.fieldnames or ())}")  # fmt: skip
+        for each in lines:
+            found.setdefault(each.get("criterion") or "points", []).append((float(each[cost]), float(each["score"])))
+    return found
+
+
+def reference_points(path: str, cost: str, metric: str | None) -> Points:
+    """All points of a file that has those of one method."""
+    methods = read_points(path, cost, metric)
+    if len(methods) > 1:
+        refuse("reference", path, f"a file with the points of one method, not of {', '.join(methods)}")
+    return next(iter(methods.values()), []) or refuse("reference", path, "a file with points")
+
+
+def static_points(path: str, cost: str, metric: str | None) -> Points:
+    """A backbone cut off at each layer: of a recording every exit, of a CSV the truncations it lists."""
+    if Path(path).suffix != ".csv":
+        recording, metric = read_recording(path, cost, metric)
+        return [(each.layers, each.score) for each in sweep(recording, grid(recording, STATIC), metric)]
+    found = read_points(path, cost, metric)
+    if STATIC not in found:
+        refuse("static", path, f"a file with lines of the criterion {STATIC}; give another reference")
+    return found[STATIC]
+
+
+def read_recording(path: str, cost: str, metric: str | None) -> tuple[Recording, str]:
+    """A labelled recording and what its answers are scored by."""
+    recording = Recording.load(path)
+    if recording.labels is None:
+        refuse("points", path, "a recording of labelled rows")
+    if cost != "layers":
+        refuse("cost", cost, "layers for a recording; a CSV has other columns")
+    return recording, metric or recording.source.get("metric") or refuse("metric", None, f"given: {path} names none")
+
+
+def as_markdown(methods: dict[str, Points], reference: Points, cost: str) -> str:
+    """A line per method: the mean gap to the reference, how many points made it, and whether it is an improvement."""
+    low, high = min(reference)[0], max(reference)[0]
+    lines, outside = [header(["", "ELUE score", "points", "left out", "Pareto improvement"])], []
+    for name, points in methods.items():
+        inside = [point for point in points if low <= point[0] <= high]
+        value = f"{elue_score(inside, reference).score:+.4f}" if inside else "–"
+        improved = "yes" if improves(points, reference) else "no"
+        lines.append(line([name, value, str(len(inside)), str(len(points) - len(inside)), improved]))
+        outside += [f"{name} at {point[0]:.4g}" for point in points if point not in inside]
+    tail = f"\n\nThe reference covers {low:.4g} to {high:.4g} {cost}."
+    return "\n".join(lines) + tail + (f" Left out: {', '.join(outside)}." if outside else "")
+
+
+def write_dynamic_flops(points: str, policy: str | None, path: str) -> None:
+    """A line per row, its length and the layers it ran under the policy, as ELUE's server takes them."""
+    if Path(points).suffix == ".csv":
+        refuse("dynamic_flops", path, "asked of a recording; a CSV knows no rows")
+    recording = Recording.load(points)
+    _, layers = recording.replay(read_policy(policy, recording))
+    Path(path).write_text(dynamic_flops_file(recording.lengths.tolist(), layers.tolist()), encoding="utf-8")
+    print(f"Wrote {path}\n")
+
+
+def read_policy(text: str | None, recording: Recording) -> ExitPolicy:
+    """A policy out of JSON, checked against what was recorded."""
+    try:
+        values = json.loads(text or "")
+    except json.JSONDecodeError:
+        values = None
+    if not isinstance(values, dict) or set(values) - set(POLICY_CHECKS):
+        refuse("policy", text, "a JSON object with fields of " + ", ".join(POLICY_CHECKS))
+    policy = ExitPolicy(**values)
+    if not policy.is_active(recording.problem_type):
+        refuse("policy", text, "one under which rows leave: with a criterion, and its threshold")
+    check_fit(policy, recording.exit_depths, recording.problem_type)
+    return policy

@@ -1,0 +1,74 @@
+"""Operating points of PF-BERxiT: the best rule and setting for a speed-up, chosen on held-out rows, told on others."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from ..calibration import Calibrated, all_points, calibrate
+from ..configuration_pfberxit import PFBerxitConfig
+from ..training.metrics import majority_score
+from .comparison import Trained
+from .comparison_table import spread
+from .frontier import layer_scores
+from .markdown import header, line
+from .study import RULES, Study
+
+SPEED_UPS = (1.25, 1.5, 2.0)
+
+
+def points(study: Study, speed_ups: tuple[float, ...] = SPEED_UPS) -> str:
+    """A line per task, every seed with its own settings; what was chosen goes to `points.json` in the folder."""
+    names = [f"{speed_up:g}x" for speed_up in speed_ups]
+    lines, found = [header(["", "majority", "full depth", *names, "seeds"])], {}
+    for task in study.tasks:
+        found[task] = [measure(config, kept, speed_ups) for config, kept in study.models(RULES["pf-mlp"], task)]
+        lines.append(task_line(task, found[task], names))
+    text = json.dumps(found, indent=2) + "\n"
+    (study.folder / "points.json").write_text(text, encoding="utf-8")
+    return "\n".join(lines) + "\n\nScore @ layers saved, mean ± sd over seeds; * no better than the majority class."
+
+
+def measure(config: PFBerxitConfig, kept: Trained, speed_ups: tuple[float, ...]) -> dict[str, Any]:
+    """One model: its full-depth score, the majority's, and a point for every speed-up by layers."""
+    metric = kept.facts["metric"]
+    tried = all_points(kept.chosen_on, metric)
+    chosen = {
+        f"{speed_up:g}x": calibrate(
+            kept.chosen_on, kept.reported_on, metric, speed_up=speed_up, tried=tried, config=config
+        )
+        for speed_up in speed_ups
+    }
+    return {
+        "metric": metric,
+        "seed": kept.facts["run"]["seed"],
+        "majority": majority_score(metric, kept.reported_on.labels.numpy()),
+        "full": layer_scores(kept.reported_on, metric)[-1],
+        "points": {name: as_dict(point) for name, point in chosen.items()},
+    }
+
+
+def as_dict(found: Calibrated) -> dict[str, Any]:
+    """The policy, and what it did: on the rows it was chosen on (`chosen_...`), and on others."""
+    policy = {name: value for name, value in vars(found.policy).items() if value is not None}
+    chosen, reported = found.chosen, found.reported
+    return {
+        "policy": policy, "chosen_score": chosen.score, "chosen_saved": chosen.saved,
+        "score": reported.score, "saved": reported.saved, "macs": reported.macs,
+    }  # fmt: skip
+
+
+def task_line(task: str, runs: list[dict[str, Any]], names: list[str]) -> str:
+    """A task's line."""
+    majority = runs[0]["majority"]
+    cells = [f"{majority:.3f}", starred([run["full"] for run in runs], majority)]
+    for name in names:
+        at = [run["points"][name] for run in runs]
+        share = spread([100 * point["saved"] for point in at], digits=0)
+        cells.append(f"{starred([point['score'] for point in at], majority)} @ {share} %")
+    return line([f"{task} ({runs[0]['metric']})", *cells, str(len(runs))])
+
+
+def starred(scores: list[float], majority: float) -> str:
+    """Mean ± standard deviation, marked where it is no better than the majority class."""
+    return spread(scores) + ("*" if np.mean(scores) <= majority else "")

@@ -1,0 +1,53 @@
+"""Recipes: a task, an encoder and a training, as files of `configuration/recipes/`.
+
+Every key is an argument of `examples/01_finetune.py`, its own or one of `TrainingArguments`. The encoder's commit is
+left open (`revision`) and found out when a recipe is used. GLUE's rows and epochs are those of the README's table.
+"""
+
+import json
+from importlib import resources
+from typing import Any
+
+from .validation import refuse
+
+GLUE = {
+    "backbone": "sentence-transformers/all-MiniLM-L6-v2",
+    "revision": None,
+    "dataset": "nyu-mll/glue",
+    "rows": 0,
+    "max_length": 128,
+    "adapter_sublearner": "mlp",
+    "adapter_dim": 32,
+    "learning_rate": 1e-3,
+    "num_train_epochs": 5,
+    "per_device_train_batch_size": 32,
+    "warmup_steps": 0.06,
+    "weight_decay": 0.01,
+    "seed": 1,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "sst2": {**GLUE, "config": "sst2", "rows": 20_000, "num_train_epochs": 2},
+    "mrpc": {**GLUE, "config": "mrpc"},
+    "stsb": {**GLUE, "config": "stsb"},
+    "topics": {  # several labels for each row
+        **GLUE, "dataset": "support_desk", "config": "topics", "num_train_epochs": 12,
+        "per_device_train_batch_size": 16, "seed": 0,
+    },
+}  # fmt: skip
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """The arguments of a recipe, by its name.
+
+    Raises:
+        ValueError: an unknown name; the message lists those there are.
+    """
+    if name not in RECIPES:
+        refuse("recipe", name, f"one of {', '.join(RECIPES)}")
+    file = resources.files(f"{__package__}.configuration").joinpath("recipes", f"{name}.json")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def as_json(recipe: dict[str, Any]) -> str:
+    """The file's text, in alphabetical order."""
+    return json.dumps(recipe, indent=2, sort_keys=True) + "\n"
