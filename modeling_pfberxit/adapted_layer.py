@@ -36,6 +36,6 @@ class AdaptedLayer(GradientCheckpointingLayer):
         sublayers, length = self.beside(layer), hidden_states.shape[1]
         stop = length if queries is None else queries
         keys, values = layer.keys_values(hidden_states)
-        masks, needed = (attention_mask, padding_mask), sublayers.attended_for(stop, length)
-        attended, weights = sublayers.attend(hidden_states, keys, values, masks, 0, needed)
-        return sublayers.transform(attended, padding_mask, 0, stop), weights
+        needed = sublayers.needed(stop, length)
+        attended, weights = sublayers.attend(hidden_states, keys, values, attention_mask, padding_mask, needed)
+        return sublayers.transform(attended, padding_mask, stop), weights

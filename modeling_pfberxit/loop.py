@@ -67,7 +67,8 @@ class Loop:
             rows.begun = begin(sublayers, rows, self.wide)
             left = self.judge(rows, rows.begun.output)
             if left is not None:
-                left.hidden_states, left.begun = finish(self.sublayers(left), left, left.begun), None
+                own, left.begun = left.begun, None
+                left.hidden_states = finish(self.sublayers(left), left, own.keys, own.values)
             return left
         hidden_states, weights = self.run_layer(rows)
         rows.advance(hidden_states, rows.groups[0][0])
@@ -84,16 +85,14 @@ class Loop:
 
     def run_layer(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """The layer's output; at the last layer only for the positions its exit reads."""
-        masks, depth = (rows.attention_mask, rows.padding_mask), rows.groups[0][0]
-        if len(rows.groups) == 1:
-            queries = rows.queries(depth)
-            if depth == len(self.depths) and self.wide is not None and self.execution.token_first:
-                queries = min(self.wide, rows.hidden_states.shape[1])
-            return self.depths[depth - 1](rows.hidden_states, self.layers[depth - 1], *masks, queries)
-        sublayers, length = self.sublayers(rows), rows.hidden_states.shape[1]
-        keys, values = sublayers.layer.keys_values(rows.hidden_states)
-        attended, _ = sublayers.attend(rows.hidden_states, keys, values, masks, 0, length)
-        return sublayers.transform(attended, rows.padding_mask, 0, length), None
+        states, depth = rows.hidden_states, rows.groups[0][0]
+        if len(rows.groups) > 1:
+            sublayers = self.sublayers(rows)
+            return finish(sublayers, rows, *sublayers.layer.keys_values(states)), None
+        queries = rows.queries(depth)
+        if depth == len(self.depths) and self.wide is not None and self.execution.token_first:
+            queries = min(self.wide, states.shape[1])
+        return self.depths[depth - 1](states, self.layers[depth - 1], rows.attention_mask, rows.padding_mask, queries)
 
     def sublayers(self, rows: Rows) -> Sublayers:
         """The layer the rows share, with the adapters of every row's depth."""
@@ -200,7 +199,8 @@ class Loop:
             return None if rows.groups[0][0] == len(self.depths) else rows
         if gone in (0, size):
             return None if gone else rows
-        if not self.execution.drops(gone, size):
+        deepest = max(depth for depth, _ in rows.groups)
+        if deepest < len(self.depths) and not self.execution.drops(gone, size):
             rows.done = done
             return rows
         return rows.select((~done).nonzero().squeeze(1), self.execution.trim)

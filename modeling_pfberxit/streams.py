@@ -8,7 +8,8 @@ share a layer (ALBERT) rows of different depths do so as well, and new rows take
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -74,18 +75,23 @@ class Stream:
     def fills(self, waiting: list[Rows]) -> bool:
         """Whether those who wait are worth running a layer for."""
         rows, longest = sum(map(len, waiting)), max(each.hidden_states.shape[1] for each in waiting)
-        return rows >= self.size or self.loop.execution.feeds(rows * longest, self.model.device.type)
+        return rows >= self.room(waiting) or self.loop.execution.feeds(rows * longest, self.model.device.type)
+
+    def room(self, waiting: list[Rows]) -> int:
+        """How many of those who wait run together, at most."""
+        longest = max(each.hidden_states.shape[1] for each in waiting)
+        return min(self.size, self.loop.execution.room(longest, self.model.device.type))
 
     def take(self, key: Any) -> list[Rows]:
         """About a batch of those who wait, the deepest first."""
         waiting = sorted(self.pools.pop(key), key=lambda rows: -rows.groups[0][0])
+        room = self.room(waiting)
         taken = [waiting.pop(0)]
-        while waiting and sum(map(len, taken)) + len(waiting[0]) <= self.size * 3 // 2:
+        while waiting and sum(map(len, taken)) + len(waiting[0]) <= room:
             taken.append(waiting.pop(0))
         if waiting and not self.fills(taken):
-            room = self.size - sum(map(len, taken))
-            first, rest = waiting[0].split(room)
-            taken, waiting[0] = [*taken, first], rest
+            first, waiting[0] = waiting[0].split(room - sum(map(len, taken)))
+            taken.append(first)
         if waiting:
             self.pools[key] = waiting
         return taken
@@ -111,7 +117,8 @@ def predict(
         refuse("model.training", True, "False: call model.eval() before predict")
     stream, total = Stream(model, policy, problem_type, size), len(rows) if hasattr(rows, "__len__") else None
     with logging.tqdm(total=total, desc="Predicting", unit="rows", disable=not progress, leave=False) as bar:
-        for batch, index in sorted_batches(rows, size):
+        room = partial(model.execution.room, device=model.device.type)
+        for batch, index in sorted_batches(rows, size, room):
             stream.admit(batch, index)
             stream.drain()
             bar.update(len(batch))
@@ -122,13 +129,22 @@ def predict(
     return logits.cpu(), layers.cpu()
 
 
-def sorted_batches(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[tuple[list[dict[str, Tensor]], Tensor]]:
-    """Rows and their numbers, window by window from long to short and, since neighbours share batches, back again."""
+def sorted_batches(
+    rows: Iterable[Mapping[str, Any]], size: int, room: Callable[[int], int]
+) -> Iterator[tuple[list[dict[str, Tensor]], Tensor]]:
+    """Rows and their numbers, `size` at most and no more than there is `room` for at the length of the longest.
+
+    Sorted within a window from long to short and, since neighbours share batches, back again in the next.
+    """
     rows, start, downwards = iter(rows), 0, True
     while window := [as_row(row) for row in islice(rows, size * WINDOW)]:
         lengths = torch.tensor([len(row["input_ids"]) for row in window])
-        for numbers in lengths.argsort(descending=downwards, stable=True).split(size):
-            yield [window[i] for i in numbers.tolist()], numbers + start
+        order = lengths.argsort(descending=downwards, stable=True).tolist()
+        while order:
+            ahead = order[:size]
+            fit = min(len(ahead), room(int(lengths[ahead].max())))
+            numbers, order = order[:fit], order[fit:]
+            yield [window[i] for i in numbers], torch.tensor(numbers) + start
         start, downwards = start + len(window), not downwards
 
 

@@ -1,9 +1,9 @@
-"""The two halves of an encoder layer, with adapters beside them, for all positions of the rows or for some.
+"""The two halves of an encoder layer, with adapters beside them, for all positions of the rows or the first ones.
 
     attention: a = LN1(x + y + A(x));  sequential: a = LN1(x + y + A(y));  ffn: h = LN2(a + FFN(a) + A(a)).
 
-A half that is run for the positions from `start` to `stop` gives what the whole would give there: an adapter that looks
-at a token's neighbours is shown as many of them as it reaches.
+A half that is run for the first `stop` positions gives what the whole would give there: an adapter that looks at a
+token's neighbours is shown as many of them as it reaches.
 """
 
 from __future__ import annotations
@@ -56,49 +56,43 @@ class Sublayers:
     sequential: bool
 
     def attend(
-        self, hidden_states: Tensor, keys: Tensor, values: Tensor, masks: tuple[Tensor | None, Tensor | None],
-        start: int, stop: int,
+        self, hidden_states: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None,
+        padding_mask: Tensor | None, stop: int,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """a (B, stop - start, d) of x (B, n, d), and attention weights (B, heads, q, n) where eager keeps them.
+        """a (B, stop, d) of x (B, n, d), and attention weights (B, heads, q, n) where eager keeps them.
 
         Args:
-            masks: the encoder's attention mask, (B, 1, n, n), and the padding mask, (B, n); None where nothing is
-                padding.
+            attention_mask, padding_mask: (B, 1, n, n) and (B, n); None where nothing is padding.
         """
-        (attention_mask, padding_mask), length = masks, hidden_states.shape[1]
-        beside = self.attention_adapter
-        low, high = around(start, stop, 0 if beside is None else beside.reach, length)
-        first, last = (low, high) if self.sequential else (start, stop)
-        seen = attention_mask if attention_mask is None else attention_mask[:, :, first:last]
-        attended, weights = self.layer.attend(cut(hidden_states, first, last), keys, values, seen)
-        summed = cut(hidden_states, start, stop) + cut(attended, start - first, stop - first)
+        beside, length = self.attention_adapter, hidden_states.shape[1]
+        read = reached(stop, 0 if beside is None else beside.reach, length)
+        queries = read if self.sequential else stop
+        mask = attention_mask if attention_mask is None else attention_mask[:, :, :queries]
+        attended, weights = self.layer.attend(first(hidden_states, queries), keys, values, mask)
+        summed = first(hidden_states, stop) + first(attended, stop)
         if beside is not None:
-            read = attended if self.sequential else cut(hidden_states, low, high)
-            summed = summed + cut(beside(read, cut(padding_mask, low, high)), start - low, stop - low)
+            source = attended if self.sequential else first(hidden_states, read)
+            summed = summed + first(beside(source, first(padding_mask, read)), stop)
         return self.layer.attention_norm(summed), weights
 
-    def transform(self, attended: Tensor, padding_mask: Tensor | None, start: int, stop: int) -> Tensor:
-        """h (B, stop - start, d) of a (B, m, d), from the first position up to the last that adapters read."""
-        rows = cut(attended, start, stop)
+    def transform(self, attended: Tensor, padding_mask: Tensor | None, stop: int) -> Tensor:
+        """h (B, stop, d) of a (B, m, d), as many positions as `needed` says."""
+        rows = first(attended, stop)
         summed = self.layer.feed_forward(rows) + rows
         if self.ffn_adapter is not None:
-            low, high = around(start, stop, self.ffn_adapter.reach, attended.shape[1])
-            beside = self.ffn_adapter(cut(attended, low, high), cut(padding_mask, low, high))
-            summed = summed + cut(beside, start - low, stop - low)
+            summed = summed + first(self.ffn_adapter(attended, first(padding_mask, attended.shape[1])), stop)
         return self.layer.output_norm(summed)
 
-    def attended_for(self, stop: int, length: int) -> int:
+    def needed(self, stop: int, length: int) -> int:
         """Of how many positions, the first ones, a is needed to know h of the first `stop`."""
-        return around(0, stop, 0 if self.ffn_adapter is None else self.ffn_adapter.reach, length)[1]
+        return reached(stop, 0 if self.ffn_adapter is None else self.ffn_adapter.reach, length)
 
 
-def around(start: int, stop: int, reach: int | None, length: int) -> tuple[int, int]:
-    """The positions that can influence those from `start` to `stop`."""
-    return (0, length) if reach is None else (max(0, start - reach), min(length, stop + reach))
+def reached(stop: int, reach: int | None, length: int) -> int:
+    """How many positions, the first ones, can influence the first `stop`."""
+    return length if reach is None else min(length, stop + reach)
 
 
-def cut(states: Tensor | None, start: int, stop: int) -> Tensor | None:
-    """The positions from `start` to `stop` of (B, n, ...)."""
-    if states is None or (start == 0 and stop >= states.shape[1]):
-        return states
-    return states[:, start:stop]
+def first(states: Tensor | None, stop: int) -> Tensor | None:
+    """The first positions of (B, n, ...)."""
+    return states if states is None or stop >= states.shape[1] else states[:, :stop]

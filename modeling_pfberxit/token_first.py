@@ -1,8 +1,8 @@
 """Token first: an exit that reads one token needs no other position of its layer's output.
 
 Where a row may leave, the layer is run for that token alone: keys and values of all positions, all the rest for the
-token and what its exit and adapters reach. Rows that stay have their other positions run then, from the same keys and
-values, so nothing is computed twice; for rows that leave, most of the layer is never computed.
+token and what its exit and adapters reach. For rows that leave, most of the layer is never computed; for those that
+stay it is run then, from the same keys and values. The token is computed once more: leaving it out would cost copies.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from .sublayers import Sublayers
@@ -25,34 +24,24 @@ class Begun:
 
     keys: Tensor  # (B, heads, n, d/heads)
     values: Tensor
-    attended: Tensor  # (B, a, d) of the first half: the w positions and what adapters read around them
     output: Tensor  # (B, w, d)
 
     def select(self, keep: Tensor, longest: int) -> Begun:
         """The rows whose numbers are given, cut to the longest of them."""
         keys, values = (part.index_select(0, keep)[:, :, :longest] for part in (self.keys, self.values))
-        attended, output = (part.index_select(0, keep)[:, :longest] for part in (self.attended, self.output))
-        return Begun(keys, values, attended, output)
+        return Begun(keys, values, self.output.index_select(0, keep))
 
 
 def begin(sublayers: Sublayers, rows: Rows, wide: int) -> Begun:
     """Run the layer for the first `wide` positions of every row."""
-    states, masks = rows.hidden_states, (rows.attention_mask, rows.padding_mask)
-    length = states.shape[1]
-    wide = min(wide, length)
-    keys, values = sublayers.layer.keys_values(states)
-    needed = sublayers.attended_for(wide, length)
-    attended, _ = sublayers.attend(states, keys, values, masks, 0, needed)
-    return Begun(keys, values, attended, sublayers.transform(attended, rows.padding_mask, 0, wide))
+    keys, values = sublayers.layer.keys_values(rows.hidden_states)
+    return Begun(keys, values, finish(sublayers, rows, keys, values, wide))
 
 
-def finish(sublayers: Sublayers, rows: Rows, begun: Begun) -> Tensor:
-    """Run the other positions as well: the layer's whole output, (B, n, d)."""
-    states, masks = rows.hidden_states, (rows.attention_mask, rows.padding_mask)
-    length, attended, wide = states.shape[1], begun.attended, begun.output.shape[1]
-    if attended.shape[1] < length:
-        rest, _ = sublayers.attend(states, begun.keys, begun.values, masks, attended.shape[1], length)
-        attended = torch.cat([attended, rest], dim=1)
-    if wide == length:
-        return begun.output
-    return torch.cat([begun.output, sublayers.transform(attended, rows.padding_mask, wide, length)], dim=1)
+def finish(sublayers: Sublayers, rows: Rows, keys: Tensor, values: Tensor, wide: int | None = None) -> Tensor:
+    """The layer's output from its keys and values: (B, n, d), or the first `wide` positions of it."""
+    states, length = rows.hidden_states, rows.hidden_states.shape[1]
+    stop = length if wide is None else min(wide, length)
+    needed = sublayers.needed(stop, length)
+    attended, _ = sublayers.attend(states, keys, values, rows.attention_mask, rows.padding_mask, needed)
+    return sublayers.transform(attended, rows.padding_mask, stop)

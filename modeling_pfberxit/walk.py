@@ -44,8 +44,6 @@ class Walk:
 
     def collect(self) -> tuple[Tensor, Tensor]:
         """All answers (B, C) and executed layers (B,), in the order of the rows' numbers."""
-        if len(self.answers) == 1:  # they left together, in their order
-            return self.answers[0][1:]
         index, logits, layers = (torch.cat(part) for part in zip(*self.answers))
         order = index.argsort()
         return logits[order], layers[order]
