@@ -229,33 +229,35 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--paper", action="store_true", help="the preset's exits (backbone pooler, LTE), not the defaults"
     )
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128])
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--pooling", default="cls", choices=["cls", "mean"], help="what exits read")
+    parser.add_argument("--sublearner", default="mlp", choices=["identity", "mlp", "conv", "self_attention"])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--lengths", nargs="*", type=int, default=[16, 64, 128])
+    parser.add_argument("--saved", nargs="*", type=float, default=[0.25, 0.5, 0.75], help="shares of layers to save")
+    parser.add_argument(
+        "--recordings", nargs="*", default=[], metavar="FILE",
+        help="of `pfberxit frontier`: how long rows are, and what exits say of them",
+    )  # fmt: skip
+    parser.add_argument("--mix-rows", type=int, default=192, help="how many of them are run at their own lengths")
+    parser.add_argument("--no-rivals", action="store_false", dest="rivals", help="without ONNX Runtime")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--output", help="write the numbers to this JSON file as well")
+    parser.add_argument("--output", help="a folder for numbers, table and picture")
     parser.add_argument("--replay", action="store_true", help="time 10,000 settings on a recording instead")
     parser.set_defaults(run=run_benchmark)
 
 
-def run_benchmark(
-    preset: str, paper: bool, batch_sizes: list[int], lengths: list[int], repeats: int, device: str, dtype: str,
-    output: str | None, replay: bool,
-) -> None:  # fmt: skip
-    """Print one line per case as it is measured."""
+def run_benchmark(replay: bool, **options) -> None:
+    """Import late."""
     if replay:
         from .evaluation.replay_benchmark import benchmark_replay
 
         benchmark_replay()
-        return
-    import torch
+    else:
+        from .evaluation.benchmark import run_benchmark as run
 
-    from .evaluation.benchmark import benchmark, save
-
-    lines = benchmark(preset, paper, batch_sizes, lengths, repeats, device, getattr(torch, dtype))
-    if output:
-        save(lines, output)
+        run(**options)
 
 
 if __name__ == "__main__":

@@ -68,20 +68,22 @@ def step(evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor
     return fire, answer
 
 
-def chance(state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
-    """How likely rows are to stop at the coming exit, whatever it says, (B,): 0 they cannot, 1 they must, 1/2 else.
+def chance(state: ExitState, policy: ExitPolicy, depth: Tensor, exits: int) -> Tensor:
+    """How likely rows are to stop at the coming exit, whatever it says, (B,): 0 they cannot, 1 they must.
 
     A rule that fires on the lowest and on the highest score there is asks for no evidence; one that fires on neither
-    has not seen enough.
+    has not seen enough. Of the others, a row that its last exit spoke for is as likely to stop as not, and any row as
+    likely here as at each of the exits to come.
     """
     rule, memory = CRITERIA[policy.criterion], state.past.shape[1]
     extremes = state.past.new_tensor([-math.inf, math.inf])[:, None, None].expand(-1, len(state.seen), memory)
-    fires = [
+    low, high = (
         rule.decide(score if rule.decide is decide_number else score[:, 0], replace(state), policy, depth)
         for score in extremes
-    ]
+    )
     able = (depth >= policy.min_layer) & (state.seen + 1 >= rule.earliest(policy))
-    return (fires[0].float() + fires[1].float()) / 2 * able
+    likely = torch.where(state.count > 0, 0.5, 1 / (exits - state.seen).clamp(min=2))
+    return torch.where(low & high, 1.0, likely) * (able & (low | high))
 
 
 def score_of(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:

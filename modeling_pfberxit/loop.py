@@ -113,7 +113,7 @@ class Loop:
         if alone and rows.groups[0][0] == len(self.depths):  # nobody stays
             return False
         leaving, start = 0.0, 0
-        expected = chance(rows.state, self.policy, rows.standing())
+        expected = chance(rows.state, self.policy, rows.standing(), len(self.exit_depths))
         for depth, size in rows.groups:
             part = expected[start : start + size]
             start += size

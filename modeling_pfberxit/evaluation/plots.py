@@ -25,6 +25,15 @@ class Banded(Protocol):
     high: float | None
 
 
+class Timed(Protocol):
+    """A measured case of the benchmark."""
+
+    batch: int
+    case: str
+    saved: float
+    efficiency: float
+
+
 def exit_depths(groups: dict[str, np.ndarray], layers: int, path: str | Path, title: str) -> Path:
     """Share of rows that left at each layer, grouped bars, as a PNG with a transparent ground."""
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
@@ -112,3 +121,32 @@ def recolour(axes: plt.Axes) -> None:
     axes.yaxis.label.set_color(INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
+
+
+def efficiencies(lines: Sequence[Timed], path: str | Path, title: str) -> Path:
+    """Efficiency over layers saved, a panel per batch size, a line per case that saves any; dotted: 1."""
+    ours = [line for line in lines if not line.case.startswith(("ONNX", "full depth"))]
+    batches, cases = (sorted({getattr(line, name) for line in ours}) for name in ("batch", "case"))
+    cases = [case for case in cases if not case.startswith("first")] + ["first k layers"]
+    figure, panels = plt.subplots(
+        1, len(batches), figsize=(1 + 3.4 * len(batches), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, batch in zip(panels.flat, batches):
+        axes.axhline(1.0, color=INK, linestyle=":", linewidth=1)
+        for number, case in enumerate(cases):
+            found = [line for line in ours if line.batch == batch and (
+                line.case == case or case.startswith("first") and line.case.startswith("first")
+            )]  # fmt: skip
+            places = sorted({round(line.saved, 2) for line in found})
+            means = [np.mean([x.efficiency for x in found if round(x.saved, 2) == place]) for place in places]
+            colour, marker = COLOURS[number % len(COLOURS)], "os^D"[number // len(COLOURS) % 4]
+            axes.plot([100 * place for place in places], means, marker + "-", color=colour, ms=4, lw=1.3, label=case)
+        axes.set_title(f"batch {batch}", color=INK, fontsize=9)
+        recolour(axes)
+    panels.flat[-1].legend(frameon=False, labelcolor=INK, fontsize=7)
+    figure.supxlabel("layers saved (%)", color=INK, fontsize=10)
+    figure.supylabel("wall-clock speed-up / layer speed-up", color=INK, fontsize=10)
+    figure.suptitle(title, color=INK, fontsize=10)
+    figure.savefig(path, dpi=150, transparent=True)
+    plt.close(figure)
+    return Path(path)
