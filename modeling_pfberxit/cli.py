@@ -245,15 +245,21 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--output", help="a folder for numbers, table and picture")
     parser.add_argument("--replay", action="store_true", help="time 10,000 settings on a recording instead")
+    parser.add_argument("--training", action="store_true", help="time training steps instead: 32 x 64 tokens")
     parser.set_defaults(run=run_benchmark)
 
 
-def run_benchmark(replay: bool, **options) -> None:
+def run_benchmark(replay: bool, training: bool, **options) -> None:
     """Import late."""
     if replay:
         from .evaluation.replay_benchmark import benchmark_replay
 
         benchmark_replay()
+    elif training:
+        from .evaluation.training_benchmark import benchmark_training
+
+        chosen = ("preset", "repeats", "sublearner", "device")
+        benchmark_training(**{name: options[name] for name in chosen})
     else:
         from .evaluation.benchmark import run_benchmark as run
 

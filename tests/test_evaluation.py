@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tiny import save_backbone, tiny_batch, tiny_model
+from tiny import save_backbone, tiny_batch, tiny_config, tiny_model
 
-from modeling_pfberxit import ExitPolicy, cli
+from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification, cli
 from modeling_pfberxit.evaluation import layer_table
 from modeling_pfberxit.evaluation.comparison import Budget
 from modeling_pfberxit.evaluation.exits_report import Setting, as_table, earlier, histogram
 from modeling_pfberxit.evaluation.frontier import thresholds_for
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.timing import interleaved, median_ratio
+from modeling_pfberxit.evaluation.workload import Script, of_one_length, recorded, settled
 from modeling_pfberxit.quickstart import difficulty_note
 from modeling_pfberxit.training.metrics import METRICS, majority_score, score
 
@@ -95,19 +96,58 @@ def run_cli(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_benchmark_compares_with_the_stock_model(tmp_path, capsys):
-    path = tmp_path / "numbers.json"
-    sizes = ["--batch-sizes", "2", "--lengths", "4", "--repeats", "1"]
-    cli.main(["benchmark", *sizes, "--output", str(path)])
-    lines = json.loads(path.read_text())
-    assert [line["case"] for line in lines] == [
-        "full depth", "all at layer 3", "all at layer 6", "all at layer 9", "spread over 6, 9, 12",
-    ]  # fmt: skip
-    assert [line["mean_depth"] for line in lines[:4]] == [12, 3, 6, 9]
-    assert 6 <= lines[4]["mean_depth"] < 12
+@pytest.mark.parametrize("from_recording", [False, True])
+def test_the_benchmark_compares_with_the_stock_model(tmp_path, capsys, from_recording):
+    sizes = ["--batch-sizes", "2", "--lengths", "4", "--repeats", "1", "--saved", "0.5", "--mix-rows", "4"]
+    sizes += ["--no-rivals"]
+    files = []
+    if from_recording:
+        evidence = settled(6, rows=40)
+        replace(evidence, lengths=torch.arange(40) % 7 + 2, labels=None).save(tmp_path / "six.safetensors")
+        files = ["--recordings", str(tmp_path / "six.safetensors")]
+    cli.main(["benchmark", *sizes, *files, "--output", str(tmp_path / "out")])
+    lines = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    ours = [
+        "all rows wait for the slowest",
+        "rows leave",
+        "rows leave, padding with them",
+        "and token first",
+        "predict",
+    ]
+    workloads = ["4 tokens", "real lengths"] if from_recording else ["4 tokens"]
+    for workload in workloads:
+        found = {line["case"]: line for line in lines if line["workload"] == workload}
+        saved = {found[name]["saved"] for name in ours}
+        assert len(saved) == 1 and 0.2 < saved.pop() < 0.8
+        assert found["full depth, and token first"]["saved"] == 0
     for line in lines:
-        assert line["efficiency"] == pytest.approx(line["speed_up"] / line["layer_speed_up"])
-    assert capsys.readouterr().out.count("| 2 | 4 |") == 5
+        assert line["efficiency"] == pytest.approx(line["speed_up"] * (1 - line["saved"]))
+    assert (tmp_path / "out" / "benchmark.png").stat().st_size > 5000
+    assert (tmp_path / "out" / "benchmark.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_rows_leave_the_benchmark_where_the_recorded_model_lets_them():
+    recording = settled(6, rows=40)
+    workload = of_one_length(recording, 8, 5, 100)
+    config = tiny_config("albert", num_hidden_layers=12)
+    exits = [2, 4, 6, 8, 10, 12]
+    model = PFBerxitForSequenceClassification(PFBerxitConfig.from_backbone(config, exit_layers=exits)).eval()
+    spread = replace(workload.recording, exit_depths=exits)
+    workload = replace(workload, recording=spread)
+    policy, left = workload.policy(0.5)
+    assert len(set(left.tolist())) > 3
+    for batch in workload.batches("cpu"):
+        with Script(spread).spoken(batch.numbers):
+            assert torch.equal(model(**batch.tokens, exit_policy=policy).exit_layer, left[batch.numbers])
+    with Script(spread).spoken():
+        rows = [{"input_ids": row} for row in workload.rows]
+        assert torch.equal(model.predict(rows, policy, 4, progress=False).exit_layer, left)
+
+
+def test_a_recording_of_another_depth_is_refused(tmp_path):
+    settled(5).save(tmp_path / "five.safetensors")
+    with pytest.raises(ValueError, match="recording=.*divides 12"):
+        recorded([str(tmp_path / "five.safetensors")], 12)
 
 
 @pytest.fixture

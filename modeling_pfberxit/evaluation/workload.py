@@ -53,7 +53,7 @@ class Workload:
             parts.append(Batch(numbers, dict(zip(("input_ids", "attention_mask"), padded, strict=True))))
         return parts
 
-    def policy(self, saved: float, patience: int = 2) -> tuple[ExitPolicy, Tensor]:
+    def policy(self, saved: float, patience: int = 1) -> tuple[ExitPolicy, Tensor]:
         """Divergence and patience at the threshold that saves such a share of layers, and where rows leave, (N,)."""
         policy = ExitPolicy(threshold=0.0, patience=patience)
         (tau,) = thresholds_for(self.recording, policy, [saved])

@@ -1,0 +1,95 @@
+"""What a training step costs beside full fine-tuning of the same encoder: time, and memory by what it is kept for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from .contestants import stock_and_ours
+from .timing import interleaved, kept_for_backward, median_ratio
+
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class TrainingLine:
+    """One way to train; ratio: its step over that of full fine-tuning, pair by pair; memory in megabytes.
+
+    Args:
+        kept: what the forward pass keeps for its backward pass, weights apart.
+        states: gradients and the two moments of Adam.
+    """
+
+    name: str
+    milliseconds: float
+    ratio: float
+    kept: float
+    states: float
+
+
+def benchmark_training(
+    preset: str, batch: int = 32, length: int = 64, repeats: int = 5, sublearner: str = "mlp", device: str = "cpu"
+) -> list[TrainingLine]:
+    """Steps with AdamW on random tokens, in turn; prints a table. Stock ALBERT knows no activation checkpointing."""
+    stock, ours = stock_and_ours(preset, device, torch.float32, adapter_sublearner=sublearner, num_labels=2)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, stock.config.vocab_size, (batch, length), generator=generator).to(device)
+    rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
+    ours_again = "frozen encoder, adapters, exits"
+    ways = [("full fine-tuning", stock, False), (ours_again, ours, False), (f"{ours_again}, checkpointing", ours, True)]
+    calls, sizes = [], []
+    for _, model, checkpointing in ways:
+        calls.append(step_of(model.train(), rows, checkpointing))
+        switch(model, checkpointing)
+        kept = kept_for_backward(partial(loss_of, model, rows), model)
+        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        sizes.append((kept / MEGABYTE, 3 * trained / MEGABYTE))
+    times = interleaved(calls, repeats, warmups=1)
+    found = [
+        TrainingLine(name, 1000 * median(own), median_ratio(own, times[0]), *size)
+        for (name, *_), own, size in zip(ways, times, sizes, strict=True)
+    ]
+    print(as_markdown(found, f"{preset}, {sublearner} adapters, batch {batch} x {length} tokens"))
+    return found
+
+
+def step_of(model: nn.Module, rows: dict[str, Tensor], checkpointing: bool) -> Callable[[], None]:
+    """A whole step: forward, backward, AdamW."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+
+    def step() -> None:
+        """The one that is timed."""
+        switch(model, checkpointing)
+        with torch.inference_mode(False), torch.enable_grad():
+            loss_of(model, rows).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def switch(model: nn.Module, checkpointing: bool) -> None:
+    """Activation checkpointing on, or off where it can be on at all."""
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    elif model.supports_gradient_checkpointing:
+        model.activation_checkpointing_disable()
+
+
+def loss_of(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
+    """What the step goes down."""
+    return model(**rows).loss
+
+
+def as_markdown(lines: list[TrainingLine], title: str) -> str:
+    """One row per way to train."""
+    out = [title, "", "| | step (ms) | over full fine-tuning | kept for backward (MB) | gradients and Adam (MB) |"]
+    out.append("|---|" + "---:|" * 4)
+    for line in lines:
+        out.append(
+            f"| {line.name} | {line.milliseconds:.0f} | {line.ratio:.2f} | {line.kept:.0f} | {line.states:.0f} |"
+        )
+    return "\n".join(out)
