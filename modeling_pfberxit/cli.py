@@ -10,7 +10,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="pfberxit", description="Early-exiting text classifiers with adapters.")
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (
-        add_quickstart, add_table, add_compare, add_frontier, add_elue, add_calibrate, add_reproduce, add_benchmark,
+        add_quickstart, add_table, add_compare, add_frontier, add_elue, add_calibrate, add_precision, add_reproduce,
+        add_benchmark,
     ):  # fmt: skip
         add(commands)
     options = vars(parser.parse_args(arguments))
@@ -187,6 +188,24 @@ def add_elue(commands: argparse._SubParsersAction) -> None:
 def run_elue(**options) -> None:
     """Import late."""
     from .evaluation.elue_report import run_elue as run
+
+    run(**options)
+
+
+def add_precision(commands: argparse._SubParsersAction) -> None:
+    """What lower precision changes."""
+    parser = commands.add_parser("precision", help="rows whose exit or label changes in bf16, fp16 or int8")
+    add_model_and_data(parser)
+    parser.add_argument(
+        "--precisions", nargs="+", default=["bfloat16"], help="float16 (slow on CPU), int8 (needs torchao)"
+    )
+    parser.add_argument("--policy", help="name of an operating point (default: the config's own)")
+    parser.set_defaults(run=run_precision)
+
+
+def run_precision(**options) -> None:
+    """Import late."""
+    from .evaluation.calibrate import run_precision as run
 
     run(**options)
 

@@ -5,11 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import AutoTokenizer
 
 from ..calibration import Calibrated, all_points, calibrate, conformal
 from ..criteria import CRITERIA, by_window
-from ..exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy
+from ..exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, resolve_policy
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
 from ..training.tasks import Task, encode, load_task
 from ..validation import refuse
@@ -17,22 +18,32 @@ from . import plots
 from .clock import measure_clock
 from .frontier import never, sweep
 from .frontier_report import as_markdown, frontiers, write_csv
+from .precision import Changed, compare_precisions
+from .precision import as_markdown as as_markdown_of_precisions
 from .recording import Recording, record
 
 
-def recorded(
+def model_and_rows(
     model: str, dataset: str, config: str | None, split: str | None, rows: int
-) -> tuple[PFBerxitForSequenceClassification, Task, Recording]:
-    """A saved model, the task, and what the model's exits say about a split of its data."""
+) -> tuple[PFBerxitForSequenceClassification, Task, Dataset]:
+    """A saved model, the task, and a split of its data, encoded."""
     loaded = PFBerxitForSequenceClassification.from_pretrained(model).eval()
     task, data = load_task(dataset, config)
     split = split or task.evaluation_split
     if split not in data:
         refuse("split", split, f"one of {', '.join(data)}")
     part = data[split] if not rows else data[split].select(range(min(rows, len(data[split]))))
-    encoded = encode(task, part, AutoTokenizer.from_pretrained(model, padding_side="right"))
-    about = {"dataset": task.dataset, "config": task.config, "split": split, "metric": task.metric}
-    return loaded, task, record(loaded, encoded, **about)
+    return loaded, task, encode(task, part, AutoTokenizer.from_pretrained(model, padding_side="right"))
+
+
+def recorded(
+    model: str, dataset: str, config: str | None, split: str | None, rows: int
+) -> tuple[PFBerxitForSequenceClassification, Task, Recording]:
+    """A saved model, the task, and what the model's exits say about a split of its data."""
+    loaded, task, encoded = model_and_rows(model, dataset, config, split, rows)
+    split = split or task.evaluation_split
+    source = {"dataset": task.dataset, "config": task.config, "split": split, "metric": task.metric}
+    return loaded, task, record(loaded, encoded, **source)
 
 
 def run_calibration(
@@ -144,3 +155,22 @@ def run_frontier(
     print(f"\n{task.name}: {task.metric} {full.score:.3f} at full depth, {len(recording)} rows\n")
     print(as_markdown(found, task.metric))
     print(f"\nWrote {folder}/recording.safetensors, frontier.csv and frontier.png")
+
+
+def run_precision(
+    model: str,
+    dataset: str,
+    config: str | None,
+    split: str | None,
+    rows: int,
+    precisions: list[str],
+    policy: str | None,
+) -> list[Changed]:
+    """Record a split in every precision, and print what changes under a policy."""
+    loaded, task, encoded = model_and_rows(model, dataset, config, split, rows)
+    asked = resolve_policy(policy, loaded.config, loaded.exit_depths, loaded._problem_type(None))
+    if asked is None:
+        refuse("policy", policy, "an operating point, or a config with a threshold: without one no row leaves early")
+    found = compare_precisions(loaded, encoded, asked, precisions)
+    print(f"{task.name}, {len(encoded)} rows, {words(asked)}\n\n{as_markdown_of_precisions(found)}")
+    return found

@@ -1,0 +1,89 @@
+"""What lower precision does to answers: rows whose exit or label is another one than in fp32, and the time it takes."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from statistics import median
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+from ..evidence import MULTI_LABEL, REGRESSION
+from ..exit_policy import ExitPolicy
+from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..validation import refuse
+from .recording import Recording, record
+from .timing import interleaved, median_ratio
+
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Shares of the rows that leave elsewhere, and that are told another label; the full pass over that in fp32."""
+
+    precision: str
+    exits: float
+    labels: float
+    milliseconds: float
+    ratio: float
+
+
+def converted(model: PFBerxitForSequenceClassification, precision: str) -> PFBerxitForSequenceClassification:
+    """A copy of the model in another precision. int8: the encoder's linear layers, inputs as well, by torchao.
+
+    Raises:
+        ValueError: an unknown precision, or int8 without torchao.
+    """
+    if precision not in PRECISIONS:
+        refuse("precision", precision, f"one of {', '.join(PRECISIONS)}")
+    copy = deepcopy(model)
+    if precision != "int8":
+        return copy.to(getattr(torch, precision))
+    if find_spec("torchao") is None:
+        refuse("precision", precision, "another one, or torchao installed: pip install torchao")
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(copy.backbone, Int8DynamicActivationInt8WeightConfig(), lambda module, _: isinstance(module, nn.Linear))
+    return copy
+
+
+def compare_precisions(
+    model: PFBerxitForSequenceClassification, rows: Dataset, policy: ExitPolicy, precisions: Sequence[str],
+    repeats: int = 3,
+) -> list[Changed]:  # fmt: skip
+    """Record the rows in every precision and replay the policy: what differs from fp32, and what a pass costs."""
+    models = [converted(model, name) for name in dict.fromkeys(["float32", *precisions])]
+    recordings = [record(each, rows) for each in models]
+    times = interleaved([partial(record, each, rows) for each in models], repeats, warmups=0)
+    names = list(dict.fromkeys(["float32", *precisions]))
+    return [
+        Changed(name, *differences(recordings[0], own, policy), 1000 * median(t) / len(rows), median_ratio(t, times[0]))
+        for name, own, t in zip(names, recordings, times, strict=True)
+    ]
+
+
+def differences(before: Recording, after: Recording, policy: ExitPolicy) -> tuple[float, float]:
+    """The shares of rows whose exit, and whose answer, is another one."""
+    (answers, layers), (others, elsewhere) = before.replay(policy), after.replay(policy)
+    if before.problem_type == REGRESSION:
+        told = ((answers - others).abs() > 0.05).any(-1)  # a twentieth of a unit
+    elif before.problem_type == MULTI_LABEL:
+        told = ((answers > 0) != (others > 0)).any(-1)
+    else:
+        told = answers.argmax(-1) != others.argmax(-1)
+    return (layers != elsewhere).double().mean().item(), told.double().mean().item()
+
+
+def as_markdown(found: list[Changed]) -> str:
+    """One row per precision."""
+    lines = ["| precision | other exit | other label | ms/row, full depth | over fp32 |", "|---|" + "---:|" * 4]
+    for each in found:
+        lines.append(
+            f"| {each.precision} | {100 * each.exits:.2f} % | {100 * each.labels:.2f} % | {each.milliseconds:.2f} "
+            f"| {each.ratio:.2f} |"
+        )
+    return "\n".join(lines)
