@@ -97,7 +97,9 @@ def benchmark(
         print(f"[{number}/{len(workloads)}] batch {workload.size}, {workload.name} ...", flush=True)
         cases = cases_of(stock, ours, workload, saved, exported)
         parts, rows = workload.batches(str(ours.device)), len(workload.rows)
-        stock_times, *times = interleaved([partial(run, answers_of(stock), parts), *(c.call for c in cases)], repeats)
+        stock_times, *times = interleaved(
+            [partial(run, answers_of(stock), parts), *(c.call for c in cases)], repeats, warmups=1
+        )
         for case, own in zip(cases, times, strict=True):
             spent = (1000 * median(each) / rows for each in (stock_times, own))
             ratio = median_ratio(stock_times, own)
