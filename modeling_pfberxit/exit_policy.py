@@ -80,7 +80,7 @@ class ExitPolicy:
     @property
     def floor(self) -> int:
         """No row leaves before this layer."""
-        return self.appointed_layer if self.criterion == "appointed" else self.min_layer
+        return max(self.min_layer, self.appointed_layer or 0) if self.criterion == "appointed" else self.min_layer
 
 
 def configured_policy(config: Any) -> ExitPolicy:

@@ -176,9 +176,7 @@ class Rows:
             padding_mask=unless_full(torch.cat(masks)[order]),
             state=ExitState.cat([part.state for part in parts]).select(order),
             groups=tuple(sorted(sizes.items(), reverse=True)),
-            done=None
-            if all(part.done is None for part in parts)
-            else torch.cat([part.left() for part in parts])[order],
+            done=torch.cat([part.left() for part in parts])[order],
         )
 
     def left(self) -> Tensor:

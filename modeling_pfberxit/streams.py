@@ -46,8 +46,9 @@ class Stream:
         ids = pad_sequence([row["input_ids"] for row in rows], batch_first=True, padding_value=pad).to(device)
         mask = pad_sequence([torch.ones_like(row["input_ids"]) for row in rows], batch_first=True).to(device)
         types = None
-        if "token_type_ids" in rows[0]:
-            types = pad_sequence([row["token_type_ids"] for row in rows], batch_first=True).to(device)
+        if any("token_type_ids" in row for row in rows):
+            given = [row.get("token_type_ids", torch.zeros_like(row["input_ids"])) for row in rows]
+            types = pad_sequence(given, batch_first=True).to(device)
         table, config = self.model.token_exits, self.model.backbone.config
         leave = None if table is None else table(ids, mask)
         batch = Rows.start(config, embed(self.model.backbone, ids, types), mask, leave, index.to(device))
@@ -56,13 +57,23 @@ class Stream:
 
     def wait(self, rows: Rows) -> None:
         """Rows line up for their next layer, with those they can share it with."""
-        passed = rows.groups[0][0]
-        layer, side = id(self.loop.layers[passed]), 0
+        if rows.token_depths is not None:  # they stay among themselves
+            self.pools[next(self.numbers)].append(rows)
+            return
+        place = self.place(rows.groups[0][0])
+        same = sum(size for depth, size in rows.groups if self.place(depth) == place)
+        if same < len(rows):  # depths that shared the last layer need not share the next one
+            rows, others = rows.split(same)
+            self.wait(others)
+        self.pools[place].append(rows)
+
+    def place(self, passed: int) -> tuple[int, int]:
+        """Rows that have passed so many layers can go on with those that have the same."""
+        side = 0
         if self.model.prompts is not None:  # before prompts join, about to, or after
             joins = self.model.config.prompt_layer
             side = (passed > joins) - (passed < joins)
-        alone = next(self.numbers) if rows.token_depths is not None else None
-        self.pools[layer, side, alone].append(rows)
+        return id(self.loop.layers[passed]), side
 
     def drain(self, last: bool = False) -> None:
         """Run layers as long as somewhere enough rows wait, or any at all: the deepest ones, or else the shallowest."""
@@ -73,7 +84,9 @@ class Stream:
                 self.wait(rows)
 
     def fills(self, waiting: list[Rows]) -> bool:
-        """Whether those who wait are worth running a layer for."""
+        """Whether those who wait are worth running a layer for; whom nobody can join need not wait."""
+        if waiting[0].token_depths is not None:
+            return True
         rows, longest = sum(map(len, waiting)), max(each.hidden_states.shape[1] for each in waiting)
         return rows >= self.room(waiting) or self.loop.execution.feeds(rows * longest, self.model.device.type)
 
@@ -89,8 +102,9 @@ class Stream:
         taken = [waiting.pop(0)]
         while waiting and sum(map(len, taken)) + len(waiting[0]) <= room:
             taken.append(waiting.pop(0))
-        if waiting and not self.fills(taken):
-            first, waiting[0] = waiting[0].split(room - sum(map(len, taken)))
+        missing = room - sum(map(len, taken))
+        if waiting and missing > 0 and not self.fills(taken):
+            first, waiting[0] = waiting[0].split(missing)
             taken.append(first)
         if waiting:
             self.pools[key] = waiting
@@ -152,10 +166,12 @@ def as_row(row: Mapping[str, Any]) -> dict[str, Tensor]:
     """A row's tokens, without the padding that it may have come with."""
     if not isinstance(row, Mapping) or "input_ids" not in row:
         refuse("rows", row, "rows with input_ids")
-    tokens = {name: torch.as_tensor(row[name]) for name in ("input_ids", "token_type_ids") if name in row}
-    if tokens["input_ids"].dim() != 1 or not len(tokens["input_ids"]):
-        refuse("rows", f"input_ids of shape {tuple(tokens['input_ids'].shape)}", "rows, not batches, and none empty")
-    if "attention_mask" in row:
-        kept = torch.as_tensor(row["attention_mask"]).bool()
-        tokens = {name: values[kept] for name, values in tokens.items()}
-    return tokens
+    names = ("input_ids", "token_type_ids", "attention_mask")
+    tokens = {name: torch.as_tensor(row[name]) for name in names if name in row}
+    shapes = {tuple(values.shape) for values in tokens.values()}
+    if len(shapes) > 1 or tokens["input_ids"].dim() != 1:
+        refuse("rows", f"input_ids of shape {tuple(tokens['input_ids'].shape)}", "rows, not batches, masks as long")
+    kept = tokens.pop("attention_mask", torch.ones_like(tokens["input_ids"])).bool()
+    if not kept.any():
+        refuse("rows", "a row without tokens", "rows with at least one")
+    return {name: values[kept] for name, values in tokens.items()}
