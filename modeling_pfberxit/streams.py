@@ -167,11 +167,14 @@ def as_row(row: Mapping[str, Any]) -> dict[str, Tensor]:
     if not isinstance(row, Mapping) or "input_ids" not in row:
         refuse("rows", row, "rows with input_ids")
     names = ("input_ids", "token_type_ids", "attention_mask")
-    tokens = {name: torch.as_tensor(row[name]) for name in names if name in row}
+    tokens = {name: torch.as_tensor(row[name]) for name in names if row.get(name) is not None}
     shapes = {tuple(values.shape) for values in tokens.values()}
-    if len(shapes) > 1 or tokens["input_ids"].dim() != 1:
-        refuse("rows", f"input_ids of shape {tuple(tokens['input_ids'].shape)}", "rows, not batches, masks as long")
+    if "input_ids" not in tokens or len(shapes) > 1 or tokens["input_ids"].dim() != 1:
+        refuse("rows", f"values of shape {sorted(shapes)}", "rows, not batches, masks as long as they are")
     kept = tokens.pop("attention_mask", torch.ones_like(tokens["input_ids"])).bool()
-    if not kept.any():
-        refuse("rows", "a row without tokens", "rows with at least one")
+    places = kept.nonzero().squeeze(1)
+    if not len(places) or places[-1] - places[0] >= len(places):
+        refuse(
+            "rows", f"attention_mask {kept.int().tolist()}", "rows with a token at least, and none masked in between"
+        )
     return {name: values[kept] for name, values in tokens.items()}

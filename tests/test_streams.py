@@ -247,14 +247,15 @@ def test_the_rows_given_are_not_changed():
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What went through each layer: groups of rows, rows' numbers, padded length; and what waited before."""
-    taken, step = [], Loop.step
+    """What goes through each layer in streams: groups of rows, rows' numbers, padded length."""
+    taken = []
 
-    def spy(loop, rows):
-        taken.append((rows.groups, rows.index.tolist(), rows.hidden_states.shape[1]))
-        return step(loop, rows)
+    class Spied(Loop):
+        def step(self, rows):
+            taken.append((rows.groups, rows.index.tolist(), rows.hidden_states.shape[1]))
+            return super().step(rows)
 
-    monkeypatch.setattr(Loop, "step", spy)
+    monkeypatch.setattr(streams, "Loop", Spied)
     return taken
 
 
@@ -361,6 +362,20 @@ def test_batches_stay_full_while_rows_come_in(name, steps, monkeypatch):
     assert len(early) > 10 and {len(index) for _, index, _ in early} == {8}
 
 
+@pytest.mark.parametrize("name", ["albert", "bert"])
+def test_a_full_batch_waits_for_nobody(name, steps, monkeypatch):
+    monkeypatch.setattr(streams, "WINDOW", 1)
+    read = []
+
+    def coming():
+        for row in sentences(24):
+            read.append(len(steps))
+            yield row
+
+    predict(served(name), coming(), ExitPolicy("appointed", appointed_layer=5), 8, HUNGRY)
+    assert read == [0] * 8 + [5] * 8 + [10] * 8 and len(steps) == 15
+
+
 @pytest.mark.parametrize("size", [1, 4, 32])
 @pytest.mark.parametrize("name", ["albert", "albert, some exits", "bert"])
 def test_no_batch_is_larger_than_asked_for_or_than_fits_the_caches(name, size, steps, monkeypatch):
@@ -429,9 +444,9 @@ def test_rows_are_read_window_by_window(name, monkeypatch):
             ahead.append(read - answered)
             yield {"input_ids": [5 + number % 100, *range(7, 8 + number % 9)]}
 
+    model, policy = served(name), setting("entropy", SINGLE_LABEL, evidence_of(name))
     monkeypatch.setattr(Walk, "answer", spy)
-    model = served(name)
-    _, layers = predict(model, endless(), setting("entropy", SINGLE_LABEL, evidence_of(name)), size, HUNGRY)
+    _, layers = predict(model, endless(), policy, size, HUNGRY)
     assert len(layers) == answered == read == 150
     assert max(ahead) <= size * 2 + len(model.depths) * size + size
 
@@ -451,6 +466,8 @@ REFUSED = {
     "texts": ({"rows": ["a text"]}, "rows="),
     "a row of padding": ({"rows": [{**ROW, "attention_mask": [0, 0, 0]}]}, "rows="),
     "a row of padding among others": ({"rows": [ROW, {**ROW, "attention_mask": [0, 0, 0]}]}, "rows="),
+    "a hole in a row": ({"rows": [ROW, {**ROW, "attention_mask": [1, 0, 1]}]}, "rows="),
+    "no input_ids": ({"rows": [{**ROW, "input_ids": None}]}, "rows="),
     "a mask of another length": ({"rows": [{**ROW, "attention_mask": [1, 1]}]}, "rows="),
     "types of another length": ({"rows": [{**ROW, "token_type_ids": [0, 0]}]}, "rows="),
     **{f"{size!r} rows at once": ({"batch_size": size}, "batch_size=") for size in (0, -3, 2.5, True, None, "4")},
