@@ -83,6 +83,11 @@ class ExitPolicy:
         return max(self.min_layer, self.appointed_layer or 0) if self.criterion == "appointed" else self.min_layer
 
 
+def to_the_end(layers: int) -> ExitPolicy:
+    """The policy under which every row runs through all layers and nobody hears the exits before."""
+    return ExitPolicy("appointed", appointed_layer=layers)
+
+
 def configured_policy(config: Any) -> ExitPolicy:
     """The policy that a config's `exit_*` fields make."""
     return ExitPolicy(**{name: getattr(config, f"exit_{name}") for name in POLICY_CHECKS})

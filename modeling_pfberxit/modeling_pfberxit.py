@@ -16,7 +16,7 @@ from .checkpoints import CheckpointMixin, reads_backbone_pooler
 from .configuration_pfberxit import PFBerxitConfig
 from .evidence import REGRESSION, SINGLE_LABEL
 from .execution import Execution
-from .exit_policy import ExitPolicy, resolve_policy
+from .exit_policy import ExitPolicy, resolve_policy, to_the_end
 from .exits import Exits, init_exit_weights
 from .loop import Loop
 from .losses import check_labels, check_objective, exit_losses, infer_problem_type, training_loss
@@ -187,7 +187,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         problem_type = self._problem_type(None)
         self.exits.check_prototypes(self.num_labels, problem_type)
         policy = resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
-        policy = policy or ExitPolicy("appointed", appointed_layer=len(self.depths))
+        policy = policy or to_the_end(len(self.depths))
         logits, layers = predict(self, rows, policy, problem_type, batch_size, progress)
         return PFBerxitOutput(logits=logits, exit_layer=layers)
 

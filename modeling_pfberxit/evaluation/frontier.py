@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..configuration_pfberxit import PFBerxitConfig
 from ..criteria import CRITERIA
-from ..exit_policy import ExitPolicy
+from ..exit_policy import ExitPolicy, to_the_end
 from ..training.metrics import score
 from .costs import row_macs
 from .elue import pareto
@@ -88,7 +88,7 @@ def full_depth(recording: Recording) -> Tensor:
 
 def never(recording: Recording) -> ExitPolicy:
     """The policy under which every row runs to the last layer."""
-    return ExitPolicy("appointed", appointed_layer=recording.layers)
+    return to_the_end(recording.layers)
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
