@@ -257,7 +257,7 @@ def strangers_results(tmp_path_factory, without_package):
 @pytest.mark.parametrize("loader", ["AutoModel", "AutoModelForSequenceClassification", "fork"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_without_the_package_a_saved_model_predicts_the_same(strangers_results, variant, loader):
-    assert max(strangers_results[variant][loader].values()) <= 1e-6
+    assert max(strangers_results[variant][loader].values()) <= 1e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
