@@ -14,7 +14,7 @@ from torch import Tensor
 from .backbones import encoder_layers, pooler_dense
 from .checkpoints import reads_backbone_pooler
 from .criteria import CRITERIA, chance, start, step
-from .evidence import Evidence
+from .evidence import Evidence, ExitState
 from .exit_policy import ExitPolicy
 from .rows import Rows
 from .strategies import Phase, branch
@@ -51,7 +51,7 @@ class Loop:
         while left is not None:
             left = self.step(left)
 
-    def new_state(self, rows: Rows):
+    def new_state(self, rows: Rows) -> ExitState | None:
         """What the criterion will remember of the rows; None where there is no criterion."""
         if self.policy is None:
             return None

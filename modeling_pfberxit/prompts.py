@@ -28,6 +28,7 @@ class Prompts(nn.Module):
         self.up = nn.Linear(config.prompt_dim, hidden_size * (self.length if self.kind == "npg" else 1))
 
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """The tokens' states (B, n, d) and 1 for tokens, 0 for padding (B, n) -> the prompts, (B, p, d)."""
         if self.kind == "table":
             return self.table.weight.expand(hidden_states.shape[0], -1, -1).to(hidden_states.dtype)
         if self.kind == "npg":  # from the row's first token

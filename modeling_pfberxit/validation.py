@@ -22,6 +22,7 @@ def one_of(*names: str, aliases: dict[str, str] | None = None) -> Check:
     """A name out of `names`; an alias is replaced by what it stands for."""
 
     def check(field: str, value: Any) -> str:
+        """The name, aliases resolved."""
         value = (aliases or {}).get(value, value) if isinstance(value, str) else value
         if value not in names:
             refuse(field, value, "one of " + ", ".join((*names, *(aliases or ()))))
@@ -34,6 +35,7 @@ def whole(low: int, high: float = math.inf) -> Check:
     """An integer (Python's or NumPy's, not a bool) in `[low, high]`."""
 
     def check(field: str, value: Any) -> int:
+        """The number as an `int`."""
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
             refuse(field, value, f"a whole number {_range(low, high)}")
         return int(value)
@@ -45,6 +47,7 @@ def real(low: float, high: float = math.inf) -> Check:
     """A finite number (an integer or a NumPy scalar will do) in `[low, high]`."""
 
     def check(field: str, value: Any) -> float:
+        """The number as a `float`."""
         number = math.nan
         if isinstance(value, numbers.Real) and not isinstance(value, bool):
             try:
@@ -74,6 +77,7 @@ def each(check: Check) -> Check:
     """A non-empty list of values that `check` allows."""
 
     def check_all(field: str, value: Any) -> list:
+        """The values as a list."""
         if isinstance(value, (str, dict)) or not isinstance(value, Iterable):
             refuse(field, value, "a list")
         values = [check(f"{field}[{i}]", item) for i, item in enumerate(value)]
@@ -86,6 +90,7 @@ def either(single: Check, several: Check) -> Check:
     """One value for all exits, or a list with one per exit."""
 
     def check(field: str, value: Any) -> Any:
+        """By whichever fits what was given."""
         is_list = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
         return (several if is_list else single)(field, value)
 

@@ -67,8 +67,8 @@ def run_benchmark(
     """`pfberxit benchmark`."""
     layers = configuration(preset).encoder_config().num_hidden_layers
     source = recorded(recordings, layers) if recordings else settled(layers)
-    knobs = {"exit_pooling": pooling, "adapter_sublearner": sublearner, "exit_layers": source.exit_depths}
-    stock, ours = stock_and_ours(preset, device, getattr(torch, dtype), **({"paper": True} if paper else knobs))
+    layout = {"paper": True} if paper else {"exit_pooling": pooling, "adapter_sublearner": sublearner}
+    stock, ours = stock_and_ours(preset, device, getattr(torch, dtype), exit_layers=source.exit_depths, **layout)
     words = stock.config.vocab_size
     workloads = [of_one_length(source, batch, length, words) for batch in batch_sizes for length in lengths]
     if recordings:

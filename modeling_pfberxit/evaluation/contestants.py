@@ -36,6 +36,7 @@ def configuration(preset: str, **knobs: Any) -> PFBerxitConfig:
     text = resources.files("modeling_pfberxit.configuration").joinpath(f"{preset}.json").read_text()
     config = PFBerxitConfig.from_dict({**json.loads(text), "base_model_name_or_path": None})
     if knobs.pop("paper", False):
+        config.exit_layers = knobs.get("exit_layers")
         return config
     return PFBerxitConfig.from_backbone(config.encoder_config(), **knobs)
 
@@ -71,6 +72,7 @@ def with_short_cuts(
     """Our logits under a policy, with certain short cuts, where exits say what was recorded."""
 
     def answer(batch: Batch) -> Tensor:
+        """One batch's logits."""
         model.execution = execution
         with script.spoken(batch.numbers):
             return model(**batch.tokens, exit_policy=policy).logits

@@ -134,6 +134,7 @@ def encode(task: Task, data: Dataset, tokenizer, max_length: int = 128) -> Datas
     data = data.rename_column(task.label, SOURCE)
 
     def encode_batch(batch: dict) -> dict:
+        """Columns of texts and labels -> columns of tokens and `labels`."""
         tokens = tokenizer(*(batch[name] for name in task.texts), truncation=True, max_length=max_length)
         values = batch[SOURCE]
         if task.problem_type == MULTI_LABEL:
