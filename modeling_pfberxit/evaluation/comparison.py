@@ -121,6 +121,9 @@ def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recor
     model = new_model(run.backbone, task, **{**trained_as(config), "exit_criterion": None})
     if not run.budget.dropout:
         drop_nothing(model)
+    if not torch.cuda.is_available():
+        # On CPU the backward pass of the fused attention is the slowest part of a step.
+        model.set_attn_implementation("eager")
     if model.token_exits is not None:
         fill_table(model, rows, tokenizer.all_special_ids, config)
     started = time.perf_counter()
