@@ -20,9 +20,9 @@ class AdaptedLayer(GradientCheckpointingLayer):
         self.attention_adapter = Adapter(config, hidden_size) if beside_attention else None
         self.ffn_adapter = Adapter(config, hidden_size) if place in ("ffn", "both") else None
 
-    def beside(self, layer: EncoderLayer) -> Sublayers:
+    def beside(self, layer: EncoderLayer, compiled: bool = False) -> Sublayers:
         """The layer with this depth's adapters."""
-        return Sublayers(layer, self.attention_adapter, self.ffn_adapter, self.sequential)
+        return Sublayers(layer, self.attention_adapter, self.ffn_adapter, self.sequential, compiled)
 
     def forward(
         self,
@@ -31,11 +31,8 @@ class AdaptedLayer(GradientCheckpointingLayer):
         attention_mask: Tensor | None,
         padding_mask: Tensor | None,
         queries: int | None = None,
+        compiled: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, n, d) -> (B, n, d), and the attention weights where there are any; the first `queries` positions only."""
-        sublayers, length = self.beside(layer), hidden_states.shape[1]
-        stop = length if queries is None else queries
-        keys, values = layer.keys_values(hidden_states)
-        needed = sublayers.needed(stop, length)
-        attended, weights = sublayers.attend(hidden_states, keys, values, attention_mask, padding_mask, needed)
-        return sublayers.transform(attended, padding_mask, stop), weights
+        kept = layer.keys_values(hidden_states)
+        return self.beside(layer, compiled).output(hidden_states, *kept, attention_mask, padding_mask, queries)

@@ -37,24 +37,23 @@ class EncoderLayer:
     ffn_dropout: nn.Module
 
     def keys_values(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, n, d) -> keys and values, (B, heads, n, d/heads) each."""
-        return self._heads(self.key(hidden_states)), self._heads(self.value(hidden_states))
+        """(B, n, d) -> keys and values of all heads, (B, n, d) each."""
+        return self.key(hidden_states), self.value(hidden_states)
 
     def attend(self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """y for the rows that query, (B, q, d), and the attention weights (B, heads, q, n) where eager keeps them."""
         stock = self.attention
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(stock.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout.p if stock.training else 0.0
-        mixed, weights = attention(
-            stock, self._heads(self.query(rows)), keys, values, mask, dropout=dropout, scaling=stock.scaling
-        )
+        parts = (self._heads(part) for part in (self.query(rows), keys, values))
+        mixed, weights = attention(stock, *parts, mask, dropout=dropout, scaling=stock.scaling)
         return self.out_dropout(self.out(mixed.flatten(2))), weights  # mixed: (B, q, heads, d/heads)
 
     def feed_forward(self, attended: Tensor) -> Tensor:
         """FFN(a), (B, q, d)."""
         return self.ffn_dropout(self.down(self.activation(self.up(attended))))
 
-    def _heads(self, projected: Tensor) -> Tensor:
+    def _heads(self, projected: Tensor) -> Tensor:  # (B, n, d) -> (B, heads, n, d/heads)
         return projected.unflatten(-1, (-1, self.attention.attention_head_size)).transpose(1, 2)
 
 

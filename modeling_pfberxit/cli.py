@@ -259,6 +259,7 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument("--mix-rows", type=int, default=192, help="how many of them are run at their own lengths")
     parser.add_argument("--no-rivals", action="store_false", dest="rivals", help="without ONNX Runtime")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile as well: the stock model's and ours")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])

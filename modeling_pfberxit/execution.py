@@ -25,6 +25,8 @@ class Execution:
         token_first: exits that read one token have it run before the others, where a row may leave.
         drop_rows: rows that have left are no longer computed.
         trim: nor is padding beyond the longest row left.
+        compiled: layers run as `torch.compile` translates them, at the first call; one translation serves all depths
+            and lengths. Batches whose rows stand at several depths run as written.
         weights_in_tokens: how many tokens' arithmetic takes as long as reading a layer's weights; None: by device.
 
     Raises:
@@ -34,10 +36,11 @@ class Execution:
     token_first: bool = True
     drop_rows: bool = True
     trim: bool = True
+    compiled: bool = False
     weights_in_tokens: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("token_first", "drop_rows", "trim"):
+        for name in ("token_first", "drop_rows", "trim", "compiled"):
             flag(name, getattr(self, name))
         if self.weights_in_tokens is not None:
             real(0.0)("weights_in_tokens", self.weights_in_tokens)

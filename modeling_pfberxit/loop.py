@@ -92,14 +92,15 @@ class Loop:
         queries = rows.queries(depth)
         if depth == len(self.depths) and self.wide is not None and self.execution.token_first:
             queries = min(self.wide, states.shape[1])
-        return self.depths[depth - 1](states, self.layers[depth - 1], rows.attention_mask, rows.padding_mask, queries)
+        masks, compiled = (rows.attention_mask, rows.padding_mask), self.execution.compiled
+        return self.depths[depth - 1](states, self.layers[depth - 1], *masks, queries, compiled)
 
     def sublayers(self, rows: Rows) -> Sublayers:
         """The layer the rows share, with the adapters of every row's depth."""
         layer = self.layers[rows.groups[0][0] - 1]
+        if len(rows.groups) == 1:
+            return self.depths[rows.groups[0][0] - 1].beside(layer, self.execution.compiled)
         own = [self.depths[depth - 1].beside(layer) for depth, _ in rows.groups]
-        if len(own) == 1:
-            return own[0]
         sizes, first = [size for _, size in rows.groups], own[0]
         beside_attention = first.attention_adapter and ByDepth([each.attention_adapter for each in own], sizes)
         beside_ffn = first.ffn_adapter and ByDepth([each.ffn_adapter for each in own], sizes)

@@ -134,11 +134,11 @@ class Rows:
         if mask is not None:
             mask = mask.index_select(0, keep)
             longest = int(mask.any(0).nonzero().max()) + 1 if trim else longest
-            mask = unless_full(mask[:, :longest])
+            mask = unless_full(mask[:, :longest].contiguous())
 
         def chosen(part: Tensor | None, length: int | None = None) -> Tensor | None:
-            part = None if part is None else part.index_select(0, keep)
-            return part if part is None or length is None else part[:, :length]
+            part = part if part is None or length is None else part[:, :length]
+            return None if part is None else part.index_select(0, keep)
 
         return replace(
             self,

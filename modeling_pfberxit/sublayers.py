@@ -8,8 +8,9 @@ token's neighbours is shown as many of them as it reaches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -48,12 +49,25 @@ class ByDepth(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sublayers:
-    """One layer and what stands beside it."""
+    """One layer and what stands beside it; `compiled`: run by `torch.compile`'s code."""
 
     layer: EncoderLayer
     attention_adapter: Beside | None
     ffn_adapter: Beside | None
     sequential: bool
+    compiled: bool = False
+
+    def output(
+        self, hidden_states: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None,
+        padding_mask: Tensor | None, stop: int | None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """The layer's output h (B, stop, d) for x (B, n, d), and attention weights where eager keeps them."""
+        stop = None if stop is None or stop >= hidden_states.shape[1] else stop
+        if not self.compiled:
+            return both_halves(self, hidden_states, keys, values, attention_mask, padding_mask, stop)
+        # What nobody reads is not handed over: every kind of mask would be a translation of its own.
+        padding_mask = padding_mask if self.looks_around else None
+        return compiled(both_halves)(self, hidden_states, keys, values, attention_mask, padding_mask, stop)
 
     def attend(
         self, hidden_states: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None,
@@ -83,14 +97,37 @@ class Sublayers:
             summed = summed + first(self.ffn_adapter(attended, first(padding_mask, attended.shape[1])), stop)
         return self.layer.output_norm(summed)
 
+    @property
+    def looks_around(self) -> bool:
+        """Whether an adapter looks at a token's neighbours."""
+        return any(each is not None and each.reach != 0 for each in (self.attention_adapter, self.ffn_adapter))
+
     def needed(self, stop: int, length: int) -> int:
         """Of how many positions, the first ones, a is needed to know h of the first `stop`."""
         return reached(stop, 0 if self.ffn_adapter is None else self.ffn_adapter.reach, length)
 
 
+def both_halves(
+    sublayers: Sublayers, hidden_states: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None,
+    padding_mask: Tensor | None, stop: int | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """One after the other: what is compiled, as one."""
+    length = hidden_states.shape[1]
+    stop = length if stop is None else stop
+    needed = sublayers.needed(stop, length)
+    attended, weights = sublayers.attend(hidden_states, keys, values, attention_mask, padding_mask, needed)
+    return sublayers.transform(attended, padding_mask, stop), weights
+
+
+@cache
+def compiled(function: Callable) -> Callable:
+    """The function as `torch.compile` runs it, for all shapes and all depths."""
+    return torch.compile(function, dynamic=True)
+
+
 def reached(stop: int, reach: int | None, length: int) -> int:
     """How many positions, the first ones, can influence the first `stop`."""
-    return length if reach is None else min(length, stop + reach)
+    return length if reach is None or stop + reach >= length else stop + reach
 
 
 def first(states: Tensor | None, stop: int) -> Tensor | None:

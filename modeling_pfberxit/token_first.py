@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 class Begun:
     """A layer that has been run for the first positions of its rows."""
 
-    keys: Tensor  # (B, heads, n, d/heads)
+    keys: Tensor  # (B, n, d)
     values: Tensor
     output: Tensor  # (B, w, d)
 
     def select(self, keep: Tensor, longest: int) -> Begun:
         """The rows whose numbers are given, cut to the longest of them."""
-        keys, values = (part.index_select(0, keep)[:, :, :longest] for part in (self.keys, self.values))
+        keys, values = (part[:, :longest].index_select(0, keep) for part in (self.keys, self.values))
         return Begun(keys, values, self.output.index_select(0, keep))
 
 
@@ -40,8 +40,4 @@ def begin(sublayers: Sublayers, rows: Rows, wide: int) -> Begun:
 
 def finish(sublayers: Sublayers, rows: Rows, keys: Tensor, values: Tensor, wide: int | None = None) -> Tensor:
     """The layer's output from its keys and values: (B, n, d), or the first `wide` positions of it."""
-    states, length = rows.hidden_states, rows.hidden_states.shape[1]
-    stop = length if wide is None else min(wide, length)
-    needed = sublayers.needed(stop, length)
-    attended, _ = sublayers.attend(states, keys, values, rows.attention_mask, rows.padding_mask, needed)
-    return sublayers.transform(attended, rows.padding_mask, stop)
+    return sublayers.output(rows.hidden_states, keys, values, rows.attention_mask, rows.padding_mask, wide)[0]

@@ -13,10 +13,12 @@ from statistics import median
 
 import torch
 
+from ..execution import Execution
 from ..exit_policy import ExitPolicy
 from ..modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
 from . import plots
 from .contestants import (
+    COMPILED,
     SHORT_CUTS,
     Answer,
     answers_of,
@@ -61,8 +63,8 @@ class Case:
 
 def run_benchmark(
     preset: str, paper: bool, pooling: str, sublearner: str, batch_sizes: list[int], lengths: list[int],
-    recordings: list[str], mix_rows: int, saved: list[float], rivals: bool, repeats: int, device: str, dtype: str,
-    output: str | None,
+    recordings: list[str], mix_rows: int, saved: list[float], rivals: bool, compiled: bool, repeats: int,
+    device: str, dtype: str, output: str | None,
 ) -> list[Line]:  # fmt: skip
     """`pfberxit benchmark`."""
     layers = configuration(preset).encoder_config().num_hidden_layers
@@ -73,7 +75,7 @@ def run_benchmark(
     workloads = [of_one_length(source, batch, length, words) for batch in batch_sizes for length in lengths]
     if recordings:
         workloads += [of_recorded_lengths(source, batch, mix_rows, words) for batch in batch_sizes if batch > 1]
-    lines = benchmark(stock, ours, workloads, saved, repeats, rivals)
+    lines = benchmark(stock, ours, workloads, saved, repeats, rivals, compiled)
     print("\n" + as_markdown(lines))
     if output:
         what = "the preset's exits" if paper else f"{pooling} exits, {sublearner} adapters"
@@ -83,19 +85,23 @@ def run_benchmark(
 
 def benchmark(
     stock: torch.nn.Module, ours: PFBerxitForSequenceClassification, workloads: Sequence[Workload],
-    saved: Sequence[float], repeats: int, rivals: bool = True,
+    saved: Sequence[float], repeats: int, rivals: bool = True, compiled: bool = False,
 ) -> list[Line]:  # fmt: skip
     """All cases; the calls of one workload run in turn. Prints what it finds as it goes.
 
     Args:
         saved: shares of the layers to save.
         rivals: run ONNX Runtime as well, where it is installed.
+        compiled: run the stock model and ours as `torch.compile` translates them as well.
     """
-    exported = onnx_runtime(stock) if rivals else {}
+    others, short_cuts = onnx_runtime(stock) if rivals else {}, SHORT_CUTS
+    if compiled:
+        others["stock, compiled"] = answers_of(torch.compile(stock, dynamic=True))
+        short_cuts = SHORT_CUTS | COMPILED
     lines: list[Line] = []
     for number, workload in enumerate(workloads, start=1):
         print(f"[{number}/{len(workloads)}] batch {workload.size}, {workload.name} ...", flush=True)
-        cases = cases_of(stock, ours, workload, saved, exported)
+        cases = cases_of(stock, ours, workload, saved, others, short_cuts)
         parts, rows = workload.batches(str(ours.device)), len(workload.rows)
         stock_times, *times = interleaved(
             [partial(run, answers_of(stock), parts), *(c.call for c in cases)], repeats, warmups=1
@@ -115,13 +121,13 @@ def run(answer: Answer, parts: list[Batch]) -> list[torch.Tensor]:
 
 def cases_of(
     stock: torch.nn.Module, ours: PFBerxitForSequenceClassification, workload: Workload, saved: Sequence[float],
-    exported: dict[str, Answer],
+    others: dict[str, Answer], short_cuts: dict[str, Execution],
 ) -> list[Case]:  # fmt: skip
-    """Full depth, everything at every share to save, and ONNX Runtime."""
+    """The others, ours at full depth, and everything at every share to save."""
     parts, script, layers = workload.batches(str(ours.device)), Script(workload.recording), len(ours.depths)
-    cases = [Case(name, 0.0, partial(run, answer, parts)) for name, answer in exported.items()]
-    for name in ("rows leave", "and token first"):
-        answer = with_short_cuts(ours, SHORT_CUTS[name], FULL_DEPTH, script)
+    cases = [Case(name, 0.0, partial(run, answer, parts)) for name, answer in others.items()]
+    for name in [name for name in short_cuts if name in ("rows leave", "and token first", *COMPILED)]:
+        answer = with_short_cuts(ours, short_cuts[name], FULL_DEPTH, script)
         cases.append(Case(f"full depth, {name}", 0.0, partial(run, answer, parts)))
     for goal in saved:
         policy, left = workload.policy(goal)
@@ -129,7 +135,7 @@ def cases_of(
         fixed = max(1, round(layers * (1 - share)))
         cut = answers_of(shallower(stock, fixed))
         cases.append(Case(f"first {fixed} layers", 1 - fixed / layers, partial(run, cut, parts)))
-        for name, execution in SHORT_CUTS.items():
+        for name, execution in short_cuts.items():
             answer = with_short_cuts(ours, execution, policy, script)
             cases.append(Case(name, share, partial(run, answer, parts)))
         if workload.size > 1:

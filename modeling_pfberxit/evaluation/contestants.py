@@ -29,6 +29,7 @@ SHORT_CUTS = {
     "rows leave, padding with them": Execution(token_first=False),
     "and token first": Execution(),
 }
+COMPILED = {"and compiled": Execution(compiled=True)}
 
 
 def configuration(preset: str, **knobs: Any) -> PFBerxitConfig:
