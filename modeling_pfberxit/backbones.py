@@ -118,6 +118,7 @@ LAYERS: dict[str, Callable[[PreTrainedModel], list[EncoderLayer]]] = {
     "electra": bert_layers,
     "distilbert": distilbert_layers,
 }
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 HAVE_POOLER = ("albert", "bert", "roberta", "xlm-roberta", "camembert")
 
 
@@ -130,6 +131,12 @@ def check_supported(config: PreTrainedConfig) -> None:
         refuse("model_type", config.model_type, f"a supported backbone: {', '.join(LAYERS)}")
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         refuse("is_decoder", True, "False: backbones are bidirectional encoders")
+
+
+def longest_input(config: PreTrainedConfig) -> int:
+    """Tokens a row may have: families that number positions from the padding's id on have room for fewer."""
+    taken = config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
+    return config.max_position_embeddings - taken
 
 
 def num_depths(config: PreTrainedConfig) -> int:
@@ -161,8 +168,16 @@ def embed(
     position_ids: Tensor | None = None,
     inputs_embeds: Tensor | None = None,
 ) -> Tensor:
-    """Tokens (B, n) or embeddings (B, n, e) -> what the first layer reads, (B, n, d)."""
-    inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+    """Tokens (B, n) or embeddings (B, n, e) -> what the first layer reads, (B, n, d).
+
+    Raises:
+        ValueError: rows longer than the encoder has positions for.
+    """
+    given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+    for name, rows in given.items():
+        if rows is not None and position_ids is None and rows.shape[1] > (most := longest_input(backbone.config)):
+            refuse(name, f"rows of {rows.shape[1]} tokens", f"at most {most} tokens: truncate, truncation=True")
+    inputs = {**given, "position_ids": position_ids}
     if backbone.config.model_type != "distilbert":
         inputs["token_type_ids"] = token_type_ids
     hidden_states = backbone.embeddings(**inputs)

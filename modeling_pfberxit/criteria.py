@@ -78,8 +78,7 @@ def chance(state: ExitState, policy: ExitPolicy, depth: Tensor, exits: int) -> T
     rule, memory = CRITERIA[policy.criterion], state.past.shape[1]
     extremes = state.past.new_tensor([-math.inf, math.inf])[:, None, None].expand(-1, len(state.seen), memory)
     low, high = (
-        rule.decide(score if rule.decide is decide_number else score[:, 0], replace(state), policy, depth)
-        for score in extremes
+        rule.decide(score if rule.each_exit else score[:, 0], replace(state), policy, depth) for score in extremes
     )
     able = (depth >= policy.min_layer) & (state.seen + 1 >= rule.earliest(policy))
     likely = torch.where(state.count > 0, 0.5, 1 / (exits - state.seen).clamp(min=2))
@@ -233,13 +232,16 @@ class Criterion(NamedTuple):
     needs_threshold: Callable[[str], bool] = lambda problem_type: True
     needs_evidence: str | None = None  # the config's field that makes exits emit it
     counts_exits: bool = True  # whether it knows patience
+    each_exit: bool = False  # whether its score is one for each of the earlier exits, (B, m), instead of one, (B,)
 
 
 EVERY_PROBLEM = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 CRITERIA = {
     "divergence_v1": Criterion(score_v1, decide_count, earliest=after_comparing),
     "divergence_v2": Criterion(score_v2, decide_count, memory=by_window, earliest=after_comparing),
-    "divergence_v3": Criterion(score_v3, decide_number, memory=by_window, earliest=after_comparing),
+    "divergence_v3": Criterion(
+        score_v3, decide_number, memory=by_window, earliest=after_comparing, each_exit=True
+    ),
     "patience": Criterion(
         score_patience, decide_count, earliest=after_comparing, problem_types=EVERY_PROBLEM,
         needs_threshold=lambda problem_type: problem_type == REGRESSION,

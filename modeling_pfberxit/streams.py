@@ -40,6 +40,7 @@ class Stream:
         self.pools: dict[Any, list[Rows]] = defaultdict(list)
         self.numbers = count()  # of batches that must stay among themselves
 
+    @torch.inference_mode()
     def admit(self, rows: list[dict[str, Tensor]], index: Tensor) -> None:
         """New rows, in front of the first layer."""
         device, pad = self.model.device, self.model.config.pad_token_id or 0
@@ -75,6 +76,7 @@ class Stream:
             side = (passed > joins) - (passed < joins)
         return id(self.loop.layers[passed]), side
 
+    @torch.inference_mode()
     def drain(self, last: bool = False) -> None:
         """Run layers as long as somewhere enough rows wait, or any at all: the deepest ones, or else the shallowest."""
         while ready := [key for key, waiting in self.pools.items() if waiting and (last or self.fills(waiting))]:
@@ -111,7 +113,6 @@ class Stream:
         return taken
 
 
-@torch.inference_mode()
 def predict(
     model: PFBerxitForSequenceClassification, rows: Iterable[Mapping[str, Any]], policy: ExitPolicy, problem_type: str,
     batch_size: int = 32, progress: bool = True,

@@ -6,7 +6,7 @@ from tiny import CONFIGS, tiny_batch, tiny_config, tiny_model
 from transformers import AutoModel, BertConfig, GPT2Config
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
-from modeling_pfberxit.backbones import LAYERS, num_depths
+from modeling_pfberxit.backbones import LAYERS, longest_input, num_depths
 
 FAMILIES = list(CONFIGS)
 MASKED = tiny_batch(5, longest=11)
@@ -116,3 +116,15 @@ def test_padding_on_the_left_is_refused():
 def test_a_mask_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"attention_mask=\(2, 3\).*\(2, 4\)"):
         tiny_model("bert")(input_ids=torch.randint(5, 100, (2, 4)), attention_mask=torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_may_be_as_long_as_the_stock_encoder_takes_them_and_no_longer(family):
+    stock, model = stock_and_ours(family)
+    most = longest_input(stock.config)
+    ids = torch.randint(5, 100, (1, most + 1))
+    assert model(input_ids=ids[:, :most]).logits.shape == (1, 2) and stock(input_ids=ids[:, :most])
+    with pytest.raises((IndexError, RuntimeError)):
+        stock(input_ids=ids)
+    with pytest.raises(ValueError, match=f"input_ids='rows of {most + 1} tokens': must be at most {most} tokens"):
+        model(input_ids=ids)

@@ -1,17 +1,19 @@
 """Frontiers over seeds: what is interpolated, what the band covers, and that nothing is chosen where it is reported."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny import tiny_config
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig
-from modeling_pfberxit.evaluation.bands import at_shares, band, interval, settings, thinned
+from modeling_pfberxit.evaluation.bands import SHARES, along, at_shares, band, interval, settings, thinned
 from modeling_pfberxit.evaluation.comparison import Trained
 from modeling_pfberxit.evaluation.frontier import Point, sweep
 from modeling_pfberxit.evaluation.operating_points import measure
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evidence import SINGLE_LABEL, Evidence
+from modeling_pfberxit.evidence import REGRESSION, SINGLE_LABEL, Evidence
 
 
 def recording(rows: int, seed: int) -> Recording:
@@ -33,6 +35,17 @@ def models() -> list[tuple[PFBerxitConfig, Trained]]:
 def test_between_settings_lie_straight_lines_by_hand():
     found = at_shares([0.4, 0.2], [0.8, 0.9], np.array([0.1, 0.2, 0.3, 0.4, 0.5]))
     assert found[:4] == pytest.approx([0.9, 0.9, 0.85, 0.8]) and np.isnan(found[4])
+
+
+def test_a_rule_that_cannot_judge_the_task_has_no_curve(models):
+    config, kept = models[0]
+    assert not np.isnan(along(config, kept, SHARES)).all()
+    of_values = [
+        replace(each, evidence=Evidence(each.evidence.logits[..., :1]), labels=each.labels.float(),
+                problem_type=REGRESSION)
+        for each in (kept.chosen_on, kept.reported_on)
+    ]  # fmt: skip
+    assert config.exit_criterion == "divergence_v1" and np.isnan(along(config, Trained(*of_values), SHARES)).all()
 
 
 def test_one_setting_stays_for_each_interval_of_layers_saved():

@@ -63,6 +63,8 @@ def test_what_shapes_a_training_is_in_its_name(backbone):
     ]  # fmt: skip
     assert len({training_id(run, config) for run in runs}) == len(runs)
     assert training_id(runs[0], config) != training_id(runs[0], compared_config("pabee", backbone, exit_dropout=0.2))
+    same = run_of(backbone, budget=Budget(rows=24, epochs=1.0, held_out=40, batch_size=8))
+    assert training_id(runs[0], config) == training_id(same, config)
 
 
 def test_nothing_is_trained_twice(finished, backbone, monkeypatch):

@@ -539,6 +539,17 @@ def test_streams_in_threads_get_what_each_would_get_alone(name):
                 same(answers, expected[number])
 
 
+def test_the_generator_that_yields_rows_may_take_gradients():
+    def generated():
+        weight = torch.ones(1, requires_grad=True)
+        (2 * weight).backward()
+        yield {"input_ids": [5, 6, 6 + int(weight.grad)]}
+
+    model = tiny_model("bert")
+    expected = model.predict([{"input_ids": [5, 6, 8]}], progress=False)
+    assert torch.equal(model.predict(generated(), progress=False).logits, expected.logits)
+
+
 def test_answers_are_plain_tensors_on_the_cpu_without_a_graph():
     output = served("bert").predict(sentences(5), {"criterion": "patience", "patience": 1}, progress=False)
     assert output.logits.shape == (5, 3) and output.exit_layer.shape == (5,)

@@ -72,7 +72,9 @@ def at_shares(saved: Sequence[float], values: Sequence[float], shares: np.ndarra
 
 
 def along(config: PFBerxitConfig, kept: Trained, shares: np.ndarray) -> np.ndarray:
-    """The reported score at each share of layers saved under the config's own rule, NaN beyond its reach."""
+    """The reported score at each share of layers saved by the config's rule, NaN where it cannot judge or reach."""
+    if config.exit_criterion not in judging(kept.chosen_on):
+        return np.full(len(shares), np.nan)
     points = settings(config, kept, config.exit_criterion)
     return at_shares([point.saved for point in points], [point.score for point in points], shares)
 

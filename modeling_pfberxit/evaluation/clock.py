@@ -8,6 +8,7 @@ from statistics import median
 import numpy as np
 import torch
 
+from ..backbones import longest_input
 from ..exit_policy import ExitPolicy
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
 from ..validation import each, refuse, whole
@@ -45,7 +46,7 @@ def measure_clock(
         ValueError: a size or a length that cannot be, or a model with one exit. Nothing is timed then.
     """
     model.eval()
-    longest = model.config.encoder_config().max_position_embeddings
+    longest = longest_input(model.config.encoder_config())
     batch_sizes, lengths = each(whole(1))("batch_sizes", batch_sizes), each(whole(1, longest))("lengths", lengths)
     depths = model.exit_depths
     stops = sorted({depths[0], depths[len(depths) // 2], depths[-1]})

@@ -48,6 +48,9 @@ class Budget:
     batch_size: int = 32
     dropout: bool = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epochs", float(self.epochs))  # 3 and 3.0 are one budget, and one training
+
 
 @dataclass(frozen=True)
 class Run:
@@ -102,7 +105,7 @@ def trained(folder: Path, run: Run, config: PFBerxitConfig, progress: str = "") 
     place = folder / "recordings" / f"{run.config}-seed{run.seed}-{training_id(run, config)}"
     paths = place / "held_out.safetensors", place / "evaluation.safetensors"
     if not all(path.exists() for path in paths):
-        print(f"{progress}training {config.system} on {run.config}, seed {run.seed} ...", flush=True)
+        print(f"{progress}training {config.system or 'a model'} on {run.config}, seed {run.seed} ...", flush=True)
         for path, recording in zip(paths, train_and_record(run, config)):
             recording.save(path)
     return Trained(*map(Recording.load, paths))
