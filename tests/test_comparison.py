@@ -37,6 +37,7 @@ def finished(backbone, tmp_path_factory):
 
 def test_every_system_gets_a_line_and_its_numbers_are_kept(finished):
     folder, results = finished
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     table = (folder / "table.md").read_text()
     assert all(f"| {system} |" in table for system in SYSTEMS)
     assert [each["system"] for each in json.loads((folder / "results.json").read_text())] == list(SYSTEMS)

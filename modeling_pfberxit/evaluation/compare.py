@@ -7,6 +7,7 @@ from typing import Any
 
 from ..configuration_pfberxit import PFBerxitConfig
 from ..systems import SYSTEMS
+from . import plots
 from .comparison import Budget, Run, compared_config, trained
 from .comparison_table import as_markdown, measure
 
@@ -20,7 +21,7 @@ def compare(
     Args:
         tasks: pairs of a data set (Hub id or folder) and its configuration.
         goals: the shares of layers to save at which systems are compared.
-        output: a folder: `recordings/` of trained models, `results.json` and `table.md`.
+        output: a folder: `recordings/` of trained models, `results.json`, `table.md` and `comparison.png`.
     """
     folder, results, started = Path(output), [], time.perf_counter()
     runs = [Run(dataset, config, seed, backbone, budget) for seed in seeds for dataset, config in tasks]
@@ -66,7 +67,9 @@ def merged(folder: Path, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, results: list[dict[str, Any]], goals: list[float]) -> None:
-    """The raw numbers and the table."""
+    """The raw numbers, the table and the picture."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "table.md").write_text(as_markdown(results, goals) + "\n")
+    seeds = len({each["seed"] for each in results})
+    plots.comparison(results, goals, folder / "comparison.png", f"{seeds} seed(s), mean and standard deviation")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
@@ -68,12 +68,7 @@ def frontiers(found: dict[str, Sequence[Banded]], full: float, metric: str, path
         axes.plot(saved, [point.score for point in points], "o-", color=COLOURS[0], ms=3, lw=1.5)
         axes.set_title(name, color=INK, fontsize=9)
         recolour(axes)
-    figure.supxlabel("layers saved (%)", color=INK, fontsize=10)
-    figure.supylabel(metric, color=INK, fontsize=10)
-    figure.suptitle(title, color=INK, fontsize=10)
-    figure.savefig(path, dpi=150, transparent=True)
-    plt.close(figure)
-    return Path(path)
+    return finish_panels(figure, "layers saved (%)", metric, path, title)
 
 
 def curves(
@@ -96,36 +91,12 @@ def curves(
         axes.set_title(task, color=INK, fontsize=9)
         recolour(axes)
     panels.flat[0].legend(frameon=False, labelcolor=INK, fontsize=7)
-    figure.supxlabel(across, color=INK, fontsize=10)
-    figure.supylabel("score", color=INK, fontsize=10)
-    figure.suptitle(title, color=INK, fontsize=10)
-    figure.savefig(path, dpi=150, transparent=True)
-    plt.close(figure)
-    return Path(path)
-
-
-def finish(figure: plt.Figure, axes: plt.Axes, path: str | Path, title: str) -> Path:
-    """Title, legend and file of a picture with one panel."""
-    axes.set_title(title, color=INK, fontsize=10)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
-    recolour(axes)
-    figure.savefig(path, dpi=150, transparent=True)
-    plt.close(figure)
-    return Path(path)
-
-
-def recolour(axes: plt.Axes) -> None:
-    """Mid-grey ink and no box: readable in light and dark."""
-    axes.tick_params(colors=INK)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
+    return finish_panels(figure, across, "score", path, title)
 
 
 def efficiencies(lines: Sequence[Timed], path: str | Path, title: str) -> Path:
     """Efficiency over layers saved, a panel per batch size, a line per case that saves any; dotted: 1."""
-    ours = [line for line in lines if not line.case.startswith(("ONNX", "full depth"))]
+    ours = [line for line in lines if line.saved > 0]
     batches, cases = (sorted({getattr(line, name) for line in ours}) for name in ("batch", "case"))
     cases = [case for case in cases if not case.startswith("first")] + ["first k layers"]
     figure, panels = plt.subplots(
@@ -144,9 +115,73 @@ def efficiencies(lines: Sequence[Timed], path: str | Path, title: str) -> Path:
         axes.set_title(f"batch {batch}", color=INK, fontsize=9)
         recolour(axes)
     panels.flat[-1].legend(frameon=False, labelcolor=INK, fontsize=7)
-    figure.supxlabel("layers saved (%)", color=INK, fontsize=10)
-    figure.supylabel("wall-clock speed-up / layer speed-up", color=INK, fontsize=10)
+    return finish_panels(figure, "layers saved (%)", "wall-clock speed-up / layer speed-up", path, title)
+
+
+def comparison(results: Sequence[dict[str, Any]], goals: Sequence[float], path: str | Path, title: str) -> Path:
+    """A panel per task, a line per system: mean scores at shares of layers saved and at full depth, with their sd.
+
+    Args:
+        results: of `compare`, one for each task, system and seed; dotted: the majority class.
+    """
+    tasks, systems = (list(dict.fromkeys(each[name] for each in results)) for name in ("task", "system"))
+    size = (1.5 + 2.6 * len(tasks), 1.2 + 0.27 * len(systems))
+    figure, panels = plt.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, task in zip(panels.flat, tasks):
+        of_task = [each for each in results if each["task"] == task]
+        axes.axvline(np.mean([each["majority"] for each in of_task]), color=INK, ls=":", lw=1)
+        for number, goal in enumerate([*goals, 0]):
+            dots(axes, of_task, systems, number, (number - len(goals) / 2) * 0.16, goal)
+        axes.set_title(task, color=INK, fontsize=9)
+        axes.set(xlabel=of_task[0]["metric"], yticks=range(len(systems)), yticklabels=systems)
+        recolour(axes)
+    axes.invert_yaxis()
+    named = axes.get_legend_handles_labels()
+    figure.legend(*named, loc="outside lower right", ncols=4, frameon=False, labelcolor=INK, fontsize=8)
+    return finish_panels(figure, "", "", path, title)
+
+
+def dots(
+    axes: plt.Axes, runs: Sequence[dict[str, Any]], systems: Sequence[str], number: int, shift: float, goal: float
+) -> None:
+    """Every system's mean score at one share of layers saved, the `number`th of its points, or at full depth (0)."""
+    for place, system in enumerate(systems):
+        own = [run for run in runs if run["system"] == system]
+        scores = [run["full"] if goal == 0 else (run["points"][number] or {}).get("score") for run in own]
+        if not scores or None in scores:
+            continue
+        axes.errorbar(
+            np.mean(scores), place + shift, xerr=np.std(scores, ddof=1) if len(scores) > 1 else 0, ms=3.5, lw=0.8,
+            fmt="os^D"[number % 4], color=COLOURS[number % 4],
+        )  # fmt: skip
+    label = f"{100 * goal:.0f} % of layers saved" if goal else "full depth"
+    axes.plot([], [], "os^D"[number % 4], color=COLOURS[number % 4], ms=3.5, label=label)
+
+
+def finish(figure: plt.Figure, axes: plt.Axes, path: str | Path, title: str) -> Path:
+    """Title, legend and file of a picture with one panel."""
+    axes.set_title(title, color=INK, fontsize=10)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    recolour(axes)
+    figure.savefig(path, dpi=150, transparent=True)
+    plt.close(figure)
+    return Path(path)
+
+
+def finish_panels(figure: plt.Figure, across: str, up: str, path: str | Path, title: str) -> Path:
+    """Title, common axis labels and file of a picture with several panels."""
+    figure.supxlabel(across, color=INK, fontsize=10)
+    figure.supylabel(up, color=INK, fontsize=10)
     figure.suptitle(title, color=INK, fontsize=10)
     figure.savefig(path, dpi=150, transparent=True)
     plt.close(figure)
     return Path(path)
+
+
+def recolour(axes: plt.Axes) -> None:
+    """Mid-grey ink and no box: readable in light and dark."""
+    axes.tick_params(colors=INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
