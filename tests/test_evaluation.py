@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from tiny import save_backbone, tiny_batch, tiny_config, tiny_model
 
-from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification, cli
+from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification, cli, sublayers
 from modeling_pfberxit.evaluation import layer_table
 from modeling_pfberxit.evaluation.comparison import Budget
 from modeling_pfberxit.evaluation.exits_report import Setting, as_table, earlier, histogram
@@ -124,6 +125,17 @@ def test_the_benchmark_compares_with_the_stock_model(tmp_path, capsys, from_reco
         assert line["efficiency"] == pytest.approx(line["speed_up"] * (1 - line["saved"]))
     assert (tmp_path / "out" / "benchmark.png").stat().st_size > 5000
     assert (tmp_path / "out" / "benchmark.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_translated_contestants_stand_beside_the_others_where_they_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    sublayers.compiled.cache_clear()
+    sizes = ["--batch-sizes", "2", "--lengths", "4", "--repeats", "1", "--saved", "0.5", "--no-rivals"]
+    cli.main(["benchmark", *sizes, "--compiled", "--output", str(tmp_path)])
+    sublayers.compiled.cache_clear()
+    found = {line["case"]: line for line in json.loads((tmp_path / "benchmark.json").read_text())}
+    assert found["and compiled"]["saved"] == found["and token first"]["saved"]
+    assert found["stock, compiled"]["saved"] == found["full depth, and compiled"]["saved"] == 0
 
 
 def test_rows_leave_the_benchmark_where_the_recorded_model_lets_them():
