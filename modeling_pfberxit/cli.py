@@ -97,6 +97,7 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--rows", type=int, default=8000, help="training rows at most (0: all)")
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--batch-size", type=int, default=32, help="of training")
     parser.add_argument("--no-dropout", action="store_false", dest="dropout", help="in the encoder; faster on CPU")
     parser.add_argument("--saved", nargs="+", type=float, default=[0.6, 0.5, 0.25], help="shares of layers to save")
     parser.add_argument("--output", default="runs/compare", help="where trainings are kept; they are not run again")
@@ -105,7 +106,7 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
 
 def run_compare(
     systems: list[str], tasks: list[str], dataset: str, backbone: str | None, seeds: list[int], rows: int,
-    epochs: float, dropout: bool, saved: list[float], output: str,
+    epochs: float, batch_size: int, dropout: bool, saved: list[float], output: str,
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every task and seed, keep it and the raw numbers."""
     from .evaluation.compare import compare
@@ -117,7 +118,7 @@ def run_compare(
         check_system(system)
     named = [task.rpartition(":") for task in tasks]
     asked = [(source or dataset, config) for source, _, config in named]
-    budget = Budget(rows, epochs, dropout=dropout)
+    budget = Budget(rows, epochs, batch_size=batch_size, dropout=dropout)
     compare(systems, asked, backbone or packaged_backbone(), seeds, budget, saved, output)
 
 
