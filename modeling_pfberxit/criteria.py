@@ -75,11 +75,9 @@ def chance(state: ExitState, policy: ExitPolicy, depth: Tensor, exits: int) -> T
     has not seen enough. Of the others, a row that its last exit spoke for is as likely to stop as not, and any row as
     likely here as at each of the exits to come.
     """
-    rule, memory = CRITERIA[policy.criterion], state.past.shape[1]
-    extremes = state.past.new_tensor([-math.inf, math.inf])[:, None, None].expand(-1, len(state.seen), memory)
-    low, high = (
-        rule.decide(score if rule.each_exit else score[:, 0], replace(state), policy, depth) for score in extremes
-    )
+    rule, (rows, memory) = CRITERIA[policy.criterion], state.past.shape[:2]
+    lowest = state.past.new_full((rows, memory) if rule.each_exit else (rows,), -math.inf)
+    low, high = (rule.decide(score, replace(state), policy, depth) for score in (lowest, -lowest))
     able = (depth >= policy.min_layer) & (state.seen + 1 >= rule.earliest(policy))
     likely = torch.where(state.count > 0, 0.5, 1 / (exits - state.seen).clamp(min=2))
     return torch.where(low & high, 1.0, likely) * (able & (low | high))

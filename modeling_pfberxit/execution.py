@@ -9,9 +9,9 @@ from .validation import flag, real
 
 # For about as many tokens, reading a layer's weights takes as long as using them, on a few CPU cores. Accelerators have
 # to be fed a thousand; that is an estimate.
-WEIGHTS_IN_TOKENS = {"cpu": 24}
+WEIGHTS_IN_TOKENS = {"cpu": 12}
 FED_IN_TOKENS = 1024
-WELL_FED = 10  # times that many tokens: reading the weights is a tenth of the work then
+WELL_FED = 20  # times that many tokens: reading the weights is a twentieth of the work then
 # More tokens than these at once no longer fit a CPU's caches, and every one of them costs more.
 MOST_TOKENS = {"cpu": 2048}
 DROP_SHARE = 0.02  # copying a row costs about one fiftieth of running a layer for it

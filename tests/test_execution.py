@@ -248,9 +248,9 @@ def test_what_pays_still_pays_with_more_to_save(rows, share, more, length, weigh
 def test_what_feeds_fits_and_is_worth_a_copy_by_hand():
     by_device, own = Execution(), Execution(weights_in_tokens=3.0)
     assert (own.weights("cpu"), own.weights("cuda")) == (3.0, 3.0)
-    assert [own.feeds(tokens, "cpu") for tokens in (29, 30, 31)] == [False, True, True]
+    assert [own.feeds(tokens, "cpu") for tokens in (59, 60, 61)] == [False, True, True]
     assert [by_device.feeds(tokens, "cpu") for tokens in (239, 240)] == [False, True]
-    assert [by_device.feeds(tokens, "cuda") for tokens in (10239, 10240)] == [False, True]
+    assert [by_device.feeds(tokens, "cuda") for tokens in (20479, 20480)] == [False, True]
     assert [by_device.room(length, "cpu") for length in (1, 128, 129, 1024, 2048, 5000)] == [2048, 16, 15, 2, 1, 1]
     assert by_device.room(512, "cuda") > 1_000_000  # memory is the batch size's business
     assert [by_device.drops(1, rows) for rows in (1, 50, 51)] == [True, True, False]

@@ -129,6 +129,10 @@ class Script:
     def ask(self, loop: Loop, rows: Rows, states: Tensor, original) -> Evidence:
         """In place of `Loop.ask`."""
         said = original(loop, rows, states)
+        if len(rows.groups) == 1:
+            numbers, exit = rows.index.cpu(), self.depths.index(rows.groups[0][0])
+            numbers = numbers if self.numbers is None else self.numbers[numbers]
+            return said._replace(logits=self.logits[numbers, exit].to(said.logits))
         depths = rows.standing()
         able = torch.isin(depths, torch.tensor(self.depths, device=depths.device))
         numbers = rows.index[able].cpu() if self.numbers is None else self.numbers[rows.index[able].cpu()]
