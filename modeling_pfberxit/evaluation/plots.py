@@ -114,7 +114,8 @@ def efficiencies(lines: Sequence[Timed], path: str | Path, title: str) -> Path:
             axes.plot([100 * place for place in places], means, marker + "-", color=colour, ms=4, lw=1.3, label=case)
         axes.set_title(f"batch {batch}", color=INK, fontsize=9)
         recolour(axes)
-    panels.flat[-1].legend(frameon=False, labelcolor=INK, fontsize=7)
+    named = panels.flat[-1].get_legend_handles_labels()
+    figure.legend(*named, loc="outside right center", frameon=False, labelcolor=INK, fontsize=8)
     return finish_panels(figure, "layers saved (%)", "wall-clock speed-up / layer speed-up", path, title)
 
 
