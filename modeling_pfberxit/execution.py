@@ -25,8 +25,8 @@ class Execution:
         token_first: exits that read one token have it run before the others, where a row may leave.
         drop_rows: rows that have left are no longer computed.
         trim: nor is padding beyond the longest row left.
-        compiled: layers run as `torch.compile` translates them, at the first call; one translation serves all depths
-            and lengths. Batches whose rows stand at several depths run as written.
+        compiled: layers run as `torch.compile` translates them, at the first calls; a handful of translations serves
+            all depths and lengths. Batches whose rows stand at several depths run as written.
         weights_in_tokens: how many tokens' arithmetic takes as long as reading a layer's weights; None: by device.
 
     Raises:

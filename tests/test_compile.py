@@ -1,4 +1,4 @@
-"""How far `torch.compile` and `torch.export` reach: full depth is one graph, early exit is several."""
+"""How far `torch.compile` and `torch.export` reach: full depth is one graph, early exit is several, the layer a few."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def graphs(monkeypatch):
 @pytest.mark.parametrize(
     ("family", "sublearner", "pooling"), [("albert", "mlp", "cls"), ("bert", "conv", "cls"), ("bert", "mlp", "mean")]
 )
-def test_one_translation_of_the_layer_serves_all_depths_and_lengths(graphs, family, sublearner, pooling):
+def test_a_handful_of_translations_serves_all_depths_and_lengths(graphs, family, sublearner, pooling):
     model = tiny_model(family, num_labels=3, exit_pooling=pooling, adapter_sublearner=sublearner)
     expected = [model(**batch, exit_policy=LEAVE) for batch in MIXED]
     assert len({depth for output in expected for depth in output.exit_layer.tolist()}) > 2
