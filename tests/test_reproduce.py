@@ -8,6 +8,7 @@ import pytest
 from tiny import save_backbone
 
 from modeling_pfberxit.cli import main
+from modeling_pfberxit.criteria import CRITERIA
 from modeling_pfberxit.evaluation import comparison, printed
 from modeling_pfberxit.evaluation.comparison import Budget
 from modeling_pfberxit.evaluation.reproduce import ITEMS, RULES, Study, point_cell, reproduce
@@ -39,15 +40,18 @@ def test_tables_and_figures_share_their_trainings(study, monkeypatch):
     assert reproduce(["table5", "figure4", "figure5"], study)["table5"] == done["table5"]
 
 
-def test_frontiers_and_points_need_no_other_training_than_table_6(study, monkeypatch):
-    table = reproduce(["table6"], study)["table6"]
+def test_batch_size_never_changes_a_line_of_table_6(study):
+    own = [row for row in cells(reproduce(["table6"], study)["table6"]) if row[0] == "own"]
+    assert [row[1] for row in own] == [str(size) for size in printed.BY_BATCH]
+    assert len({tuple(row[2:]) for row in own}) == 1
+
+
+def test_frontiers_and_points_tell_every_criterion_of_one_model(study, monkeypatch):
+    done = reproduce(["frontiers"], study)
     monkeypatch.setattr(comparison, "train_and_record", lambda *arguments: pytest.fail("trained again"))
-    done = reproduce(["frontiers", "points"], study)
-    ways = [row for row in cells(table) if row[0] in ("own", "whole", "kept")]
-    assert [row[:2] for row in ways if row[0] == "own"] == [["own", str(size)] for size in printed.BY_BATCH]
-    assert len({tuple(row[2:]) for row in ways if row[0] == "own"}) == 1, "batch size never changes an answer"
+    done |= reproduce(["points"], study)
     lines = list(csv.DictReader(open(study.folder / "frontier-intent.csv")))
-    assert {"divergence_v1", "entropy", "voting", "appointed"} <= {each["criterion"] for each in lines}
+    assert {each["criterion"] for each in lines} == set(CRITERIA)
     assert all(float(each["low"]) <= float(each["high"]) and each["seeds"] == "2" for each in lines)
     assert (study.folder / "frontier-intent.png").stat().st_size > 10_000
     assert "| entropy |" in done["frontiers"] and "**intent**: accuracy" in done["frontiers"]

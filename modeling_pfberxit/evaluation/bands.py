@@ -19,7 +19,7 @@ from .comparison import Trained
 from .comparison_table import spread
 from .frontier import Point, frontier, grid, judging, layer_scores, resampled_scores, sweep
 from .frontier_report import as_markdown
-from .study import RULES, Study
+from .study import Study
 
 SHARES = np.arange(0.0, 0.85, 0.05)
 
@@ -116,10 +116,10 @@ def write_csv(found: dict[str, list[Reached]], seeds: int, path: str | Path) -> 
 
 
 def frontiers(study: Study, resamples: int = 100) -> str:
-    """The frontier of every rule that can judge what PF-BERxiT's exits said, task by task: CSV, picture, table."""
+    """The frontier of every rule on PF-BERxiT's model, task by task: CSV, picture, table."""
     tables = []
     for task in study.tasks:
-        models = study.models(RULES["pf-mlp"], task)
+        models = study.judged(task)
         recording, metric = models[0][1].reported_on, models[0][1].facts["metric"]
         found = {rule: points for rule in judging(recording) if (points := band(models, rule, resamples))}
         full = [layer_scores(kept.reported_on, metric)[-1] for _, kept in models]

@@ -12,7 +12,7 @@ from .comparison import Trained
 from .comparison_table import spread
 from .frontier import layer_scores
 from .markdown import header, line
-from .study import RULES, Study
+from .study import Study
 
 SPEED_UPS = (1.25, 1.5, 2.0)
 
@@ -22,7 +22,7 @@ def points(study: Study, speed_ups: tuple[float, ...] = SPEED_UPS) -> str:
     names = [f"{speed_up:g}x" for speed_up in speed_ups]
     lines, found = [header(["", "majority", "full depth", *names, "seeds"])], {}
     for task in study.tasks:
-        found[task] = [measure(config, kept, speed_ups) for config, kept in study.models(RULES["pf-mlp"], task)]
+        found[task] = [measure(config, kept, speed_ups) for config, kept in study.judged(task)]
         lines.append(task_line(task, found[task], names))
     text = json.dumps(found, indent=2) + "\n"
     (study.folder / "points.json").write_text(text, encoding="utf-8")

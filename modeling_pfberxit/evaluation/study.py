@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_pfberxit import PFBerxitConfig
+from ..evidence import REGRESSION
+from ..training.tasks import load_task
 from . import printed
 from .comparison import COMMON, Budget, Run, Trained, trained
 
@@ -41,3 +43,11 @@ class Study:
         config = PFBerxitConfig.from_backbone(self.backbone, **{**COMMON, **knobs})
         runs = (Run(self.dataset, task, seed, self.backbone, self.budget) for seed in self.seeds)
         return [(config, trained(self.folder, run, config)) for run in runs]
+
+    def judged(self, task: str) -> list[tuple[PFBerxitConfig, Trained]]:
+        """PF-BERxiT with learning-to-exit heads and prototypes, so that every criterion can judge the same model.
+
+        The heads do not move the adapters, the prototypes do, by a tenth of the loss. Regression has no prototypes.
+        """
+        outcomes = load_task(self.dataset, task)[0].problem_type != REGRESSION
+        return self.models({**RULES["pf-mlp"], "use_lte": True, "use_prototypes": outcomes}, task)
