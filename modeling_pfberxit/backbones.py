@@ -6,16 +6,18 @@ apart from the rows that query them, so that a layer can be run for some positio
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.activations import NewGELUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from .validation import refuse
 
 NO_DROPOUT = nn.Identity()
+FUSED: dict[type, nn.Module] = {NewGELUActivation: nn.GELU("tanh")}  # ALBERT's
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +158,18 @@ def build_backbone(config: PreTrainedConfig, with_pooler: bool) -> PreTrainedMod
     return AutoModel.from_config(config, **pooler_option(config, with_pooler))
 
 
-def encoder_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
-    """The layers in the order they run, one view per depth."""
-    return LAYERS[backbone.config.model_type](backbone)
+def encoder_layers(backbone: PreTrainedModel, fused: bool = False) -> list[EncoderLayer]:
+    """The layers in the order they run, one view per depth.
+
+    Args:
+        fused: an activation that `transformers` spells out operation by operation is one of torch's instead, if there
+            is one; the same to 1e-6, and what is kept for the backward pass is a fifth.
+    """
+    layers = LAYERS[backbone.config.model_type](backbone)
+    if not fused or type(layers[0].activation) not in FUSED:
+        return layers
+    swapped = {id(layer): replace(layer, activation=FUSED[type(layer.activation)]) for layer in layers}
+    return [swapped[id(layer)] for layer in layers]
 
 
 def embed(

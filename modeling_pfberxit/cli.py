@@ -267,10 +267,11 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", help="a folder for numbers, table and picture")
     parser.add_argument("--replay", action="store_true", help="time 10,000 settings on a recording instead")
     parser.add_argument("--training", action="store_true", help="time training steps instead: 32 x 64 tokens")
+    parser.add_argument("--profile", action="store_true", help="say what our time is spent on instead")
     parser.set_defaults(run=run_benchmark)
 
 
-def run_benchmark(replay: bool, training: bool, **options) -> None:
+def run_benchmark(replay: bool, training: bool, profile: bool, **options) -> None:
     """Import late."""
     if replay:
         from .evaluation.replay_benchmark import benchmark_replay
@@ -281,6 +282,10 @@ def run_benchmark(replay: bool, training: bool, **options) -> None:
 
         chosen = ("preset", "repeats", "sublearner", "device")
         benchmark_training(**{name: options[name] for name in chosen})
+    elif profile:
+        from .evaluation.profiling import run_profile
+
+        run_profile(**options)
     else:
         from .evaluation.benchmark import run_benchmark as run
 

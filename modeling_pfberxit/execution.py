@@ -25,6 +25,7 @@ class Execution:
         token_first: exits that read one token have it run before the others, where a row may leave.
         drop_rows: rows that have left are no longer computed.
         trim: nor is padding beyond the longest row left.
+        fused: ALBERT's activation as one operation instead of eight, in training as well; equal to rounding.
         compiled: layers run as `torch.compile` translates them, at the first calls; a handful of translations serves
             all depths and lengths. Batches whose rows stand at several depths run as written.
         weights_in_tokens: how many tokens' arithmetic takes as long as reading a layer's weights; None: by device.
@@ -36,11 +37,12 @@ class Execution:
     token_first: bool = True
     drop_rows: bool = True
     trim: bool = True
+    fused: bool = True
     compiled: bool = False
     weights_in_tokens: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("token_first", "drop_rows", "trim", "compiled"):
+        for name in ("token_first", "drop_rows", "trim", "fused", "compiled"):
             flag(name, getattr(self, name))
         if self.weights_in_tokens is not None:
             real(0.0)("weights_in_tokens", self.weights_in_tokens)

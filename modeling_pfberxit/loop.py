@@ -35,7 +35,7 @@ class Loop:
     ):  # fmt: skip
         self.depths, self.exits, self.exit_depths = model.depths, model.exits, model.exit_depths
         self.prompts, self.prompt_layer = model.prompts, model.config.prompt_layer
-        self.layers, self.execution = encoder_layers(model.backbone), model.execution
+        self.layers, self.execution = encoder_layers(model.backbone, model.execution.fused), model.execution
         self.pooler = pooler_dense(model.backbone) if reads_backbone_pooler(model.config) else None
         self.walk, self.policy, self.phase = walk, policy, phase
         self.num_labels, self.problem_type = model.num_labels, problem_type

@@ -6,7 +6,8 @@ from tiny import CONFIGS, tiny_batch, tiny_config, tiny_model
 from transformers import AutoModel, BertConfig, GPT2Config
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
-from modeling_pfberxit.backbones import LAYERS, longest_input, num_depths
+from modeling_pfberxit.backbones import FUSED, LAYERS, encoder_layers, longest_input, num_depths
+from modeling_pfberxit.execution import Execution
 
 FAMILIES = list(CONFIGS)
 MASKED = tiny_batch(5, longest=11)
@@ -14,6 +15,7 @@ MASKED = tiny_batch(5, longest=11)
 
 def stock_and_ours(family: str, attention: str = "sdpa", **knobs):
     model = tiny_model(family, liven=False, attn_implementation=attention, **knobs)
+    model.execution = Execution(fused=False)
     stock = AutoModel.from_config(tiny_config(family), attn_implementation=attention).eval()
     stock.load_state_dict(model.backbone.state_dict(), strict=False)
     return stock, model
@@ -28,6 +30,27 @@ def test_fresh_model_equals_its_backbone(family, attention):
     assert len(found) == len(expected) == num_depths(stock.config) + 1
     for layer, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         assert torch.equal(ours, theirs), f"layer {layer}"
+    model.execution = Execution()
+    found = model(**MASKED, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(found, expected[-1], atol=2e-6, rtol=1e-5)
+
+
+def test_one_activation_for_alberts_eight_operations():
+    x = torch.linspace(-30, 30, 100_001, requires_grad=True)
+    for spelled_out, fused in FUSED.items():
+        expected, found = spelled_out()(x), fused(x)
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-6)
+        gradients = [torch.autograd.grad(each.sum(), x)[0] for each in (found, expected)]
+        torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_depths_that_share_a_layer_still_share_it_with_one_activation(family):
+    model = tiny_model(family)
+    plain, fused = encoder_layers(model.backbone), encoder_layers(model.backbone, fused=True)
+    same = [[a is b for b in plain] for a in plain]
+    assert same == [[a is b for b in fused] for a in fused]
+    assert not any(type(layer.activation) in FUSED for layer in fused)
 
 
 @pytest.mark.parametrize("placement", ["ffn", "attention", "both", "sequential", "none"])

@@ -113,6 +113,7 @@ def test_the_benchmark_compares_with_the_stock_model(tmp_path, capsys, from_reco
         "rows leave",
         "rows leave, padding with them",
         "and token first",
+        "and one activation",
         "predict",
     ]
     workloads = ["4 tokens", "real lengths"] if from_recording else ["4 tokens"]
@@ -120,11 +121,27 @@ def test_the_benchmark_compares_with_the_stock_model(tmp_path, capsys, from_reco
         found = {line["case"]: line for line in lines if line["workload"] == workload}
         saved = {found[name]["saved"] for name in ours}
         assert len(saved) == 1 and 0.2 < saved.pop() < 0.8
-        assert found["full depth, and token first"]["saved"] == 0
+        assert found["full depth, and token first"]["saved"] == found["full depth, and one activation"]["saved"] == 0
     for line in lines:
         assert line["efficiency"] == pytest.approx(line["speed_up"] * (1 - line["saved"]))
     assert (tmp_path / "out" / "benchmark.png").stat().st_size > 5000
     assert (tmp_path / "out" / "benchmark.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_the_profile_s_parts_add_up(tmp_path, capsys):
+    settled(6, rows=40).save(tmp_path / "six.safetensors")
+    sizes = ["--batch-sizes", "1", "2", "--lengths", "4", "--repeats", "2", "--saved", "0.5", "--mix-rows", "4"]
+    files = ["--recordings", str(tmp_path / "six.safetensors"), "--output", str(tmp_path)]
+    cli.main(["benchmark", "--profile", *sizes, *files])
+    text = (tmp_path / "profile.md").read_text()
+    assert text.strip() in capsys.readouterr().out and text.count("**batch") == 5  # 1: a call; 2: a call, predict; mix
+    for table in text.split("**batch")[1:]:
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line][2:]
+        times = {name: float(ms) for name, _, ms, _ in lines}
+        *parts, whole, _, _ = times.values()
+        assert sum(parts) == pytest.approx(whole, abs=0.01) and min(parts) >= 0
+        assert times["exits"] > 0 and times["criterion"] > 0 and times["embeddings"] > 0
+        assert times["whole layers"] + times["layers for the exit's token"] > whole / 3
 
 
 def test_translated_contestants_stand_beside_the_others_where_they_are_asked_for(tmp_path, monkeypatch):

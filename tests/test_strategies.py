@@ -16,6 +16,7 @@ from transformers import AutoModel
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from modeling_pfberxit.execution import Execution
 from modeling_pfberxit.losses import distillation_losses, prototype_losses
 from modeling_pfberxit.strategies import LearnedWeights, TrainingProgress
 from modeling_pfberxit.training import fit_prototypes
@@ -683,6 +684,7 @@ def test_bypasses_leave_the_encoder_s_path_bit_exact(tmp_path, family):
         for name, parameter in model.named_parameters():
             if "adapter" in name:
                 torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+        model.execution = Execution(fused=False)
         output = model(**BATCH, output_hidden_states=True)
         exact[placement] = [torch.equal(found, states) for found, states in zip(output.hidden_states, stock)]
         assert len(exact[placement]) == len(stock)

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ..execution import Execution
 from ..exit_policy import ExitPolicy
@@ -19,6 +21,7 @@ from ..modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutpu
 from . import plots
 from .contestants import (
     COMPILED,
+    OURS,
     SHORT_CUTS,
     Answer,
     answers_of,
@@ -62,11 +65,24 @@ class Case:
 
 
 def run_benchmark(
+    saved: list[float], rivals: bool, compiled: bool, repeats: int, output: str | None, **setting: Any
+) -> list[Line]:
+    """`pfberxit benchmark`; `setting` as `contest` takes it."""
+    stock, ours, workloads = contest(**setting)
+    lines = benchmark(stock, ours, workloads, saved, repeats, rivals, compiled)
+    print("\n" + as_markdown(lines))
+    if output:
+        layout = "{pooling} exits, {sublearner} adapters" if not setting["paper"] else "the preset's exits"
+        where = f"{layout}; {{device}}, {{dtype}}, {torch.get_num_threads()} threads"
+        save(lines, output, ("{preset}, " + where).format(**setting))
+    return lines
+
+
+def contest(
     preset: str, paper: bool, pooling: str, sublearner: str, batch_sizes: list[int], lengths: list[int],
-    recordings: list[str], mix_rows: int, saved: list[float], rivals: bool, compiled: bool, repeats: int,
-    device: str, dtype: str, output: str | None,
-) -> list[Line]:  # fmt: skip
-    """`pfberxit benchmark`."""
+    recordings: list[str], mix_rows: int, device: str, dtype: str,
+) -> tuple[PreTrainedModel, PFBerxitForSequenceClassification, list[Workload]]:  # fmt: skip
+    """The stock model, ours, and what they are given, as the command line has them."""
     layers = configuration(preset).encoder_config().num_hidden_layers
     source = recorded(recordings, layers) if recordings else settled(layers)
     layout = {"paper": True} if paper else {"exit_pooling": pooling, "adapter_sublearner": sublearner}
@@ -75,12 +91,7 @@ def run_benchmark(
     workloads = [of_one_length(source, batch, length, words) for batch in batch_sizes for length in lengths]
     if recordings:
         workloads += [of_recorded_lengths(source, batch, mix_rows, words) for batch in batch_sizes if batch > 1]
-    lines = benchmark(stock, ours, workloads, saved, repeats, rivals, compiled)
-    print("\n" + as_markdown(lines))
-    if output:
-        what = "the preset's exits" if paper else f"{pooling} exits, {sublearner} adapters"
-        save(lines, output, f"{preset}, {what}; {device}, {dtype}, {torch.get_num_threads()} threads")
-    return lines
+    return stock, ours, workloads
 
 
 def benchmark(
@@ -126,7 +137,7 @@ def cases_of(
     """The others, ours at full depth, and everything at every share to save."""
     parts, script, layers = workload.batches(str(ours.device)), Script(workload.recording), len(ours.depths)
     cases = [Case(name, 0.0, partial(run, answer, parts)) for name, answer in others.items()]
-    for name in [name for name in short_cuts if name in ("rows leave", "and token first", *COMPILED)]:
+    for name in [name for name in short_cuts if name in ("rows leave", "and token first", OURS, *COMPILED)]:
         answer = with_short_cuts(ours, short_cuts[name], FULL_DEPTH, script)
         cases.append(Case(f"full depth, {name}", 0.0, partial(run, answer, parts)))
     for goal in saved:
@@ -147,7 +158,7 @@ def stream(
     model: PFBerxitForSequenceClassification, workload: Workload, policy: ExitPolicy, script: Script
 ) -> PFBerxitOutput:
     """All rows at once, batched by the model."""
-    model.execution = SHORT_CUTS["and token first"]
+    model.execution = SHORT_CUTS[OURS]
     rows = [{"input_ids": row} for row in workload.rows]
     with script.spoken():
         return model.predict(rows, policy, workload.size, progress=False)
