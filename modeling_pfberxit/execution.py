@@ -14,6 +14,7 @@ FED_IN_TOKENS = 1024
 WELL_FED = 20  # times that many tokens: reading the weights is a twentieth of the work then
 # More tokens than these at once no longer fit a CPU's caches, and every one of them costs more.
 MOST_TOKENS = {"cpu": 2048}
+ALONE = 2  # positions of a whole row that one on its own costs as much as
 DROP_SHARE = 0.02  # copying a row costs about one fiftieth of running a layer for it
 
 
@@ -50,11 +51,12 @@ class Execution:
     def splits(self, leaving: float, rows: int, length: int, device: str) -> bool:
         """Whether running one token first is expected to pay, when so many of the rows are expected to leave.
 
-        Each row that leaves saves its other positions. If any stays, the layer's weights are read a second time.
+        Each row that leaves saves its other positions. If any stays, the layer's weights are read a second time, and
+        each of those that stay has had its first position run for nothing.
         """
         if not (self.token_first and self.drop_rows) or leaving <= 0:
             return False
-        return leaving * (length - 1) > self.weights(device) * (1 - leaving / rows)
+        return leaving * (length - 1) > self.weights(device) * (1 - leaving / rows) + ALONE * (rows - leaving)
 
     def feeds(self, tokens: int, device: str) -> bool:
         """Whether so many tokens use a layer's weights about as well as any number would."""

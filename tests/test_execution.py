@@ -208,12 +208,12 @@ def test_thresholds_of_single_exits_stay_with_them_when_others_are_not_asked(nam
         (1.0, 1, 25, 24.0, True),  # all leave: the weights are read once
         (1.0, 1, 1, 24.0, False),  # one token: nothing to save
         (0.0, 8, 100, 0.0, False),  # nobody leaves
-        (4.0, 8, 4, 24.0, False),  # 4 * 3 = 12 positions saved, 24 * 4 / 8 = 12 to pay
-        (4.0, 8, 5, 24.0, True),  # 16 against 12
-        (0.5, 1, 25, 24.0, False),  # 12 against 12
-        (0.5, 1, 26, 24.0, True),  # 12.5 against 12
-        (0.5, 100, 2, 0.0, True),  # nothing to pay
-        (0.5, 100, 2, 1.0, False),  # 0.5 against 0.995
+        (4.0, 8, 6, 24.0, False),  # 4 * 5 = 20 positions saved, 24 * 4 / 8 + 2 * 4 = 20 to pay
+        (4.0, 8, 7, 24.0, True),  # 24 against 20
+        (0.5, 1, 27, 24.0, False),  # 13 against 12 + 1
+        (0.5, 1, 28, 24.0, True),  # 13.5 against 13
+        (0.5, 2, 8, 0.0, True),  # 3.5 against 3: reading the weights costs nothing
+        (0.5, 2, 8, 1.0, False),  # 3.5 against 3.75
     ],
 )
 def test_the_token_comes_first_where_that_saves_more_than_reading_the_weights_again(

@@ -14,7 +14,7 @@ from test_criteria_promises import JUDGED, RULES, generous, setting
 from test_criteria_promises import OUTPUTS as LABELS
 from test_threads import inside
 from test_threads import same as unchanged
-from test_token_first import PLAIN, alone, counted, executed, same
+from test_token_first import EAGER, PLAIN, alone, counted, executed, same
 from tiny import VOCABULARY, rows_of, tiny_batch, tiny_model
 from torch.testing import assert_close
 from transformers import BatchEncoding
@@ -31,7 +31,7 @@ from modeling_pfberxit.streams import Stream
 from modeling_pfberxit.walk import Walk
 
 ROWS = 33
-HUNGRY, FED = Execution(weights_in_tokens=1e6), Execution(weights_in_tokens=0.0)  # only full batches run; any does
+HUNGRY, FED = Execution(weights_in_tokens=1e6), EAGER  # only full batches run; any does
 GROUPS = {"num_hidden_groups": 3, "inner_group_num": 1}
 CONV, HASHED = {"adapter_sublearner": "conv"}, {"token_exits": True, "adapter_placement": "none"}
 

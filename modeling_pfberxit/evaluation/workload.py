@@ -62,8 +62,8 @@ class Workload:
 
 
 def of_one_length(recording: Recording, batch: int, length: int, vocabulary: int) -> Workload:
-    """Rows of random tokens; at batch size 1 sixteen of them, one call each, so that they leave at different layers."""
-    chosen = sample(recording, max(batch, 16))
+    """Rows of random tokens: sixteen at batch size 1, one call each, or else 32, for a stream to have some to merge."""
+    chosen = sample(recording, 16 if batch == 1 else max(batch, 32))
     return Workload(f"{length} tokens", batch, random_tokens([length] * len(chosen), vocabulary), chosen)
 
 
