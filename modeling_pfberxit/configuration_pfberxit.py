@@ -1,7 +1,7 @@
 """Every knob of PF-BERxiT, with the paper's symbol."""
 
 import os
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -10,7 +10,7 @@ from transformers.utils import resolve_revision
 from .backbones import num_depths
 from .divergences import DIVERGENCE_ALIASES, DIVERGENCES
 from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from .exit_policy import POLICY_CHECKS
+from .exit_policy import POLICY_CHECKS, requested_policy
 from .systems import SYSTEMS, check_system
 from .validation import (
     Check,
@@ -241,6 +241,20 @@ class PFBerxitConfig(PreTrainedConfig):
             self.base_model_revision = None
             value = os.path.abspath(value) if isinstance(value, (str, os.PathLike)) and os.path.isdir(value) else value
         super().__setattr__(name, CHECKS[name](name, value) if name in CHECKS else value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], *, exit_policy: Any = None, **kwargs: Any) -> Any:
+        """Like `PreTrainedConfig.from_dict`; `exit_policy`, as a call takes it, becomes the config's own.
+
+        Example:
+            >>> AutoModelForSequenceClassification.from_pretrained(repo, trust_remote_code=True, exit_policy="fast")
+        """
+        made = super().from_dict(config_dict, **kwargs)  # with `return_unused_kwargs` a pair
+        config = made[0] if isinstance(made, tuple) else made
+        if exit_policy is not None:
+            for name, value in asdict(requested_policy(exit_policy, config)).items():
+                setattr(config, f"exit_{name}", value)
+        return made
 
     # ---- the backbone -----------------------------------------------------------------------------------------------
 

@@ -104,24 +104,26 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
     Raises:
         ValueError: an unknown field or name, or fields that do not fit each other or this model.
     """
-    policy = configured_policy(config)
-    if isinstance(request, str):
-        request = operating_point(request, config)
-    if is_dataclass(request) and not isinstance(
-        request, type
-    ):  # remote code has an ExitPolicy class of its own; any of them will do
-        policy = ExitPolicy(**asdict(request))
-    elif isinstance(request, Mapping):
-        if unknown := sorted(set(request) - set(POLICY_CHECKS), key=str):
-            refuse("exit_policy", unknown, "a dict with fields of " + ", ".join(POLICY_CHECKS))
-        policy = replace(policy, **request)
-    elif request is not None:
-        refuse("exit_policy", request, "an ExitPolicy, a dict of its fields, or the name of an operating point")
+    policy = configured_policy(config) if request is None else requested_policy(request, config)
     if not policy.is_active(problem_type):
         return None
     check_fit(policy, exit_depths, problem_type)
     check_evidence(policy, config, problem_type)
     return policy
+
+
+def requested_policy(request: Any, config: Any) -> ExitPolicy:
+    """An `ExitPolicy`, a dict of fields to change in the config's policy, or the name of an operating point."""
+    if isinstance(request, str):
+        request = operating_point(request, config)
+    # Remote code has an ExitPolicy class of its own; any of them will do.
+    if is_dataclass(request) and not isinstance(request, type):
+        return ExitPolicy(**asdict(request))
+    if not isinstance(request, Mapping):
+        refuse("exit_policy", request, "an ExitPolicy, a dict of its fields, or the name of an operating point")
+    if unknown := sorted(set(request) - set(POLICY_CHECKS), key=str):
+        refuse("exit_policy", unknown, "a dict with fields of " + ", ".join(POLICY_CHECKS))
+    return replace(configured_policy(config), **request)
 
 
 def operating_point(name: str, config: Any) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 from tiny import enliven, save_backbone
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.cli import main
 from modeling_pfberxit.evaluation import calibrate
 from modeling_pfberxit.evaluation.calibrate import store
@@ -58,6 +58,29 @@ def test_a_stored_point_is_used_by_its_name_and_does_what_it_says(saved, points)
     with torch.inference_mode():
         layers = model(**batch, exit_policy="1.5x").exit_layer.double()
     assert 1 - layers.mean() / 6 == pytest.approx(points["1.5x"]["layers_saved"], abs=0.06)  # of all rows, not of half
+
+
+@pytest.mark.parametrize("loader", [PFBerxitForSequenceClassification, AutoModelForSequenceClassification])
+def test_a_point_named_at_load_time_is_the_models_own_rule(saved, points, tmp_path, loader):
+    trust = {"trust_remote_code": True} if loader is AutoModelForSequenceClassification else {}
+    plain = loader.from_pretrained(saved, **trust).eval()
+    model = loader.from_pretrained(saved, **trust, exit_policy="1.5x").eval()
+    batch = {"input_ids": torch.arange(5, 45).view(8, 5)}
+    with torch.inference_mode():
+        expected, found = plain(**batch, exit_policy="1.5x"), model(**batch)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.exit_layer, expected.exit_layer)
+    model.save_pretrained(tmp_path)
+    again = PFBerxitConfig.from_pretrained(tmp_path)
+    assert again.exit_threshold == points["1.5x"].get("threshold") and again.operating_points == points
+
+
+def test_a_policy_at_load_time_is_checked_like_one_of_a_call(saved, points):
+    config = PFBerxitConfig.from_pretrained(saved, exit_policy={"criterion": "entropy", "threshold": 0.2})
+    assert (config.exit_criterion, config.exit_threshold) == ("entropy", 0.2)
+    with pytest.raises(ValueError, match="exit_policy='fastest'.*one of this model's operating points: .*1.5x"):
+        PFBerxitForSequenceClassification.from_pretrained(saved, exit_policy="fastest")
+    with pytest.raises(ValueError, match="threshold=-1"):
+        PFBerxitConfig.from_pretrained(saved, exit_policy={"threshold": -1})
 
 
 def test_points_are_added_to_those_there_are_and_nothing_else_changes(saved, points):
