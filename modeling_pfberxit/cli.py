@@ -1,4 +1,4 @@
-"""The command line: `pfberxit` with quickstart, table, compare, frontier, elue, calibrate, reproduce, benchmark."""
+"""The command line: `pfberxit` with one command for each thing to be made or measured."""
 
 import argparse
 
@@ -10,8 +10,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="pfberxit", description="Early-exiting text classifiers with adapters.")
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (
-        add_quickstart, add_table, add_compare, add_frontier, add_elue, add_calibrate, add_precision, add_reproduce,
-        add_benchmark,
+        add_quickstart, add_suitability, add_table, add_compare, add_frontier, add_report, add_elue, add_calibrate,
+        add_precision, add_reproduce, add_benchmark,
     ):  # fmt: skip
         add(commands)
     options = vars(parser.parse_args(arguments))
@@ -42,6 +42,24 @@ def run_quickstart(**options) -> None:
     from .quickstart import quickstart
 
     quickstart(**options)
+
+
+def add_suitability(commands: argparse._SubParsersAction) -> None:
+    """Whether an encoder has anything to gain."""
+    parser = commands.add_parser("suitability", help="whether an encoder has anything to gain, before any training")
+    parser.add_argument("backbone", help="Hub id or folder of an encoder, or minilm")
+    parser.add_argument("--dataset", default="support_desk", help="Hub id or folder (default: the one in the package)")
+    parser.add_argument("--config", help="its configuration, e.g. a GLUE task; labels are not looked at")
+    parser.add_argument("--rows", type=int, default=400, help="of the training split")
+    parser.set_defaults(run=run_suitability)
+
+
+def run_suitability(backbone: str, **options) -> None:
+    """Import late."""
+    from .evaluation.suitability import run_suitability as run
+    from .quickstart import packaged_backbone
+
+    run(packaged_backbone() if backbone == "minilm" else backbone, **options)
 
 
 def add_table(commands: argparse._SubParsersAction) -> None:
@@ -168,6 +186,23 @@ def add_frontier(commands: argparse._SubParsersAction) -> None:
 def run_frontier(**options) -> None:
     """Import late."""
     from .evaluation.calibrate import run_frontier as run
+
+    run(**options)
+
+
+def add_report(commands: argparse._SubParsersAction) -> None:
+    """What a recording tells beside scores."""
+    parser = commands.add_parser("report", help="overthinking, who leaves where, and drift, from a recording")
+    parser.add_argument("recording", help="of `pfberxit frontier` (.safetensors)")
+    parser.add_argument("--policy", metavar="JSON", help='who leaves where: {"threshold": 0.3, "patience": 1}')
+    parser.add_argument("--against", metavar="FILE", help="an earlier recording: has anything changed?")
+    parser.add_argument("--output", help="a folder for pictures and a line for every row")
+    parser.set_defaults(run=run_report)
+
+
+def run_report(**options) -> None:
+    """Import late."""
+    from .evaluation.recording_report import run_report as run
 
     run(**options)
 

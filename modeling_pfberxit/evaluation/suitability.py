@@ -7,7 +7,29 @@ from torch import Tensor
 
 from ..exits import mean_weights
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..training.finetuning import new_model, new_tokenizer
+from ..training.tasks import encode, load_task
 from ..validation import refuse
+from .recording import padded_batches
+
+
+def run_suitability(backbone: str, dataset: str, config: str | None, rows: int) -> list[float]:
+    """`pfberxit suitability`: a bar for every layer of the bare encoder, from the texts of some training rows."""
+    task, data = load_task(dataset, config)
+    model, tokenizer = new_model(backbone, task).eval(), new_tokenizer(backbone)
+    encoded = encode(task, data["train"].shuffle(seed=0).select(range(min(rows, len(data["train"])))), tokenizer)
+    numbers = torch.arange(len(encoded))
+    batches = [
+        {name: values for name, values in batch.items() if name != "labels"}
+        for batch in padded_batches(encoded, numbers, 32, model.config.pad_token_id or 0)
+    ]
+    found = suitability(model, batches)
+    print(f"{task.name}, {len(encoded)} rows: how much of the last layer's states each layer foretells\n")
+    for layer, share in enumerate(found, start=1):
+        print(f"layer {layer:2d} {'█' * round(40 * share):40s} {share:.2f}")
+    half_way = found[(len(found) - 1) // 2]
+    print(f"\nHalf-way up: {half_way:.2f}. Of two encoders, that with more has more room to leave early.")
+    return found
 
 
 @torch.inference_mode()

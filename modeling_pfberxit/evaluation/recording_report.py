@@ -1,0 +1,116 @@
+"""`pfberxit report`: what a recording tells beside scores, as tables, pictures and a line for every row."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..evidence import MULTI_LABEL, REGRESSION
+from ..exit_policy import ExitPolicy
+from ..validation import refuse
+from . import plots
+from .elue_report import read_policy
+from .exits_report import histogram
+from .markdown import header, line
+from .recording import Recording
+from .reports import Drift, drift, exits_by_class, exits_by_length, overthinking, settled_depth
+
+Groups = dict[str, dict[str, np.ndarray]]
+
+
+def run_report(recording: str, policy: str | None, against: str | None, output: str | None) -> None:
+    """Print where answers settle; under a policy also who leaves where, and how that has drifted from before.
+
+    Args:
+        policy: JSON with an exit policy's fields.
+        against: an earlier recording of the same model.
+        output: a folder for pictures and `rows.csv`.
+    """
+    kept = Recording.load(recording)
+    asked = None if policy is None else read_policy(policy, kept)
+    before = None if against is None else comparable(Recording.load(against), kept, asked)
+    print(f"{len(kept)} rows, {kept.layers} layers\n\n{settling(kept)}")
+    groups = {} if asked is None else leaving(kept, asked)
+    for title, depths in groups.items():
+        print(f"\n{title}\n\n{histogram(depths, kept.layers)}")
+    if before is not None:
+        print("\n" + drifting(drift(before, kept, asked)))
+    if output:
+        save(kept, asked, groups, Path(output))
+
+
+def comparable(before: Recording, after: Recording, policy: ExitPolicy | None) -> Recording:
+    """The earlier recording, if where its rows leave can be held against where those of the later do."""
+    if policy is None:
+        refuse("policy", None, "given with against: drift is a matter of where rows leave")
+    shapes = [(each.exit_depths, each.problem_type, each.evidence.logits.shape[2:]) for each in (before, after)]
+    if shapes[0] != shapes[1]:
+        refuse("against", shapes[0], f"a recording with the exits and answers of the other, {shapes[1]}")
+    return before
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def settling(recording: Recording) -> str:
+    """By layer, the shares of rows first right and settled there; what full depth wastes, and what it spoils."""
+    depths, settled = recording.exit_depths, settled_depth(recording)
+    lines = [header(["layer", *map(str, depths)]), shares_line("settled for good (%)", settled, depths)]
+    tail = f"Layers run after the answer had settled: {(recording.layers - settled).double().mean():.2f} on average."
+    if recording.labels is not None:
+        found = overthinking(recording)
+        lines.append(shares_line("first right (%)", found.first_right, depths))
+        tail += (
+            f" Right at the end and before: {100 * found.wasteful:.1f} %. Right before, wrong at the end: "
+            f"{100 * found.destructive:.1f} %. Right nowhere: {100 * (found.first_right == 0).double().mean():.1f} %."
+        )
+    return "\n".join(lines) + f"\n\n{tail}"
+
+
+def shares_line(name: str, layers: Tensor, depths: list[int]) -> str:
+    """How many per cent of the rows have each of these layers."""
+    return line([name, *(f"{100 * (layers == depth).double().mean():.1f}" for depth in depths)])
+
+
+def leaving(recording: Recording, policy: ExitPolicy) -> Groups:
+    """Executed layers of the rows by class, where they have one, and by length."""
+    groups = {"By length": exits_by_length(recording, policy)}
+    if recording.labels is not None and recording.problem_type != REGRESSION:
+        several = recording.problem_type == MULTI_LABEL
+        classes = recording.labels.shape[1] if several else recording.evidence.logits.shape[-1]
+        by_class = exits_by_class(recording, policy, [f"label {number}" for number in range(classes)])
+        groups["By label"] = {name: depths for name, depths in by_class.items() if len(depths)}
+    return groups
+
+
+def drifting(found: Drift) -> str:
+    """The shares of rows that left at each layer, before and now, and whether chance explains the difference."""
+    layers = [layer for layer in found.after if found.before[layer] or found.after[layer]]
+    lines = [header(["rows that leave at layer", *map(str, layers)])]
+    for name, shares in (("before (%)", found.before), ("now (%)", found.after)):
+        lines.append(line([name, *(f"{100 * shares[layer]:.1f}" for layer in layers)]))
+    verdict = "The exits have drifted" if found else "No drift is shown"
+    return "\n".join(lines) + f"\n\n{verdict}: p = {found.p_value:.3g} (chi-squared test)."
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def save(recording: Recording, policy: ExitPolicy | None, groups: Groups, folder: Path) -> None:
+    """A picture for each way to group the rows, and `rows.csv`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for title, depths in groups.items():
+        plots.exit_depths(depths, recording.layers, folder / f"exits-{title.lower().replace(' ', '-')}.png", title)
+    columns = {"length": recording.lengths, "settled": settled_depth(recording)}
+    if recording.labels is not None:
+        columns["first_right"] = overthinking(recording).first_right
+    if policy is not None:
+        columns["layers"] = recording.replay(policy)[1]
+    with open(folder / "rows.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", *columns])
+        for number, values in enumerate(torch.stack([*columns.values()], dim=1).tolist()):
+            writer.writerow([number, *values])
+    print(f"\nWrote {folder}/rows.csv" + (f" and {len(groups)} pictures" if groups else ""))
