@@ -1,5 +1,6 @@
 """Fine-tuning: the stock `Trainer`, with arguments that suit adapters and exits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..evidence import REGRESSION
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
 from .metrics import score
 from .strategies import StrategyCallback, set_loss_weight_rate
@@ -72,6 +74,8 @@ def new_trainer(
     evaluation: Dataset | None = None,
 ) -> Trainer:
     """A stock `Trainer` that pads to the longest row of a batch, follows the strategy and reports the task's metric."""
+    if train is not None and task.problem_type == REGRESSION:
+        start_at_mean(model, train["labels"])
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return {task.metric: score(task.metric, np.asarray(prediction.predictions), prediction.label_ids)}
@@ -88,3 +92,16 @@ def new_trainer(
     )
     set_loss_weight_rate(trainer)
     return trainer
+
+
+@torch.no_grad()
+def start_at_mean(model: PFBerxitForSequenceClassification, labels: Sequence[float]) -> None:
+    """Let fresh exits answer with the mean of the labels, (N,) or (N, C), instead of 0; for regression.
+
+    From far off, the first steps push the states of all rows the same way, and adapters may never recover. Exits that
+    have learned, which shows in their biases, are left alone.
+    """
+    mean = torch.tensor(np.mean(np.asarray(labels, dtype=float), axis=0))
+    for classifier in model.exits.classifiers:
+        if not classifier.bias.any():
+            classifier.bias.copy_(mean)
