@@ -1,7 +1,7 @@
 """Fine-tuning with the stock `Trainer`: tasks, their data, and what the strategies need beside it."""
 
 from .elasticbert import from_elasticbert
-from .finetuning import start_at_mean
+from .finetuning import start_at_base_rates
 from .prototypes import fit_prototypes
 from .strategies import StrategyCallback, set_loss_weight_rate, train
 from .token_exits import fit_token_exits
@@ -13,7 +13,7 @@ __all__ = [
     "fit_token_exits",
     "from_elasticbert",
     "set_loss_weight_rate",
-    "start_at_mean",
+    "start_at_base_rates",
     "train",
     "truncate",
 ]

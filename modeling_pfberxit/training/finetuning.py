@@ -15,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..evidence import REGRESSION
+from ..evidence import MULTI_LABEL, REGRESSION
 from ..modeling_pfberxit import PFBerxitForSequenceClassification
 from .metrics import score
 from .strategies import StrategyCallback, set_loss_weight_rate
@@ -74,8 +74,8 @@ def new_trainer(
     evaluation: Dataset | None = None,
 ) -> Trainer:
     """A stock `Trainer` that pads to the longest row of a batch, follows the strategy and reports the task's metric."""
-    if train is not None and task.problem_type == REGRESSION:
-        start_at_mean(model, train["labels"])
+    if train is not None:
+        start_at_base_rates(model, train["labels"])
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return {task.metric: score(task.metric, np.asarray(prediction.predictions), prediction.label_ids)}
@@ -95,13 +95,20 @@ def new_trainer(
 
 
 @torch.no_grad()
-def start_at_mean(model: PFBerxitForSequenceClassification, labels: Sequence[float]) -> None:
-    """Let fresh exits answer with the mean of the labels, (N,) or (N, C), instead of 0; for regression.
+def start_at_base_rates(model: PFBerxitForSequenceClassification, labels: Sequence[Any]) -> None:
+    """Let fresh exits answer what the labels, (N,) or (N, C), say on average, where 0 is far from it.
 
-    From far off, the first steps push the states of all rows the same way, and adapters may never recover. Exits that
-    have learned, which shows in their biases, are left alone.
+    Values start at their mean, each of several labels at the log-odds of its share of the rows; a single label is left
+    as it is. From far off, the first steps push the states of all rows the same way, and adapters may never recover;
+    rare labels stay unlearned for long. Exits that have learned, which shows in their biases, are left alone.
     """
-    mean = torch.tensor(np.mean(np.asarray(labels, dtype=float), axis=0))
+    problem_type, labels = model._problem_type(None), np.asarray(labels, dtype=float)
+    if problem_type not in (REGRESSION, MULTI_LABEL):
+        return
+    start = labels.mean(axis=0)
+    if problem_type == MULTI_LABEL:
+        share = (labels.sum(axis=0) + 0.5) / (len(labels) + 1)
+        start = np.log(share / (1 - share))
     for classifier in model.exits.classifiers:
         if not classifier.bias.any():
-            classifier.bias.copy_(mean)
+            classifier.bias.copy_(torch.tensor(start))
