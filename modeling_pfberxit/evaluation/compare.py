@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -71,5 +72,6 @@ def write(folder: Path, results: list[dict[str, Any]], goals: list[float]) -> No
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "table.md").write_text(as_markdown(results, goals) + "\n")
-    seeds = len({each["seed"] for each in results})
+    runs = {(each["task"], each["seed"]) for each in results}
+    seeds = " or ".join(map(str, sorted(set(Counter(task for task, _ in runs).values()))))
     plots.comparison(results, goals, folder / "comparison.png", f"{seeds} seed(s), mean and standard deviation")
