@@ -163,7 +163,7 @@ def encoder_layers(backbone: PreTrainedModel, fused: bool = False) -> list[Encod
 
     Args:
         fused: an activation that `transformers` spells out operation by operation is one of torch's instead, if there
-            is one; the same to 1e-6, and what is kept for the backward pass is a fifth.
+            is one; equal to rounding.
     """
     layers = LAYERS[backbone.config.model_type](backbone)
     if not fused or type(layers[0].activation) not in FUSED:

@@ -40,10 +40,13 @@ def test_tables_and_figures_share_their_trainings(study, monkeypatch):
     assert reproduce(["table5", "figure4", "figure5"], study)["table5"] == done["table5"]
 
 
-def test_batch_size_never_changes_a_line_of_table_6(study):
-    own = [row for row in cells(reproduce(["table6"], study)["table6"]) if row[0] == "own"]
+def test_rows_on_their_own_are_batches_of_one_in_table_6(study):
+    ways = [row for row in cells(reproduce(["table6"], study)["table6"]) if row[0] in ("own", "whole", "kept")]
+    own = [row for row in ways if row[0] == "own"]
     assert [row[1] for row in own] == [str(size) for size in printed.BY_BATCH]
     assert len({tuple(row[2:]) for row in own}) == 1
+    ones = {way: row for way, size, *row in ways if size == "1"}
+    assert ones["own"] == ones["whole"] == ones["kept"]
 
 
 def test_frontiers_and_points_tell_every_criterion_of_one_model(study, monkeypatch):

@@ -72,8 +72,9 @@ def at_batch_sizes(config: PFBerxitConfig, kept: Trained, sizes: Iterable[int]) 
     rule, able = config.exit_criterion, judging(kept.chosen_on)
     policies = list(grid(kept.chosen_on, rule, configured_policy(config), steps=60)) if rule in able else []
     alone, found = chosen_at(kept, policies, metric, 1), {}
+    own = reported(kept, alone, metric, 1)
     for size in sizes:
-        found["own", size] = reported(kept, alone, metric, 1)
+        found["own", size] = own
         found["whole", size] = reported(kept, chosen_at(kept, policies, metric, size), metric, size)
         found["kept", size] = reported(kept, alone, metric, size)
     return found

@@ -40,7 +40,7 @@ PARTS: dict[str, tuple[Callable, Callable | None]] = {
     "exits": (Exits.forward, None),
     "criterion": (Loop.decide, None),
     "rows that leave": (Loop.dismiss, None),
-    "rows that wait": (Stream.wait, Stream.drain),
+    "rows that wait": (Stream.wait, None),
     "rows that join": (Rows.cat.__func__, None),
     "whether token first pays": (Loop.token_first_pays, None),
 }
@@ -78,9 +78,10 @@ def counted(stats: dict[CodeType, object], code: CodeType, caller: CodeType | No
     return next(((entry.callcount, entry.totaltime) for entry in entries if entry.code is code), (0, 0.0))
 
 
-def run_profile(saved: list[float], repeats: int, output: str | None, **options: Any) -> str:
-    """`pfberxit benchmark --profile`."""
-    setting = {name: value for name, value in options.items() if name not in ("rivals", "compiled")}
+def run_profile(
+    saved: list[float], rivals: bool, compiled: bool, repeats: int, output: str | None, **setting: Any
+) -> str:
+    """`pfberxit benchmark --profile`; our default alone, whatever `rivals` and `compiled` say."""
     text = profiles(*contest(**setting), saved, repeats)
     if output:
         Path(output).mkdir(parents=True, exist_ok=True)

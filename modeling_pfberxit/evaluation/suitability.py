@@ -18,12 +18,8 @@ def run_suitability(backbone: str, dataset: str, config: str | None, rows: int) 
     task, data = load_task(dataset, config)
     model, tokenizer = new_model(backbone, task).eval(), new_tokenizer(backbone)
     encoded = encode(task, data["train"].shuffle(seed=0).select(range(min(rows, len(data["train"])))), tokenizer)
-    numbers = torch.arange(len(encoded))
-    batches = [
-        {name: values for name, values in batch.items() if name != "labels"}
-        for batch in padded_batches(encoded, numbers, 32, model.config.pad_token_id or 0)
-    ]
-    found = suitability(model, batches)
+    batches = padded_batches(encoded, torch.arange(len(encoded)), 32, model.config.pad_token_id or 0)
+    found = suitability(model, list(batches))
     print(f"{task.name}, {len(encoded)} rows: how much of the last layer's states each layer foretells\n")
     for layer, share in enumerate(found, start=1):
         print(f"layer {layer:2d} {'█' * round(40 * share):40s} {share:.2f}")
