@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
+from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
-from modeling_pfberxit.recipes import load_recipe
 from modeling_pfberxit.training.finetuning import new_model, new_tokenizer, new_trainer, training_defaults
-from modeling_pfberxit.training.tasks import encode, load_task
+from modeling_pfberxit.training.recipes import load_recipe
 
 
 @dataclass

@@ -15,11 +15,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.criteria import CRITERIA
+from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.evaluation.frontier import never, sweep
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.replay import candidate_thresholds
-from modeling_pfberxit.training.tasks import encode, load_task
+from modeling_pfberxit.model.criteria import CRITERIA
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from .configuration_pfberxit import PFBerxitConfig
-from .exit_policy import ExitPolicy
-from .modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
+from .model.configuration_pfberxit import PFBerxitConfig
+from .model.exit_policy import ExitPolicy
+from .model.modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
 
 AutoConfig.register(PFBerxitConfig.model_type, PFBerxitConfig, exist_ok=True)
 for auto_class in (AutoModel, AutoModelForSequenceClassification):

@@ -9,7 +9,7 @@ from tiny import tiny_batch, tiny_config, tiny_model
 from torch.nn import functional as F
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.adapters import SUBLEARNERS, Adapter
+from modeling_pfberxit.model.adapters import SUBLEARNERS, Adapter
 
 PRESETS = Path(__file__).parents[1] / "configuration"
 # Table 2 of the paper: adapters, and all parameters of the model

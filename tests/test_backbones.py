@@ -6,8 +6,8 @@ from tiny import CONFIGS, tiny_batch, tiny_config, tiny_model
 from transformers import AutoModel, BertConfig, GPT2Config
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
-from modeling_pfberxit.backbones import FUSED, LAYERS, encoder_layers, longest_input, num_depths
-from modeling_pfberxit.execution import Execution
+from modeling_pfberxit.model.backbones import FUSED, LAYERS, encoder_layers, longest_input, num_depths
+from modeling_pfberxit.model.execution import Execution
 
 FAMILIES = list(CONFIGS)
 MASKED = tiny_batch(5, longest=11)

@@ -8,12 +8,12 @@ import torch
 from tiny import tiny_config
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig
-from modeling_pfberxit.evaluation.bands import SHARES, along, at_shares, band, interval, settings, thinned
-from modeling_pfberxit.evaluation.comparison import Trained
 from modeling_pfberxit.evaluation.frontier import Point, sweep
-from modeling_pfberxit.evaluation.operating_points import measure
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evidence import REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.studies.comparison import Trained
+from modeling_pfberxit.studies.operating_points import measure
+from modeling_pfberxit.studies.seed_bands import SHARES, along, at_shares, band, interval, settings, thinned
 
 
 def recording(rows: int, seed: int) -> Recording:

@@ -5,13 +5,14 @@ import torch
 from tiny import tiny_config
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig
-from modeling_pfberxit.evaluation import batch_sizes, printed
-from modeling_pfberxit.evaluation.batch_sizes import at_batch_sizes, beside, sweep_whole, together, whole_batches
-from modeling_pfberxit.evaluation.comparison import Trained
-from modeling_pfberxit.evaluation.comparison_table import points
 from modeling_pfberxit.evaluation.frontier import grid, sweep
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evidence import REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.studies import batch_sizes
+from modeling_pfberxit.studies import paper_values as printed
+from modeling_pfberxit.studies.batch_sizes import at_batch_sizes, beside, sweep_whole, together, whole_batches
+from modeling_pfberxit.studies.comparison import Trained
+from modeling_pfberxit.studies.comparison_table import points
 
 
 def recording(rows: int = 200, exits: int = 6, seed: int = 0) -> Recording:

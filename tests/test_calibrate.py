@@ -9,13 +9,13 @@ from tiny import enliven, save_backbone
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.cli import main
+from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.evaluation import calibrate
 from modeling_pfberxit.evaluation.calibrate import store
 from modeling_pfberxit.evaluation.clock import Clock, measure_clock
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.training.finetuning import new_model
-from modeling_pfberxit.training.tasks import encode, load_task
+from pfberxit.cli import main
 
 
 @pytest.fixture(scope="module")

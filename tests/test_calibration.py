@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.calibration import agreement, calibrate, conformal, critical_thresholds, ladder, policy_for
+from modeling_pfberxit.evaluation.calibration import (
+    agreement,
+    calibrate,
+    conformal,
+    critical_thresholds,
+    ladder,
+    policy_for,
+)
 from modeling_pfberxit.evaluation.frontier import frontier, grid, judging, sweep, with_intervals
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 EXITS = 6
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 from tiny import save_backbone
 
-from modeling_pfberxit.cli import main
-from modeling_pfberxit.evaluation import comparison, recording
-from modeling_pfberxit.evaluation.compare import compare
-from modeling_pfberxit.evaluation.comparison import Budget, Run, Trained, compared_config, trained, training_id
-from modeling_pfberxit.evaluation.comparison_table import as_markdown, points, system_row
+from modeling_pfberxit.evaluation import recording
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evidence import SINGLE_LABEL, Evidence
-from modeling_pfberxit.systems import SYSTEMS
+from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.systems import SYSTEMS
+from modeling_pfberxit.studies import comparison
+from modeling_pfberxit.studies.compare import compare
+from modeling_pfberxit.studies.comparison import Budget, Run, Trained, compared_config, trained, training_id
+from modeling_pfberxit.studies.comparison_table import as_markdown, points, system_row
+from pfberxit.cli import main
 
 BUDGET = Budget(rows=24, epochs=1, held_out=40, batch_size=8)
 GOALS = [0.6, 0.5, 0.25]

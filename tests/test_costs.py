@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AlbertConfig, BertConfig
 
 from modeling_pfberxit import PFBerxitConfig
-from modeling_pfberxit.evaluation.costs import adapter_macs, layer_macs, token_macs
+from modeling_pfberxit.evaluation.macs import adapter_macs, layer_macs, token_macs
 
 
 def test_a_layer_of_bert_base_over_128_tokens_costs_what_elue_publishes():

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.criteria import start, step
-from modeling_pfberxit.divergences import DIVERGENCES
-from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
-from modeling_pfberxit.scores import divergences_from_past
+from modeling_pfberxit.model.criteria import start, step
+from modeling_pfberxit.model.divergences import DIVERGENCES
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
+from modeling_pfberxit.model.scores import divergences_from_past
 
 EXITS = 6
 DEPTHS = list(range(1, EXITS + 1))

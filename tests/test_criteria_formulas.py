@@ -19,9 +19,9 @@ from tiny import tiny_batch
 from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.criteria import CRITERIA
 from modeling_pfberxit.evaluation.replay import replay_many
-from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, as_logits, predictions
+from modeling_pfberxit.model.criteria import CRITERIA
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, as_logits, predictions
 
 LABELS = (SINGLE_LABEL, MULTI_LABEL)
 

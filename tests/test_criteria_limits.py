@@ -9,10 +9,10 @@ from test_criteria_promises import random_evidence, scores
 from tiny import tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.criteria import CRITERIA
 from modeling_pfberxit.evaluation.replay import replay
-from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
-from modeling_pfberxit.scores import score_confidence
+from modeling_pfberxit.model.criteria import CRITERIA
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
+from modeling_pfberxit.model.scores import score_confidence
 
 LABELS = (SINGLE_LABEL, MULTI_LABEL)
 

@@ -11,10 +11,10 @@ from test_criteria_promises import random_evidence
 from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.criteria import CRITERIA, start
 from modeling_pfberxit.evaluation.replay import replay
-from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
-from modeling_pfberxit.scores import score_distance, score_entropy
+from modeling_pfberxit.model.criteria import CRITERIA, start
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
+from modeling_pfberxit.model.scores import score_distance, score_entropy
 
 LABELS = (SINGLE_LABEL, MULTI_LABEL)
 

@@ -9,8 +9,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from tiny import save_backbone
 
 from modeling_pfberxit.data import DIFFICULTIES, INTENTS, TOPICS, read_support_desk
+from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.training.finetuning import new_tokenizer
-from modeling_pfberxit.training.tasks import encode, load_task
 
 ROWS = read_support_desk()
 

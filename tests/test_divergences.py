@@ -11,10 +11,10 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig
-from modeling_pfberxit.criteria import start
-from modeling_pfberxit.divergences import DIVERGENCE_ALIASES, DIVERGENCES
-from modeling_pfberxit.evidence import MULTI_LABEL, SINGLE_LABEL, predictions
-from modeling_pfberxit.scores import divergences_from_past
+from modeling_pfberxit.model.criteria import start
+from modeling_pfberxit.model.divergences import DIVERGENCE_ALIASES, DIVERGENCES
+from modeling_pfberxit.model.evidence import MULTI_LABEL, SINGLE_LABEL, predictions
+from modeling_pfberxit.model.scores import divergences_from_past
 
 LN2 = math.log(2)
 CROSS_ENTROPIES = ("kl", "rekl", "bikl", "jskd")

@@ -13,16 +13,18 @@ import torch
 from huggingface_hub import ModelCard
 from tiny import save_backbone, tiny_batch, tiny_config, tiny_model
 
-from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification, cli, sublayers
-from modeling_pfberxit.evaluation import layer_table
-from modeling_pfberxit.evaluation.comparison import Budget
-from modeling_pfberxit.evaluation.exits_report import Setting, as_table, earlier, histogram
+from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
+from modeling_pfberxit.benchmark.workload import Script, of_one_length, recorded, settled
+from modeling_pfberxit.data.metrics import METRICS, majority_score, score
 from modeling_pfberxit.evaluation.frontier import thresholds_for
 from modeling_pfberxit.evaluation.recording import record
+from modeling_pfberxit.evaluation.settings import Setting, as_table, earlier, histogram
 from modeling_pfberxit.evaluation.timing import interleaved, median_ratio
-from modeling_pfberxit.evaluation.workload import Script, of_one_length, recorded, settled
-from modeling_pfberxit.quickstart import difficulty_note
-from modeling_pfberxit.training.metrics import METRICS, majority_score, score
+from modeling_pfberxit.model import sublayers
+from modeling_pfberxit.studies import layer_table
+from modeling_pfberxit.studies.comparison import Budget
+from modeling_pfberxit.studies.quickstart import difficulty_note
+from pfberxit import cli
 
 
 def test_metrics_by_hand():
@@ -93,7 +95,7 @@ def test_times_are_taken_in_turn():
 
 
 def run_cli(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "modeling_pfberxit.cli", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pfberxit.cli", *arguments], capture_output=True, text=True)
     return done.stdout + done.stderr
 
 

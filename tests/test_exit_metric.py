@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 import modeling_pfberxit
-from modeling_pfberxit.training.metrics import METRICS
+from modeling_pfberxit.data.metrics import METRICS
 
 evaluate = pytest.importorskip("evaluate")
 FOLDER = str(Path(modeling_pfberxit.__file__).parent / "evaluation" / "exit_metric")

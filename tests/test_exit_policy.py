@@ -10,10 +10,10 @@ import torch
 from tiny import tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.configuration_pfberxit import CHECKS
-from modeling_pfberxit.criteria import CRITERIA, MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.divergences import DIVERGENCE_ALIASES, DIVERGENCES
-from modeling_pfberxit.exit_policy import POLICY_CHECKS, resolve_policy
+from modeling_pfberxit.model.configuration_pfberxit import CHECKS
+from modeling_pfberxit.model.criteria import CRITERIA, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from modeling_pfberxit.model.divergences import DIVERGENCE_ALIASES, DIVERGENCES
+from modeling_pfberxit.model.exit_policy import POLICY_CHECKS, resolve_policy
 
 LAYERS = 6
 BATCH = tiny_batch(3)

@@ -5,9 +5,9 @@ import pytest
 from scipy.special import logit
 from tiny import tiny_model
 
+from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.training import start_at_base_rates
 from modeling_pfberxit.training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
-from modeling_pfberxit.training.tasks import encode, load_task
 
 
 def fresh(problem_type: str):

@@ -10,9 +10,9 @@ from test_criteria_promises import RULES, generous, recorded_from
 from tiny import tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.criteria import CRITERIA
 from modeling_pfberxit.evaluation.replay import candidate_thresholds, replay
-from modeling_pfberxit.evidence import Evidence
+from modeling_pfberxit.model.criteria import CRITERIA
+from modeling_pfberxit.model.evidence import Evidence
 
 ROWS, SOME, LONGEST, LAYERS = 2000, 448, 24, 12
 PROBLEMS = {

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.criteria import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.losses import check_labels, check_objective, exit_losses, infer_problem_type, lte_loss
-from modeling_pfberxit.strategies import exit_weights
+from modeling_pfberxit.model.criteria import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from modeling_pfberxit.model.losses import check_labels, check_objective, exit_losses, infer_problem_type, lte_loss
+from modeling_pfberxit.model.strategies import exit_weights
 
 ROWS, LAYERS = 5, 6
 BATCH = tiny_batch(ROWS)

@@ -8,11 +8,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.evaluation.exits_report import Setting
+from modeling_pfberxit.data.tasks import load_task
 from modeling_pfberxit.evaluation.frontier import Point
-from modeling_pfberxit.model_card import write_card
+from modeling_pfberxit.evaluation.settings import Setting
 from modeling_pfberxit.training.finetuning import new_model
-from modeling_pfberxit.training.tasks import load_task
+from modeling_pfberxit.training.model_card import write_card
 
 POLICY = ExitPolicy(threshold=0.25, patience=1)
 SETTINGS = [

@@ -10,7 +10,7 @@ from tiny import rows_of, tiny_batch, tiny_model
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.precision import as_markdown, compare_precisions, converted, differences
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 
 def recording(logits: list, problem_type: str = SINGLE_LABEL) -> Recording:

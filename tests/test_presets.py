@@ -8,18 +8,18 @@ import pytest
 from transformers import TrainingArguments
 
 from modeling_pfberxit import PFBerxitConfig
-from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.presets import ENCODERS, FOLDER, as_json, files, presets
-from modeling_pfberxit.recipes import RECIPES, load_recipe
-from modeling_pfberxit.systems import SYSTEMS
-from modeling_pfberxit.training.tasks import GLUE_TASKS, SUPPORT_DESK_TASKS
+from modeling_pfberxit.data.tasks import GLUE_TASKS, SUPPORT_DESK_TASKS
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from modeling_pfberxit.model.systems import SYSTEMS
+from modeling_pfberxit.studies.presets import ENCODERS, FOLDER, as_json, files, presets
+from modeling_pfberxit.training.recipes import RECIPES, load_recipe
 
 PRESETS = presets()
 
 
 def test_every_file_is_what_the_code_writes():
     for path, text in files().items():
-        assert (FOLDER / path).read_text(encoding="utf-8") == text, "run python -m modeling_pfberxit.presets"
+        assert (FOLDER / path).read_text(encoding="utf-8") == text, "run python -m modeling_pfberxit.studies.presets"
 
 
 def test_every_preset_is_on_disk_and_nothing_else():

@@ -7,9 +7,9 @@ import torch
 from tiny import save_backbone
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.cli import main
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evidence import REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
+from pfberxit.cli import main
 
 POLICY = '{"threshold": 0.5, "patience": 1}'
 

@@ -12,7 +12,8 @@ from tiny import enliven, save_backbone, tiny_batch, tiny_model
 from transformers import TrainingArguments
 from transformers.dynamic_module_utils import get_relative_imports
 
-from modeling_pfberxit import PFBerxitForSequenceClassification, modeling_pfberxit
+from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit.model import modeling_pfberxit
 
 PACKAGE = Path(modeling_pfberxit.__file__).parent
 CODE = {

@@ -7,8 +7,7 @@ from scipy.stats import chi2_contingency
 from tiny import tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evaluation.reports import (
+from modeling_pfberxit.evaluation.exit_patterns import (
     correct,
     drift,
     exits_by_class,
@@ -17,8 +16,9 @@ from modeling_pfberxit.evaluation.reports import (
     overthinking,
     settled_depth,
 )
+from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evaluation.suitability import explained, suitability
-from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 
 def answers(table: list[list[int]], labels: list[int] | None, depths: list[int] | None = None) -> Recording:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from tiny import save_backbone
 
-from modeling_pfberxit.cli import main
-from modeling_pfberxit.criteria import CRITERIA
-from modeling_pfberxit.evaluation import comparison, printed
-from modeling_pfberxit.evaluation.comparison import Budget
-from modeling_pfberxit.evaluation.reproduce import ITEMS, RULES, Study, point_cell, reproduce
+from modeling_pfberxit.model.criteria import CRITERIA
+from modeling_pfberxit.studies import comparison
+from modeling_pfberxit.studies import paper_values as printed
+from modeling_pfberxit.studies.comparison import Budget
+from modeling_pfberxit.studies.reproduce import ITEMS, RULES, Study, point_cell, reproduce
+from pfberxit.cli import main
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from train_script import NO_DROPOUT
 from transformers import AutoModel
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.execution import Execution
-from modeling_pfberxit.losses import distillation_losses, prototype_losses
-from modeling_pfberxit.strategies import LearnedWeights, TrainingProgress
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from modeling_pfberxit.model.execution import Execution
+from modeling_pfberxit.model.losses import distillation_losses, prototype_losses
+from modeling_pfberxit.model.strategies import LearnedWeights, TrainingProgress
 from modeling_pfberxit.training import fit_prototypes
 
 ROWS, LAYERS, STEPS = 6, 4, 10

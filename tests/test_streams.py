@@ -20,15 +20,16 @@ from torch.testing import assert_close
 from transformers import BatchEncoding
 from transformers.utils import logging
 
-from modeling_pfberxit import ExitPolicy, PFBerxitForSequenceClassification, execution, streams
-from modeling_pfberxit.criteria import CRITERIA
+from modeling_pfberxit import ExitPolicy, PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.replay import replay
-from modeling_pfberxit.evidence import SINGLE_LABEL, Evidence, ExitState
-from modeling_pfberxit.execution import Execution
-from modeling_pfberxit.loop import Loop
-from modeling_pfberxit.rows import Rows, unless_full
-from modeling_pfberxit.streams import Stream
-from modeling_pfberxit.walk import Walk
+from modeling_pfberxit.model import execution, streams
+from modeling_pfberxit.model.criteria import CRITERIA
+from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence, ExitState
+from modeling_pfberxit.model.execution import Execution
+from modeling_pfberxit.model.loop import Loop
+from modeling_pfberxit.model.rows import Rows, unless_full
+from modeling_pfberxit.model.streams import Stream
+from modeling_pfberxit.model.walk import Walk
 
 ROWS = 33
 HUNGRY, FED = Execution(weights_in_tokens=1e6), EAGER  # only full batches run; any does

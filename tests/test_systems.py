@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from tiny import LAYERS, enliven, save_backbone, tiny_batch, tiny_config
 from transformers import AlbertConfig, AlbertModel
 
-from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification, modeling_pfberxit
-from modeling_pfberxit.criteria import CRITERIA
-from modeling_pfberxit.strategies import TrainingProgress
-from modeling_pfberxit.systems import SYSTEMS
+from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
+from modeling_pfberxit.model import modeling_pfberxit
+from modeling_pfberxit.model.criteria import CRITERIA
+from modeling_pfberxit.model.strategies import TrainingProgress
+from modeling_pfberxit.model.systems import SYSTEMS
 
 PACKAGE = Path(modeling_pfberxit.__file__).parent
 NAMES = [

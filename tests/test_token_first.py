@@ -14,10 +14,10 @@ from tiny import LAYERS, hooked, rows_of, tiny_batch, tiny_model
 from torch.testing import assert_close
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
-from modeling_pfberxit.backbones import encoder_layers
 from modeling_pfberxit.evaluation.replay import replay
-from modeling_pfberxit.evidence import REGRESSION, SINGLE_LABEL, Evidence
-from modeling_pfberxit.execution import Execution
+from modeling_pfberxit.model.backbones import encoder_layers
+from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.execution import Execution
 
 PLAIN = Execution(token_first=False, drop_rows=False, trim=False)
 ROWS, CLOSE = 33, {"atol": 2e-5, "rtol": 1e-4}

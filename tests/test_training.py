@@ -16,7 +16,7 @@ from transformers import AutoModel, set_seed
 from transformers.utils.logging import warning_once
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
-from modeling_pfberxit.adapters import OutputNorm
+from modeling_pfberxit.model.adapters import OutputNorm
 
 PROBLEMS = ["single_label_classification", "multi_label_classification", "regression"]
 EARLY = {"criterion": "patience", "patience": 1}

@@ -8,13 +8,13 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from ..calibration import Calibrated, all_points, calibrate, conformal
-from ..criteria import CRITERIA, by_window
-from ..exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, resolve_policy
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..training.tasks import Task, encode, load_task
-from ..validation import refuse
+from ..data.tasks import Task, encode, load_task
+from ..model.criteria import CRITERIA, by_window
+from ..model.exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, resolve_policy
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import refuse
 from . import plots
+from .calibration import Calibrated, all_points, calibrate, conformal
 from .clock import measure_clock
 from .frontier import never, sweep
 from .frontier_report import as_markdown, frontiers, write_csv

@@ -8,10 +8,10 @@ from statistics import median
 import numpy as np
 import torch
 
-from ..backbones import longest_input
-from ..exit_policy import ExitPolicy
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..validation import each, refuse, whole
+from ..model.backbones import longest_input
+from ..model.exit_policy import ExitPolicy
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import each, refuse, whole
 from .timing import interleaved
 
 

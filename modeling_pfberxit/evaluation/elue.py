@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..validation import refuse
+from ..model.validation import refuse
 
 Points = Sequence[tuple[float, float]]  # (cost, score)
 

@@ -4,12 +4,12 @@ import csv
 import json
 from pathlib import Path
 
-from ..exit_policy import POLICY_CHECKS, ExitPolicy, check_fit
-from ..validation import refuse
+from ..model.exit_policy import POLICY_CHECKS, ExitPolicy, check_fit
+from ..model.validation import refuse
 from .elue import Points, dynamic_flops_file, elue_score, improves
 from .frontier import frontier, grid, judging, sweep
-from .markdown import header, line
 from .recording import Recording
+from .tables import header, line
 
 STATIC = "appointed"
 

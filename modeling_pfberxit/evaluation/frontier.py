@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..configuration_pfberxit import PFBerxitConfig
-from ..criteria import CRITERIA
-from ..exit_policy import ExitPolicy, to_the_end
-from ..training.metrics import score
-from .costs import row_macs
+from ..data.metrics import score
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.criteria import CRITERIA
+from ..model.exit_policy import ExitPolicy, to_the_end
 from .elue import pareto
+from .macs import row_macs
 from .recording import Recording
 from .replay import candidate_thresholds, replay_many, was_recorded
 

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from ..configuration_pfberxit import PFBerxitConfig
+from ..model.configuration_pfberxit import PFBerxitConfig
 from .clock import Clock
 from .frontier import Point, frontier, grid, judging, sweep, with_intervals
 from .recording import Recording

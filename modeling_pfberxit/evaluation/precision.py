@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from ..evidence import MULTI_LABEL, REGRESSION
-from ..exit_policy import ExitPolicy
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..validation import refuse
+from ..model.evidence import MULTI_LABEL, REGRESSION
+from ..model.exit_policy import ExitPolicy
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import refuse
 from .recording import Recording, record
 from .timing import interleaved, median_ratio
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from ..evidence import Evidence
-from ..exit_policy import ExitPolicy
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..validation import refuse
+from ..model.evidence import Evidence
+from ..model.exit_policy import ExitPolicy
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import refuse
 from .replay import replay
 
 

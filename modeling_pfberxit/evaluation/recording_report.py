@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..evidence import MULTI_LABEL, REGRESSION
-from ..exit_policy import ExitPolicy
-from ..validation import refuse
+from ..model.evidence import MULTI_LABEL, REGRESSION
+from ..model.exit_policy import ExitPolicy
+from ..model.validation import refuse
 from . import plots
 from .elue_report import read_policy
-from .exits_report import histogram
-from .markdown import header, line
+from .exit_patterns import Drift, drift, exits_by_class, exits_by_length, overthinking, settled_depth
 from .recording import Recording
-from .reports import Drift, drift, exits_by_class, exits_by_length, overthinking, settled_depth
+from .settings import histogram
+from .tables import header, line
 
 Groups = dict[str, dict[str, np.ndarray]]
 

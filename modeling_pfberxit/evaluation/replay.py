@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..criteria import CRITERIA, ensemble_answer, own_answer, score_of, start
-from ..evidence import Evidence, ExitState, predictions
-from ..exit_policy import ExitPolicy
-from ..validation import refuse
+from ..model.criteria import CRITERIA, ensemble_answer, own_answer, score_of, start
+from ..model.evidence import Evidence, ExitState, predictions
+from ..model.exit_policy import ExitPolicy
+from ..model.validation import refuse
 
 
 def replay(evidence: Evidence, policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> tuple[Tensor, Tensor]:

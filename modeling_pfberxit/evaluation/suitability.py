@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..exits import mean_weights
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..data.tasks import encode, load_task
+from ..model.exits import mean_weights
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import refuse
 from ..training.finetuning import new_model, new_tokenizer
-from ..training.tasks import encode, load_task
-from ..validation import refuse
 from .recording import padded_batches
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from safetensors.torch import load_file
 from transformers import BertConfig, PreTrainedConfig
 
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..persistence import weight_files
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.persistence import weight_files
 
 RENAMED = (
     (re.compile(r"^(elasticbert|bert)\."), ""),

@@ -15,11 +15,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..evidence import MULTI_LABEL, REGRESSION
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from .metrics import score
+from ..data.metrics import score
+from ..data.tasks import Task
+from ..model.evidence import MULTI_LABEL, REGRESSION
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from .strategies import StrategyCallback, set_loss_weight_rate
-from .tasks import Task
 
 # 0.6 M fresh parameters want larger steps than a pretrained encoder: the paper's grid (1e-5 to 5e-5) barely moves them.
 ADAPTER_LEARNING_RATE = 1e-3

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..evidence import MULTI_LABEL, REGRESSION
-from ..exits import Prototypes
-from ..losses import infer_problem_type
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..validation import refuse
+from ..model.evidence import MULTI_LABEL, REGRESSION
+from ..model.exits import Prototypes
+from ..model.losses import infer_problem_type
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import refuse
 
 
 @torch.no_grad()

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..strategies import TrainingProgress, exit_groups
-from ..validation import refuse
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.strategies import TrainingProgress, exit_groups
+from ..model.validation import refuse
 
 LOSS_WEIGHT_LEARNING_RATE = 1e-2  # ELBERT's, for theta
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..token_exits import DRAWN
-from ..validation import refuse
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.token_exits import DRAWN
+from ..model.validation import refuse
 
 METHODS = ("random", "random_each_time", "frequency", "mutual_information", "clustered")
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from ..configuration_pfberxit import architecture
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..validation import refuse
+from ..model.configuration_pfberxit import architecture
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import refuse
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_pfberxit.training.metrics import METRICS, score
+from modeling_pfberxit.data.metrics import METRICS, score
 
 _DESCRIPTION = "The score of a task beside where rows left: mean layer, layers saved, speed-up by layers, histogram."
 _INPUTS = """
@@ -18,7 +18,7 @@ Args:
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
 class ExitMetric(evaluate.Metric):
-    """Config names are the metrics of `modeling_pfberxit.training.metrics`."""
+    """Config names are the metrics of `modeling_pfberxit.data.metrics`."""
 
     def _info(self) -> evaluate.MetricInfo:
         if self.config_name not in METRICS:

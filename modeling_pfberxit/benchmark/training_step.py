@@ -8,8 +8,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from .contestants import stock_and_ours
-from .timing import interleaved, kept_for_backward, median_ratio
+from ..evaluation.timing import interleaved, kept_for_backward, median_ratio
+from .baselines import stock_and_ours
 
 MEGABYTE = 1e6
 

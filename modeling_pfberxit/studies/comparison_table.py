@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from ..configuration_pfberxit import PFBerxitConfig
-from ..exit_policy import ExitPolicy, configured_policy
-from ..model_card import display_name
-from ..training.metrics import majority_score
+from ..data.metrics import majority_score
+from ..evaluation.frontier import Point, grid, judging, layer_scores, never, sweep
+from ..evaluation.tables import spread
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.exit_policy import ExitPolicy, configured_policy
+from ..training.model_card import display_name
 from .comparison import Trained
-from .frontier import Point, grid, judging, layer_scores, never, sweep
 
 ABOUT = 0.09  # a point this far from the share asked for still counts: half a layer of six
 NEAR = 0.02  # settings this close to the nearest one compete by their held-out score
@@ -114,9 +115,3 @@ def system_row(runs: list[dict[str, Any]], goals: list[float]) -> str:
         share = 100 * np.mean([point["saved"] for point in at])
         cells.append(f"{spread([point['score'] for point in at])} @ {share:.0f} %")
     return "| " + " | ".join([runs[0]["system"], *cells, str(len(runs))]) + " |"
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean ± sample standard deviation; of one value the value alone."""
-    mean = f"{np.mean(values):.{digits}f}"
-    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean

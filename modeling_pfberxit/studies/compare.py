@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..configuration_pfberxit import PFBerxitConfig
-from ..systems import SYSTEMS
-from . import plots
+from ..evaluation import plots
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.systems import SYSTEMS
 from .comparison import Budget, Run, compared_config, trained
 from .comparison_table import as_markdown, measure
 

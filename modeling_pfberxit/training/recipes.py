@@ -8,7 +8,7 @@ import json
 from importlib import resources
 from typing import Any
 
-from .validation import refuse
+from ..model.validation import refuse
 
 GLUE = {
     "backbone": "sentence-transformers/all-MiniLM-L6-v2",
@@ -44,7 +44,7 @@ def load_recipe(name: str) -> dict[str, Any]:
     """
     if name not in RECIPES:
         refuse("recipe", name, f"one of {', '.join(RECIPES)}")
-    file = resources.files(f"{__package__}.configuration").joinpath("recipes", f"{name}.json")
+    file = resources.files("modeling_pfberxit.configuration").joinpath("recipes", f"{name}.json")
     return json.loads(file.read_text(encoding="utf-8"))
 
 

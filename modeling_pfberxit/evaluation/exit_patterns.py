@@ -8,10 +8,10 @@ import torch
 from scipy.stats import chi2_contingency
 from torch import Tensor
 
-from ..calibration import agreement
-from ..evidence import MULTI_LABEL, REGRESSION
-from ..exit_policy import ExitPolicy
-from ..validation import refuse
+from ..model.evidence import MULTI_LABEL, REGRESSION
+from ..model.exit_policy import ExitPolicy
+from ..model.validation import refuse
+from .calibration import agreement
 from .recording import Recording
 
 # ---- overthinking ---------------------------------------------------------------------------------------------------

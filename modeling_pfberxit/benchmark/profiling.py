@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 
-from ..backbones import embed
-from ..exits import Exits
-from ..loop import Loop
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..rows import Rows
-from ..streams import Stream
-from ..token_first import begin, finish
-from .benchmark import contest, run, stream
-from .contestants import OURS, SHORT_CUTS, answers_of, with_short_cuts
-from .markdown import header, line
-from .timing import interleaved
+from ..evaluation.tables import header, line
+from ..evaluation.timing import interleaved
+from ..model.backbones import embed
+from ..model.exits import Exits
+from ..model.loop import Loop
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.rows import Rows
+from ..model.streams import Stream
+from ..model.token_first import begin, finish
+from .baselines import OURS, SHORT_CUTS, answers_of, with_short_cuts
+from .speed import contest, run, stream
 from .workload import Script, Workload
 
 # What is counted, and by whom it was called where only those calls count.

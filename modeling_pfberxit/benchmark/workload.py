@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..evidence import SINGLE_LABEL, Evidence
-from ..exit_policy import ExitPolicy
-from ..loop import Loop
-from ..rows import Rows
-from ..streams import sorted_batches
-from ..validation import refuse
-from .frontier import thresholds_for
-from .recording import Recording
+from ..evaluation.frontier import thresholds_for
+from ..evaluation.recording import Recording
+from ..model.evidence import SINGLE_LABEL, Evidence
+from ..model.exit_policy import ExitPolicy
+from ..model.loop import Loop
+from ..model.rows import Rows
+from ..model.streams import sorted_batches
+from ..model.validation import refuse
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..configuration_pfberxit import PFBerxitConfig
-from ..exit_policy import configured_policy
-from ..training.metrics import majority_score
-from . import plots
+from ..data.metrics import majority_score
+from ..evaluation import plots
+from ..evaluation.frontier import Point, frontier, grid, judging, layer_scores, resampled_scores, sweep
+from ..evaluation.frontier_report import as_markdown
+from ..evaluation.tables import spread
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.exit_policy import configured_policy
 from .comparison import Trained
-from .comparison_table import spread
-from .frontier import Point, frontier, grid, judging, layer_scores, resampled_scores, sweep
-from .frontier_report import as_markdown
-from .study import Study
+from .paper_study import Study
 
 SHARES = np.arange(0.0, 0.85, 0.05)
 

@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..configuration_pfberxit import PFBerxitConfig
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..presets import ENCODERS, PAPER
-from ..validation import refuse
-from . import operating_points, printed
-from .bands import SHARES, along, frontiers
+from ..evaluation.frontier import layer_scores
+from ..evaluation.plots import curves
+from ..evaluation.tables import header, line, point_cell, spread
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import refuse
+from . import operating_points
+from . import paper_values as printed
 from .batch_sizes import GOALS, table6
 from .comparison import Trained
-from .comparison_table import points, spread
-from .frontier import layer_scores
-from .markdown import header, line, point_cell
-from .plots import curves
-from .study import DIMENSIONS, PLACEMENTS, RULES, VARIANTS, Study
+from .comparison_table import points
+from .paper_study import DIMENSIONS, PLACEMENTS, RULES, VARIANTS, Study
+from .presets import ENCODERS, PAPER
+from .seed_bands import SHARES, along, frontiers
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from .comparison_table import spread
-
 
 def header(titles: list[str]) -> str:
     """Two lines of a Markdown table."""
@@ -22,3 +20,9 @@ def point_cell(found: list[dict | None], known: tuple[float, int] | None) -> str
         return "not reachable" + paper
     share = 100 * np.mean([point["saved"] for point in found])
     return f"{spread([100 * point['score'] for point in found], digits=1)} @ {share:.0f} %{paper}"
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean ± sample standard deviation; of one value the value alone."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .configuration_pfberxit import PFBerxitConfig
-from .evaluation.exits_report import Setting, as_table
-from .evaluation.frontier import Point
-from .exit_policy import ExitPolicy
-from .modeling_pfberxit import PFBerxitForSequenceClassification
-from .systems import SYSTEMS
-from .training.tasks import Task
+from ..data.tasks import Task
+from ..evaluation.frontier import Point
+from ..evaluation.settings import Setting, as_table
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.exit_policy import ExitPolicy
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.systems import SYSTEMS
 
 SNIPPET = """\
 import torch
@@ -78,7 +78,7 @@ def write_card(
     points = {each.name: in_words(each.policy) for each in settings if each.name in config.operating_points}
     card = ModelCard.from_template(
         card_data(name, base_of(config), task, settings, config.adapter_only),
-        template_str=resources.files(f"{__package__}.model_cards").joinpath("template.md").read_text(),
+        template_str=resources.files("modeling_pfberxit.model_cards").joinpath("template.md").read_text(),
         model_name=name,
         **model_facts(model),
         task=task.name,

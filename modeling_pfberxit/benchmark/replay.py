@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import torch
 
-from ..criteria import CRITERIA
-from ..evidence import SINGLE_LABEL, Evidence
-from ..exit_policy import ExitPolicy
-from .replay import candidate_thresholds, replay_many
+from ..evaluation.replay import candidate_thresholds, replay_many
+from ..model.criteria import CRITERIA
+from ..model.evidence import SINGLE_LABEL, Evidence
+from ..model.exit_policy import ExitPolicy
 
 
 def benchmark_replay(rows: int = 10_000, exits: int = 12, settings: int = 10_000) -> dict[str, float]:

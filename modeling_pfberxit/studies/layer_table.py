@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ..configuration_pfberxit import PFBerxitConfig
-from ..evidence import REGRESSION
-from ..exit_policy import ExitPolicy
-from ..training.metrics import majority_score
+from ..data.metrics import majority_score
+from ..evaluation.frontier import layer_scores, sweep, thresholds_for
+from ..evaluation.recording import Recording
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.evidence import REGRESSION
+from ..model.exit_policy import ExitPolicy
 from .comparison import Budget, Run, train_and_record
-from .frontier import layer_scores, sweep, thresholds_for
-from .recording import Recording
 
 # All weights trained is the field's usual setting: no adapters, the encoder itself moves.
 MODES: dict[str, dict[str, Any]] = {

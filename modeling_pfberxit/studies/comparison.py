@@ -19,15 +19,15 @@ from datasets import Dataset
 from torch import nn
 from transformers import set_seed
 
-from ..configuration_pfberxit import CHECKS, PFBerxitConfig
-from ..exit_policy import POLICY_CHECKS
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..data.tasks import Task, encode, load_task
+from ..evaluation.macs import token_macs
+from ..evaluation.recording import Recording, record
+from ..model.configuration_pfberxit import CHECKS, PFBerxitConfig
+from ..model.exit_policy import POLICY_CHECKS
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
 from ..training.strategies import train
-from ..training.tasks import Task, encode, load_task
 from ..training.token_exits import fit_token_exits
-from .costs import token_macs
-from .recording import Recording, record
 
 # Every system's exits read the same thing, so that rules and training are compared and not what is read.
 COMMON = {"exit_pooling": "mean", "exit_pooler": "none"}

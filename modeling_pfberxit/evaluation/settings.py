@@ -12,10 +12,10 @@ from scipy.stats import bootstrap
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..exit_policy import ExitPolicy
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
-from ..training.metrics import score
-from ..training.tasks import Task
+from ..data.metrics import score
+from ..data.tasks import Task
+from ..model.exit_policy import ExitPolicy
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from .timing import interleaved
 
 FULL_DEPTH = ExitPolicy(criterion=None)

@@ -1,4 +1,4 @@
-"""The files of `configuration/`: ready-made configs, written by `python -m modeling_pfberxit.presets`.
+"""The files of `configuration/`: ready-made configs, written by `python -m modeling_pfberxit.studies.presets`.
 
 * `<encoder>-<sub-learner>.json`: PF-BERxiT as the paper lays it out, one for each sub-learning module;
 * `systems/<system>.json`: every published system on ALBERT-base (ElasticBERT on its own encoder);
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 
-from .configuration_pfberxit import CHECKS, PFBerxitConfig
-from .recipes import RECIPES
-from .recipes import as_json as recipe_json
-from .systems import SYSTEMS, TRAINED
+from ..model.configuration_pfberxit import CHECKS, PFBerxitConfig
+from ..model.systems import SYSTEMS, TRAINED
+from ..training.recipes import RECIPES
+from ..training.recipes import as_json as recipe_json
 
-FOLDER = Path(__file__).parent.parent / "configuration"
+FOLDER = Path(__file__).parents[2] / "configuration"
 ALBERT_BASE = AlbertConfig(
     hidden_size=768, num_attention_heads=12, intermediate_size=3072, num_hidden_layers=12, vocab_size=30000,
     bos_token_id=0, eos_token_id=3,
@@ -31,7 +31,7 @@ ENCODERS: dict[str, PreTrainedConfig] = {
 SUBLEARNERS = ("identity", "self_attention", "conv", "mlp")
 HEAD = """# Ready-made configurations
 
-Written by `python -m modeling_pfberxit.presets`. `PFBerxitConfig.from_pretrained(file)` reads one,
+Written by `python -m modeling_pfberxit.studies.presets`. `PFBerxitConfig.from_pretrained(file)` reads one,
 `PFBerxitForSequenceClassification.from_backbone(config)` fetches its encoder.
 
 `albert-base-v2-*.json` and `bert-base-uncased-*.json` are PF-BERxiT as the paper lays it out, one for each

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..configuration_pfberxit import PFBerxitConfig
-from ..evidence import REGRESSION
-from ..training.tasks import load_task
-from . import printed
+from ..data.tasks import load_task
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.evidence import REGRESSION
+from . import paper_values as printed
 from .comparison import COMMON, Budget, Run, Trained, trained
 
 # What the paper compares, by its own names: all weights trained in three ways, BERxiT, and adapters with each module.

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .systems import SYSTEMS, check_system
+from modeling_pfberxit.model.systems import SYSTEMS, check_system
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,7 +39,7 @@ def add_quickstart(commands: argparse._SubParsersAction) -> None:
 
 def run_quickstart(**options) -> None:
     """Import late: the other commands need none of it."""
-    from .quickstart import quickstart
+    from modeling_pfberxit.studies.quickstart import quickstart
 
     quickstart(**options)
 
@@ -56,8 +56,8 @@ def add_suitability(commands: argparse._SubParsersAction) -> None:
 
 def run_suitability(backbone: str, **options) -> None:
     """Import late."""
-    from .evaluation.suitability import run_suitability as run
-    from .quickstart import packaged_backbone
+    from modeling_pfberxit.evaluation.suitability import run_suitability as run
+    from modeling_pfberxit.studies.quickstart import packaged_backbone
 
     run(packaged_backbone() if backbone == "minilm" else backbone, **options)
 
@@ -85,9 +85,9 @@ def run_table(
     """Train what is missing, print the table after every run."""
     from pathlib import Path
 
-    from .evaluation.comparison import Budget
-    from .evaluation.layer_table import as_markdown, cached_run
-    from .quickstart import packaged_backbone
+    from modeling_pfberxit.studies.comparison import Budget
+    from modeling_pfberxit.studies.layer_table import as_markdown, cached_run
+    from modeling_pfberxit.studies.quickstart import packaged_backbone
 
     results = []
     for task in tasks:
@@ -127,9 +127,9 @@ def run_compare(
     epochs: float, batch_size: int, dropout: bool, saved: list[float], output: str,
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every task and seed, keep it and the raw numbers."""
-    from .evaluation.compare import compare
-    from .evaluation.comparison import Budget
-    from .quickstart import packaged_backbone
+    from modeling_pfberxit.studies.compare import compare
+    from modeling_pfberxit.studies.comparison import Budget
+    from modeling_pfberxit.studies.quickstart import packaged_backbone
 
     systems = list(SYSTEMS) if systems == ["all"] else systems
     for system in systems:
@@ -166,7 +166,7 @@ def add_calibrate(commands: argparse._SubParsersAction) -> None:
 
 def run_calibrate(**options) -> None:
     """Import late."""
-    from .evaluation.calibrate import run_calibration
+    from modeling_pfberxit.evaluation.calibrate import run_calibration
 
     if not any(options[name] for name in ("speed_up", "max_drop", "milliseconds", "agreement")):
         options["speed_up"] = [1.25, 1.5, 2.0]
@@ -185,7 +185,7 @@ def add_frontier(commands: argparse._SubParsersAction) -> None:
 
 def run_frontier(**options) -> None:
     """Import late."""
-    from .evaluation.calibrate import run_frontier as run
+    from modeling_pfberxit.evaluation.calibrate import run_frontier as run
 
     run(**options)
 
@@ -202,7 +202,7 @@ def add_report(commands: argparse._SubParsersAction) -> None:
 
 def run_report(**options) -> None:
     """Import late."""
-    from .evaluation.recording_report import run_report as run
+    from modeling_pfberxit.evaluation.recording_report import run_report as run
 
     run(**options)
 
@@ -223,7 +223,7 @@ def add_elue(commands: argparse._SubParsersAction) -> None:
 
 def run_elue(**options) -> None:
     """Import late."""
-    from .evaluation.elue_report import run_elue as run
+    from modeling_pfberxit.evaluation.elue_report import run_elue as run
 
     run(**options)
 
@@ -241,7 +241,7 @@ def add_precision(commands: argparse._SubParsersAction) -> None:
 
 def run_precision(**options) -> None:
     """Import late."""
-    from .evaluation.calibrate import run_precision as run
+    from modeling_pfberxit.evaluation.calibrate import run_precision as run
 
     run(**options)
 
@@ -268,9 +268,9 @@ def run_reproduce(
     """Import late."""
     from pathlib import Path
 
-    from .evaluation.comparison import Budget
-    from .evaluation.reproduce import Study, reproduce
-    from .quickstart import packaged_backbone
+    from modeling_pfberxit.studies.comparison import Budget
+    from modeling_pfberxit.studies.quickstart import packaged_backbone
+    from modeling_pfberxit.studies.reproduce import Study, reproduce
 
     backbone = packaged_backbone() if backbone == "minilm" else backbone
     budget = Budget(rows, epochs, dropout=dropout)
@@ -309,20 +309,20 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
 def run_benchmark(replay: bool, training: bool, profile: bool, **options) -> None:
     """Import late."""
     if replay:
-        from .evaluation.replay_benchmark import benchmark_replay
+        from modeling_pfberxit.benchmark.replay import benchmark_replay
 
         benchmark_replay()
     elif training:
-        from .evaluation.training_benchmark import benchmark_training
+        from modeling_pfberxit.benchmark.training_step import benchmark_training
 
         chosen = ("preset", "repeats", "sublearner", "device")
         benchmark_training(**{name: options[name] for name in chosen})
     elif profile:
-        from .evaluation.profiling import run_profile
+        from modeling_pfberxit.benchmark.profiling import run_profile
 
         run_profile(**options)
     else:
-        from .evaluation.benchmark import run_benchmark as run
+        from modeling_pfberxit.benchmark.speed import run_benchmark as run
 
         run(**options)
 

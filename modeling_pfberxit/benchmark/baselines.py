@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from ..configuration_pfberxit import PFBerxitConfig
-from ..execution import Execution
-from ..exit_policy import ExitPolicy
-from ..modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.execution import Execution
+from ..model.exit_policy import ExitPolicy
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from .workload import Batch, Script
 
 Answer = Callable[[Batch], Tensor]

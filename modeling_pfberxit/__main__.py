@@ -1,0 +1,5 @@
+"""`python -m modeling_pfberxit`: the command line of the package `pfberxit`."""
+
+from pfberxit.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""What a repository on the Hub carries: exactly the files of this folder."""
