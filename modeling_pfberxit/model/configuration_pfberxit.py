@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import resolve_revision
+from transformers.utils import cached_file
 
 from .backbones import num_depths
 from .divergences import DIVERGENCE_ALIASES, DIVERGENCES
@@ -236,7 +236,7 @@ class PFBerxitConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "operating_points" and value is None:
             value = {}
-        if name == "base_model_name_or_path" and self.__dict__.get("_post_init_done") and value != getattr(self, name):
+        if name == "base_model_name_or_path" and value != self.__dict__.get(name, value):
             # Another place: the commit was of the old one, and only the hash still says which encoder it must be.
             self.base_model_revision = None
             value = os.path.abspath(value) if isinstance(value, (str, os.PathLike)) and os.path.isdir(value) else value
@@ -282,10 +282,9 @@ class PFBerxitConfig(PreTrainedConfig):
         base = {}
         if not isinstance(backbone, PreTrainedConfig):
             name = os.path.abspath(backbone) if os.path.isdir(backbone) else str(backbone)
-            resolved = resolve_revision(name, revision, **hub)
-            base["base_model_name_or_path"] = name
-            base["base_model_revision"] = getattr(resolved, "resolved", None) or revision
-            backbone = AutoConfig.from_pretrained(name, revision=resolved, trust_remote_code=False, **hub)
+            commit = commit_of(name, revision, **hub) or revision
+            base |= {"base_model_name_or_path": name, "base_model_revision": commit}
+            backbone = AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False, **hub)
         base |= {"backbone_config": architecture(backbone), "pad_token_id": backbone.pad_token_id}
         layers = num_depths(backbone)
         published = {} if system is None else SYSTEMS[system].knobs(layers)
@@ -336,3 +335,15 @@ def architecture(config: PreTrainedConfig) -> dict[str, Any]:
         "model_type": config.model_type,
         **{name: values[name] for name in sorted(own) if values.get(name) is not None},
     }
+
+
+def commit_of(name: str, revision: str | None, **hub: Any) -> str | None:
+    """The commit that a revision of a Hub repository names today: the cache keeps files in a folder called after it.
+
+    None for a folder, and where there is no config.json.
+    """
+    if os.path.isdir(name):
+        return None
+    found = cached_file(name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
+    folder = os.path.basename(os.path.dirname(found or ""))
+    return folder if len(folder) == 40 else None
