@@ -115,7 +115,7 @@ class PFBerxitConfig(PreTrainedConfig):
         exit_layers (`list[int]`): layers (1-based) that get an exit C_i; None: all. The last layer always has one.
         exit_pooling (`str`): what an exit reads, the `mean` over the tokens or `cls`, the first token. The mean is the
             default for every encoder: below a frozen encoder's last layers the first token has not gathered the
-            sentence yet, and exits on it stay at the majority class (README, "Choosing what an exit reads").
+            sentence yet, and exits on it stay at the majority class (docs/results.md, "Choosing what an exit reads").
         exit_pooler (`str`): dense + tanh in front of the classifier: `none`, `backbone` (the encoder's own, one for
             all exits, as the paper counts it) or `own` (one per exit).
         exit_shared (`bool`): one head for all depths.

@@ -1,7 +1,7 @@
 """Recipes: a task, an encoder and a training, as files of `configuration/recipes/`.
 
 Every key is an argument of `examples/01_finetune.py`, its own or one of `TrainingArguments`. The encoder's commit is
-left open (`revision`) and found out when a recipe is used. GLUE's rows and epochs are those of the README's table.
+left open (`revision`) and found out when a recipe is used. GLUE's rows and epochs are those of docs/results.md.
 """
 
 import json
