@@ -7,7 +7,11 @@ from torch import nn
 from transformers import AlbertConfig, BertConfig
 
 from modeling_pfberxit import PFBerxitConfig
-from modeling_pfberxit.evaluation.macs import adapter_macs, layer_macs, token_macs
+from modeling_pfberxit.evaluation.frontier import sweep
+from modeling_pfberxit.evaluation.macs import adapter_macs, depth_macs, exit_macs, layer_macs, token_macs
+from modeling_pfberxit.evaluation.recording import Recording
+from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.exit_policy import ExitPolicy
 
 
 def test_a_layer_of_bert_base_over_128_tokens_costs_what_elue_publishes():
@@ -53,3 +57,38 @@ def test_a_token_that_left_costs_its_key_and_value_alone():
     assert int(token_macs(encoder, torch.tensor([[6, 6, 6, 6, 0, 0]]))) == int(token_macs(encoder, stay)), (
         "padding is free"
     )
+
+
+@pytest.mark.parametrize("family", ["bert", "albert-groups"])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"adapter_placement": "both"},
+        {"adapter_placement": "bypass", "adapter_sublearner": "self_attention"},
+        {"use_lte": True},
+    ],
+)
+def test_rows_of_many_lengths_cost_what_each_costs_layer_by_layer(family, knobs):
+    config = PFBerxitConfig.from_backbone(tiny_config(family), adapter_dim=8, **knobs)
+    encoder, depths, lengths = config.encoder_config(), [2, 5, 6], torch.tensor([3, 16, 3, 1, 80])
+    beside = {"both": 2, "bypass": 0}.get(config.adapter_placement, 1)
+    found = depth_macs(config, lengths, depths)
+    assert found.shape == (5, 1 + 6 * (2 if family == "albert-groups" else 1))
+    for tokens, costs in zip(lengths.tolist(), found.tolist(), strict=True):
+        spent = [0]
+        for depth in range(1, len(costs)):
+            layer = layer_macs(encoder, tokens) + beside * adapter_macs(config, 32, tokens)
+            spent.append(spent[-1] + layer + (exit_macs(config, 32, tokens) if depth in depths else 0))
+        assert costs == spent
+
+
+def test_the_encoder_s_shape_is_looked_up_once_however_many_settings_are_priced(monkeypatch):
+    config, asked = PFBerxitConfig.from_backbone(tiny_config("bert")), []
+    lengths, depths, original = torch.tensor([4, 9, 30]), [2, 4, 6], PFBerxitConfig.encoder_config
+    kept = Recording(Evidence(torch.randn(3, 3, 2)), lengths, torch.tensor([0, 1, 1]), depths, SINGLE_LABEL)
+    monkeypatch.setattr(PFBerxitConfig, "encoder_config", lambda self: asked.append(1) or original(self))
+    points = sweep(kept, [ExitPolicy("appointed", appointed_layer=depth) for depth in depths], "accuracy", config)
+    assert len(asked) == 1
+    costs = depth_macs(config, lengths, depths)
+    for point, depth in zip(points, depths, strict=True):
+        assert point.macs == pytest.approx((costs[:, depth].sum() / costs[:, 6].sum()).item())

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..data.metrics import score
+from ..data.weighted import weighted_scores
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.criteria import CRITERIA
 from ..model.exit_policy import ExitPolicy, to_the_end
 from .elue import pareto
-from .macs import row_macs
+from .macs import depth_macs
 from .recording import Recording
 from .replay import candidate_thresholds, replay_many, was_recorded
 
@@ -62,16 +62,15 @@ def measured(
     config: PFBerxitConfig | None = None,
 ) -> list[Point]:
     """What policies did, given their answers (N, C) and executed layers (N,) on the recorded rows."""
-    labels = recording.labels.numpy()
-    full = None if config is None else row_macs(config, recording.lengths, full_depth(recording), recording.exit_depths)
-    points = []
+    labels, once, points = recording.labels.numpy(), np.ones((1, len(recording)), dtype=int), []
+    prices = None if config is None else depth_macs(config, recording.lengths, recording.exit_depths)  # (N, n + 1)
     for policy, answers, layers in replayed:
         mean = layers.double().mean().item()
         cost = None
-        if config is not None:
-            spent = row_macs(config, recording.lengths, layers, recording.exit_depths)
-            cost = (spent.sum() / full.sum()).item()
-        points.append(Point(policy, score(metric, answers.numpy(), labels), mean, 1 - mean / recording.layers, cost))
+        if prices is not None:
+            cost = (prices.gather(1, layers[:, None]).sum() / prices[:, -1].sum()).item()
+        value = weighted_scores(metric, [answers.numpy()], labels, once).item()
+        points.append(Point(policy, value, mean, 1 - mean / recording.layers, cost))
     return points
 
 
@@ -79,11 +78,6 @@ def layer_scores(recording: Recording, metric: str) -> list[float]:
     """The score of every exit, shallowest first."""
     labels = recording.labels.numpy()
     return [score(metric, logits.numpy(), labels) for logits in recording.evidence.logits.unbind(1)]
-
-
-def full_depth(recording: Recording) -> Tensor:
-    """(N,) all layers."""
-    return torch.full_like(recording.lengths, recording.layers)
 
 
 def never(recording: Recording) -> ExitPolicy:
@@ -109,10 +103,19 @@ def resampled_scores(
     points: Sequence[Point], recording: Recording, metric: str, resamples: int = 500, seed: int = 0
 ) -> np.ndarray:
     """The points' scores on rows drawn anew with replacement, the same rows for all of them, (resamples, points)."""
-    generator, labels = np.random.default_rng(seed), recording.labels.numpy()
-    drawn = generator.integers(0, len(labels), (resamples, len(labels)))
-    answers = [recording.replay(point.policy)[0].numpy() for point in points]
-    return np.array([[score(metric, each[rows], labels[rows]) for each in answers] for rows in drawn])
+    labels, policies = recording.labels.numpy(), [point.policy for point in points]
+    replayed = replay_many(recording.evidence, policies, recording.exit_depths, recording.problem_type)
+    answers = [each.numpy() for _, each, _ in replayed]
+    parts = drawn_weights(len(labels), resamples, seed)
+    return np.concatenate([weighted_scores(metric, answers, labels, weights) for weights in parts])
+
+
+def drawn_weights(rows: int, resamples: int, seed: int, at_once: int = 4_000_000) -> Iterator[np.ndarray]:
+    """How often each row is drawn when as many are drawn as there are, (R, N) for some resamples at a time."""
+    generator = np.random.default_rng(seed)
+    for numbers in np.array_split(np.arange(resamples), -(-resamples * rows // at_once)):
+        drawn = generator.integers(0, rows, (len(numbers), rows))
+        yield np.stack([np.bincount(each, minlength=rows) for each in drawn])
 
 
 def thresholds_for(recording: Recording, policy: ExitPolicy, saved: list[float], steps: int = 200) -> list[float]:
@@ -147,12 +150,15 @@ def grid(
         return
     patience = [t for t in patience if t <= exits] if rule.counts_exits else [base.patience]
     windows = range(2, exits + 1) if criterion in ("window", "divergence_v3") else [min(base.window, exits)]
+    taus = {  # scores depend on neither patience nor the lowest layer
+        m: candidate_thresholds(recording.evidence, replace(base, window=m), recording.problem_type, steps)
+        for m in windows
+    }
     for t, m, layer in product(patience, windows, min_layers):
         if criterion == "divergence_v3" and t > m:
             continue
         policy = replace(base, patience=t, window=m, min_layer=layer)
-        for tau in candidate_thresholds(recording.evidence, policy, recording.problem_type, steps):
-            yield replace(policy, threshold=tau)
+        yield from (replace(policy, threshold=tau) for tau in taus[m])
 
 
 def judging(recording: Recording) -> list[str]:

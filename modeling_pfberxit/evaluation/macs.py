@@ -58,21 +58,12 @@ def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: int) -> int:
     return macs + (adapter_macs(config, d, tokens) if config.adapter_placement == "bypass" else 0)
 
 
-def depth_macs(config: PFBerxitConfig, tokens: int, exit_depths: list[int]) -> Tensor:
-    """What a row of `tokens` positions has cost after 0, 1, ... n layers, adapters and exits included, (n + 1,)."""
-    encoder = config.encoder_config()
-    layers = encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1)
+def depth_macs(config: PFBerxitConfig, tokens: int | Tensor, exit_depths: list[int]) -> Tensor:
+    """What rows of so many positions have cost after 0, 1, ... n layers, adapters and exits included, (..., n + 1)."""
+    encoder, tokens = config.encoder_config(), torch.as_tensor(tokens).long()
+    depths = torch.arange(encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)
     beside = {"ffn": 1, "attention": 1, "sequential": 1, "both": 2}.get(config.adapter_placement, 0)
     per_layer = layer_macs(encoder, tokens) + beside * adapter_macs(config, encoder.hidden_size, tokens)
-    per_exit = exit_macs(config, encoder.hidden_size, tokens)
-    steps = [per_layer + (per_exit if depth in exit_depths else 0) for depth in range(1, layers + 1)]
-    return torch.tensor([0, *steps]).cumsum(0)
-
-
-def row_macs(config: PFBerxitConfig, lengths: Tensor, layers: Tensor, exit_depths: list[int]) -> Tensor:
-    """What each row cost that left after so many layers: lengths and layers (N,) -> (N,)."""
-    costs = torch.empty(len(lengths), dtype=torch.long)
-    for tokens in lengths.unique().tolist():
-        rows = lengths == tokens
-        costs[rows] = depth_macs(config, tokens, exit_depths)[layers[rows]]
-    return costs
+    per_exit = torch.as_tensor(exit_macs(config, encoder.hidden_size, tokens))
+    exits = torch.isin(depths, torch.tensor(exit_depths)).cumsum(0)
+    return per_layer[..., None] * depths + per_exit[..., None] * exits

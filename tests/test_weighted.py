@@ -1,0 +1,98 @@
+"""Many scores at once: scikit-learn's and scipy's, row by drawn row, and intervals are what resampling says."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_pfberxit.data.metrics import METRICS, score
+from modeling_pfberxit.data.weighted import weighted_scores
+from modeling_pfberxit.evaluation.frontier import drawn_weights, grid, resampled_scores, sweep
+from modeling_pfberxit.evaluation.recording import Recording
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+
+pytestmark = pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning", "ignore::RuntimeWarning")
+
+
+def rows_of(metric: str, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels a metric can judge; values are coarse, so that there are ties."""
+    rng = np.random.default_rng(seed)
+    if metric == "correlation":
+        return rng.integers(-3, 4, (rows, 1)) / 2, rng.integers(0, 11, rows) / 2
+    if metric == "micro_f1":
+        return rng.normal(size=(rows, 5)) - 1, (rng.random((rows, 5)) < 0.2).astype(np.float32)
+    classes = 2 if metric == "accuracy_f1" else 4
+    return rng.normal(size=(rows, classes)), rng.integers(0, classes, rows)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(2, 30), seed=st.integers(0, 10**6))
+def test_a_row_that_counts_twice_is_a_row_that_is_there_twice(metric, rows, seed):
+    (logits, labels), (others, _) = rows_of(metric, rows, seed), rows_of(metric, rows, seed + 1)
+    drawn = np.random.default_rng(seed).integers(0, rows, (6, rows))
+    weights = np.stack([np.bincount(each, minlength=rows) for each in drawn])
+    found = weighted_scores(metric, [logits, others], labels, weights)
+    expected = [[score(metric, each[rows], labels[rows]) for each in (logits, others)] for rows in drawn]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("constant", [0, 1])
+def test_answers_that_do_not_vary_score_as_one_by_one(metric, constant):
+    logits, labels = rows_of(metric, 40, 1)
+    logits = np.zeros_like(logits) - constant
+    found = weighted_scores(metric, [logits], labels, np.ones((1, 40), dtype=int))
+    assert found.item() == pytest.approx(score(metric, logits, labels), abs=1e-12)
+
+
+def test_values_far_from_zero_correlate_as_those_around_it():
+    rng = np.random.default_rng(0)
+    values, labels, weights = rng.normal(size=(500, 1)), rng.normal(size=500), np.ones((1, 500), dtype=int)
+    found = weighted_scores("correlation", [values, 1e6 + values], labels + 1e4, weights)[0]
+    np.testing.assert_allclose(found, score("correlation", values, labels), rtol=0, atol=1e-9)
+
+
+def test_more_than_two_classes_have_no_f1_and_an_unknown_metric_none_at_all():
+    logits, labels = rows_of("accuracy", 20, 0)
+    with pytest.raises(ValueError, match="metric='accuracy_f1'.*two classes"):
+        weighted_scores("accuracy_f1", [logits], labels, np.ones((1, 20), dtype=int))
+    with pytest.raises(ValueError, match="metric='bleu'.*accuracy"):
+        weighted_scores("bleu", [logits], labels, np.ones((1, 20), dtype=int))
+
+
+def recording(problem_type: str, rows: int = 60, exits: int = 4) -> tuple[Recording, str]:
+    """Random exits of a kind of task, and its metric."""
+    torch.manual_seed(0)
+    answers, labels, metric = {
+        SINGLE_LABEL: (3, torch.randint(0, 3, (rows,)), "matthews"),
+        MULTI_LABEL: (5, (torch.rand(rows, 5) < 0.3).float(), "micro_f1"),
+        REGRESSION: (1, torch.rand(rows), "correlation"),
+    }[problem_type]
+    evidence, depths = Evidence(torch.randn(rows, exits, answers)), list(range(1, exits + 1))
+    return Recording(evidence, torch.randint(3, 9, (rows,)), labels, depths, problem_type), metric
+
+
+@pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
+def test_a_sweep_scores_every_setting_as_it_scores_alone(problem_type):
+    kept, metric = recording(problem_type)
+    points = sweep(kept, grid(kept, "patience", steps=5), metric)
+    expected = [score(metric, kept.replay(point.policy)[0].numpy(), kept.labels.numpy()) for point in points]
+    assert [point.score for point in points] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
+def test_resampled_scores_are_those_of_rows_drawn_one_by_one(problem_type):
+    kept, metric = recording(problem_type)
+    points, labels = sweep(kept, grid(kept, "appointed"), metric), kept.labels.numpy()
+    answers = [kept.replay(point.policy)[0].numpy() for point in points]
+    drawn = np.random.default_rng(3).integers(0, len(labels), (20, len(labels)))
+    expected = [[score(metric, each[rows], labels[rows]) for each in answers] for rows in drawn]
+    np.testing.assert_allclose(resampled_scores(points, kept, metric, 20, seed=3), expected, rtol=0, atol=1e-12)
+
+
+def test_what_is_drawn_does_not_depend_on_how_much_is_drawn_at_once():
+    whole, parts = (list(drawn_weights(50, 20, seed=1, at_once=size)) for size in (10**6, 150))
+    assert len(whole) == 1 and len(parts) == 7 and max(map(len, parts)) * 50 <= 150
+    assert (np.concatenate(parts) == whole[0]).all() and (whole[0].sum(1) == 50).all()
