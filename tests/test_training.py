@@ -390,16 +390,18 @@ def files(folder) -> list[Path]:
     return [path for path in Path(folder).rglob("*") if path.is_file()]
 
 
-def test_a_trainer_checkpoint_of_an_unfrozen_backbone_is_refused_before_anything_is_written(encoders, tmp_path):
+def test_training_an_unfrozen_backbone_that_could_not_be_saved_is_refused_before_the_first_step(encoders, tmp_path):
     model = new_model(encoders["bert"])
+    before = weights(model)
     model.backbone.requires_grad_(True)
     trainer = new_trainer(model, tmp_path, **SAVING)
     with pytest.raises(ValueError, match="adapter_only=True: .* its backbone is trained") as error:
         trainer.train()
-    assert trainer.state.global_step == SAVING["save_steps"] and files(tmp_path) == []
+    assert trainer.state.global_step == 0 and files(tmp_path) == [] and not moved(before, weights(model))
 
     assert "model.config.adapter_only = False" in str(error.value)
     model.config.adapter_only = False
+    new_trainer(model, tmp_path, **SAVING).train()
     trainer.save_model(tmp_path / "whole")
     reloaded = PFBerxitForSequenceClassification.from_pretrained(tmp_path / "whole")
     assert not moved(weights(model), weights(reloaded))
@@ -409,9 +411,11 @@ def test_a_backbone_that_was_trained_and_frozen_again_is_refused_as_well(encoder
     model = new_model(encoders["bert"])
     before = weights(model)
     model.backbone.requires_grad_(True)
+    model.config.adapter_only = False
     trainer = new_trainer(model, tmp_path, max_steps=2)
     trainer.train()
     model.backbone.requires_grad_(False)
+    model.config.adapter_only = True
     assert any(name.startswith("backbone.") for name in moved(before, weights(model)))
     with pytest.raises(ValueError, match="adapter_only=True"):
         trainer.save_model(tmp_path / "adapters")

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .backbones import HAVE_POOLER
+from .identity import share
 from .persistence import (
     SHARED_OPTIONS,
     check_adapter_only,
@@ -46,7 +47,7 @@ class CheckpointMixin:
             return model.eval()
         wants_pooler = config.exit_pooler != "none" and model.backbone.config.model_type in HAVE_POOLER
         encoder = load_backbone(config, wants_pooler, dtype=dtype, **options)
-        config.base_model_sha256 = encoder.weights_sha256
+        config.base_model_sha256 = encoder.identity.file_sha256
         check_pooler(config, encoder)
         if wants_pooler and not reads_backbone_pooler(config):
             model.exits.init_poolers(encoder)
@@ -94,11 +95,12 @@ class CheckpointMixin:
             logger.warning_once("The config has no base_model_sha256, so the encoder cannot be checked against it.")
         if backbone is not None:
             check_shared(self.config, backbone)
-            self.attach_backbone(backbone)
+            self.attach_backbone(share(backbone))
         else:
             pooler = reads_backbone_pooler(self.config)
             self.attach_backbone(load_backbone(self.config, pooler, dtype=self.dtype, **options))
-        self.config.base_model_sha256 = getattr(self.backbone, "weights_sha256", None)
+        identity = getattr(self.backbone, "identity", None)
+        self.config.base_model_sha256 = identity and identity.file_sha256
 
     def attach_backbone(self, backbone: PreTrainedModel) -> CheckpointMixin:
         """Put a pretrained encoder in the placeholder's place, frozen unless the config trains it."""

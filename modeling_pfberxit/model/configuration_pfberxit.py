@@ -98,8 +98,8 @@ class PFBerxitConfig(PreTrainedConfig):
         base_model_sha256 (`str`): hash of its weights file. Load with None to accept another serialisation of it.
         train_backbone (`bool`): train all weights; False freezes the encoder (the paper's setting).
         train_pooler (`bool`): with `exit_pooler="backbone"`, train a copy of the encoder's pooler.
-        adapter_only (`bool`): checkpoints hold adapters and exits and refer to the encoder. Default: not
-            `train_backbone`. Assign False before saving to get a self-contained checkpoint.
+        adapter_only (`bool`): checkpoints hold adapters and exits and refer to the encoder. Default: wherever there
+            is one to refer to and it is not trained. Assign False to get self-contained checkpoints.
         adapter_sublearner (`str`): f of eq. 1: `identity`, `self_attention`, `conv` or `mlp`.
         adapter_placement (`str`): `ffn` (parallel to it; the paper's choice), `attention` (parallel), `both`,
             `sequential` (between attention and its norm), `bypass` (feeds only the exit: BADGE) or `none`.
@@ -222,7 +222,8 @@ class PFBerxitConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.adapter_only = not self.train_backbone if self.adapter_only is None else self.adapter_only
+        if self.adapter_only is None:
+            self.adapter_only = not self.train_backbone and self.base_model_name_or_path is not None
         kwargs.setdefault(
             "auto_map",
             {

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -20,6 +21,7 @@ from .exit_policy import ExitPolicy, resolve_policy, to_the_end
 from .exits import Exits, init_exit_weights
 from .loop import Loop
 from .losses import check_labels, check_objective, exit_losses, infer_problem_type, training_loss
+from .persistence import check_base, check_trainable
 from .prompts import Prompts
 from .rows import Rows
 from .strategies import Phase, TrainingProgress, current_phase, whole_phase
@@ -80,6 +82,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         super().__init__(config)
         encoder = config.encoder_config()
         check_supported(encoder)
+        check_base(config)
         encoder._attn_implementation = config._attn_implementation
         layers, size = num_depths(encoder), encoder.hidden_size
         self.num_labels = config.num_labels
@@ -91,7 +94,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         self.token_exits = TokenExits(config, encoder.vocab_size, layers) if config.token_exits else None
         if config.token_exits:
             check_reach(self.depths, self.exits)
-        if config.adapter_only and config.base_model_name_or_path:  # a placeholder until `attach_backbone`
+        if config.adapter_only:  # a placeholder until `attach_backbone`
             for module in self.backbone.modules():
                 module._is_hf_initialized = True
         self.post_init()
@@ -151,6 +154,8 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         self._check_labels(labels, len(inputs_embeds if input_ids is None else input_ids), problem_type)
         policy = None if self.training else resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
         phase = self._phase() if self.training else None
+        if self.training and torch.is_grad_enabled():
+            check_trainable(self)
 
         hidden_states = embed(self.backbone, input_ids, token_type_ids, position_ids, inputs_embeds)
         token_layers = None if self.token_exits is None else self.token_exits(input_ids, attention_mask)

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import float64, nn
+from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .backbones import pooler_option
+from .identity import difference, identify, is_shared
+from .validation import refuse
 
 logger = hf_logging.get_logger(__name__)
 
@@ -129,23 +131,8 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
         raise OSError(f"base_model_name_or_path={name!r}: its checkpoint lacks {sorted(missing)[:3]} ...")
     if with_pooler and any(key.startswith("pooler.") for key in info["missing_keys"]):
         backbone.pooler = None
-    backbone.weights_sha256 = weights_sha256
-    backbone.weights_checksum = checksum(backbone)
+    identify(backbone, weights_sha256)
     return backbone
-
-
-def checksum(backbone: PreTrainedModel) -> tuple[str, float, float]:
-    """The dtype, the sum and the absolute sum of an encoder's weights, its pooler apart."""
-    weights = [parameter.detach() for name, parameter in backbone.named_parameters() if not name.startswith("pooler.")]
-    sums = ((weight.sum(dtype=float64).item(), weight.abs().sum(dtype=float64).item()) for weight in weights)
-    total, size = map(sum, zip(*sums))
-    return str(backbone.dtype), total, size
-
-
-def weights_moved(backbone: PreTrainedModel) -> bool:
-    """Whether the weights are others than were loaded; after a change of dtype that cannot be told."""
-    (dtype, total, size), (dtype_now, total_now, _) = backbone.weights_checksum, checksum(backbone)
-    return dtype == dtype_now and abs(total - total_now) > 1e-9 * size
 
 
 class WrongEncoder(OSError):
@@ -180,35 +167,76 @@ def check_shared(config: PreTrainedConfig, backbone: PreTrainedModel) -> None:
     check_same_shape(config.encoder_config(), backbone.config, "backbone")
     if any(parameter.requires_grad for parameter in backbone.parameters()):
         raise ValueError("backbone: must be frozen to be shared; this one has parameters that require gradients.")
-    actual, expected = getattr(backbone, "weights_sha256", None), config.base_model_sha256
-    if actual is None or expected is None:
+    identity, expected = getattr(backbone, "identity", None), config.base_model_sha256
+    if identity is None or expected is None:
         logger.warning_once(
             "backbone: its weights have no recorded hash, so it cannot be checked against the adapters."
         )
-    elif weights_moved(backbone):
-        raise ValueError("backbone: its weights are no longer those that were loaded from its base.")
-    elif actual != expected:
-        raise ValueError(f"backbone: its weights have sha256 {actual}, but these adapters were trained on {expected}.")
+        return
+    if identity.file_sha256 != expected:
+        raise ValueError(
+            f"backbone: its weights have sha256 {identity.file_sha256}, but these adapters were trained on {expected}."
+        )
+    if changed := difference(backbone):
+        raise ValueError(f"backbone: it is no longer what was loaded from its base, {changed}.")
 
 
-def check_adapter_only(model: nn.Module) -> None:
-    """Refuse to save adapters whose encoder could not be found again, before anything is written."""
-    config, backbone = model.config, model.backbone
-    tokens = backbone.get_input_embeddings().num_embeddings
-    problem = None
-    if config.base_model_name_or_path is None or not hasattr(backbone, "weights_sha256"):
-        problem = "its backbone has no base to refer to (random weights, or from a self-contained checkpoint)"
-    elif config.train_backbone or any(parameter.requires_grad for parameter in backbone.parameters()):
-        problem = "its backbone is trained"
-    elif not tokens == backbone.config.vocab_size == config.vocab_size:
-        problem = f"its token embeddings were resized to {tokens}"
-    elif weights_moved(backbone):
-        problem = "its backbone's weights are no longer those that were loaded"
-    if problem:
+def check_base(config: PreTrainedConfig) -> None:
+    """Refuse a model whose checkpoints would refer to an encoder that is nowhere."""
+    if config.adapter_only and config.base_model_name_or_path is None:
+        refuse("adapter_only", True, "False without base_model_name_or_path: there is no encoder to refer to")
+
+
+def check_adapter_only(model: nn.Module, contents: bool = True) -> None:
+    """Refuse to save, or to train on the way to saving, adapters whose encoder could not be found again.
+
+    Args:
+        model: one whose checkpoints hold no encoder.
+        contents: compare every weight with what was loaded; without, this costs next to nothing.
+
+    Raises:
+        ValueError: the encoder has no base, is trained, resized or otherwise not what its base holds.
+    """
+    if problem := lost_encoder(model, contents):
         raise ValueError(
             f"adapter_only=True: cannot save the adapters alone, {problem}. "
-            "Set model.config.adapter_only = False to save the whole model. Nothing was written."
+            "Set model.config.adapter_only = False to train and save the whole model. Nothing was written."
         )
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a training step whose result could not be saved, or that would move weights another model stands on.
+
+    Called at every step, it looks at names, shapes, dtypes and `requires_grad`, never at a weight.
+
+    Raises:
+        ValueError: the encoder is shared and not frozen; or checkpoints hold no encoder, and this one could not be
+            found again.
+    """
+    if is_shared(model.backbone) and any(parameter.requires_grad for parameter in model.backbone.parameters()):
+        raise ValueError(
+            "backbone: must be frozen while another model shares its weights; "
+            "model.backbone = copy.deepcopy(model.backbone) gives this model its own."
+        )
+    if model.config.adapter_only:
+        check_adapter_only(model, contents=False)
+
+
+def lost_encoder(model: nn.Module, contents: bool) -> str | None:
+    """Why the encoder could not be found again, in words; None if it could."""
+    config, backbone = model.config, model.backbone
+    tokens = backbone.get_input_embeddings().num_embeddings
+    identity = getattr(backbone, "identity", None)
+    if config.base_model_name_or_path is None or identity is None:
+        return "its backbone has no base to refer to (random weights, or from a self-contained checkpoint)"
+    if config.train_backbone or any(parameter.requires_grad for parameter in backbone.parameters()):
+        return "its backbone is trained"
+    if not tokens == backbone.config.vocab_size == config.vocab_size:
+        return f"its token embeddings were resized to {tokens}"
+    if config.base_model_sha256 != identity.file_sha256:
+        return f"base_model_sha256={config.base_model_sha256!r} is not the hash of its encoder, {identity.file_sha256}"
+    changed = difference(backbone, contents)
+    return changed and f"its backbone is no longer what was loaded: {changed}"
 
 
 def options_for_config(options: dict[str, Any]) -> dict[str, Any]:
