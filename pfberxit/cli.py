@@ -83,24 +83,23 @@ def run_table(
     saved: list[float], knobs: list[str], output: str,
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every run."""
+    from itertools import product
     from pathlib import Path
 
-    from modeling_pfberxit.studies.comparison import Budget
-    from modeling_pfberxit.studies.layer_table import as_markdown, cached_run
+    from modeling_pfberxit.data.source import Source
+    from modeling_pfberxit.studies.layer_table import as_markdown, measured
     from modeling_pfberxit.studies.quickstart import packaged_backbone
+    from modeling_pfberxit.studies.results import added
+    from modeling_pfberxit.studies.runs import Budget, Run
 
-    results = []
-    for task in tasks:
-        for mode in modes:
-            for seed in seeds:
-                results.append(
-                    cached_run(
-                        Path(output), dataset=dataset, config=task, mode=mode, seed=seed,
-                        backbone=backbone or packaged_backbone(), budget=Budget(rows, epochs), saved=saved,
-                        knobs=dict(knob.split("=", 1) for knob in knobs),
-                    )
-                )  # fmt: skip
-                print(as_markdown(results) + "\n", flush=True)
+    backbone, fields = backbone or packaged_backbone(), dict(knob.split("=", 1) for knob in knobs)
+    results: list[dict] = []
+    for source in [Source.read(dataset, task) for task in tasks]:
+        for mode, seed in product(modes, seeds):
+            run = Run(source, backbone, seed, Budget(rows, epochs))
+            results.append(measured(Path(output), run, mode, fields, saved))
+            added(Path(output), results, "mode")
+            print(as_markdown(results) + "\n", flush=True)
 
 
 def add_compare(commands: argparse._SubParsersAction) -> None:
@@ -128,8 +127,8 @@ def run_compare(
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every task and seed, keep it and the raw numbers."""
     from modeling_pfberxit.studies.compare import compare
-    from modeling_pfberxit.studies.comparison import Budget
     from modeling_pfberxit.studies.quickstart import packaged_backbone
+    from modeling_pfberxit.studies.runs import Budget
 
     systems = list(SYSTEMS) if systems == ["all"] else systems
     for system in systems:
@@ -268,9 +267,9 @@ def run_reproduce(
     """Import late."""
     from pathlib import Path
 
-    from modeling_pfberxit.studies.comparison import Budget
     from modeling_pfberxit.studies.quickstart import packaged_backbone
     from modeling_pfberxit.studies.reproduce import Study, reproduce
+    from modeling_pfberxit.studies.runs import Budget
 
     backbone = packaged_backbone() if backbone == "minilm" else backbone
     budget = Budget(rows, epochs, dropout=dropout)

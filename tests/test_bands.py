@@ -11,9 +11,9 @@ from modeling_pfberxit import ExitPolicy, PFBerxitConfig
 from modeling_pfberxit.evaluation.frontier import Point, sweep
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
-from modeling_pfberxit.studies.comparison import Trained
 from modeling_pfberxit.studies.operating_points import measure
 from modeling_pfberxit.studies.seed_bands import SHARES, along, at_shares, band, interval, settings, thinned
+from modeling_pfberxit.studies.trainings import Trained
 
 
 def recording(rows: int, seed: int) -> Recording:

@@ -11,8 +11,8 @@ from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
 from modeling_pfberxit.studies import batch_sizes
 from modeling_pfberxit.studies import paper_values as printed
 from modeling_pfberxit.studies.batch_sizes import at_batch_sizes, beside, sweep_whole, together, whole_batches
-from modeling_pfberxit.studies.comparison import Trained
 from modeling_pfberxit.studies.comparison_table import points
+from modeling_pfberxit.studies.trainings import Trained
 
 
 def recording(rows: int = 200, exits: int = 6, seed: int = 0) -> Recording:

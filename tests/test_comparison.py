@@ -6,14 +6,16 @@ import pytest
 import torch
 from tiny import save_backbone
 
-from modeling_pfberxit.evaluation import recording
+from modeling_pfberxit.data.source import Source
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence
 from modeling_pfberxit.model.systems import SYSTEMS
-from modeling_pfberxit.studies import comparison
+from modeling_pfberxit.studies import trainings
 from modeling_pfberxit.studies.compare import compare
-from modeling_pfberxit.studies.comparison import Budget, Run, Trained, compared_config, trained, training_id
+from modeling_pfberxit.studies.compared import compared_config
 from modeling_pfberxit.studies.comparison_table import as_markdown, points, system_row
+from modeling_pfberxit.studies.runs import Budget, Run
+from modeling_pfberxit.studies.trainings import Trained, key_of
 from pfberxit.cli import main
 
 BUDGET = Budget(rows=24, epochs=1, held_out=40, batch_size=8)
@@ -24,10 +26,6 @@ ONE_MODEL = ("f-pabee", "pabee", "branchynet", "pcee-bert", "appointed")
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory) -> str:
     return save_backbone(tmp_path_factory.mktemp("encoder"), "bert")
-
-
-def run_of(backbone: str, **changes) -> Run:
-    return Run("support_desk", "intent", **{"seed": 1, "backbone": backbone, "budget": BUDGET, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -49,45 +47,20 @@ def test_every_system_gets_a_line_and_its_numbers_are_kept(finished):
 
 def test_systems_that_differ_only_in_their_rule_share_one_trained_model(finished, backbone):
     folder, _ = finished
-    ids = {training_id(run_of(backbone), compared_config(system, backbone)) for system in ONE_MODEL}
-    assert len(ids) == 1
-    others = [system for system in SYSTEMS if system not in ONE_MODEL]
-    assert len({training_id(run_of(backbone), compared_config(system, backbone)) for system in others}) == len(others)
+    run = Run(Source.read("support_desk", "intent"), backbone, 1, BUDGET)
+    keys = {system: json.dumps(key_of(run, compared_config(system, backbone))) for system in SYSTEMS}
+    assert len({keys[system] for system in ONE_MODEL}) == 1
+    others = {key for system, key in keys.items() if system not in ONE_MODEL}
+    assert len(others) == len(SYSTEMS) - len(ONE_MODEL)
     # HashEE's tokens are told where to leave before training, so each share of layers is a training of its own.
     assert len(list((folder / "recordings").iterdir())) == 1 + len(others) + len(GOALS) - 1
 
 
-def test_what_shapes_a_training_is_in_its_name(backbone):
-    config = compared_config("pabee", backbone)
-    runs = [
-        run_of(backbone), run_of(backbone, seed=2), run_of(backbone, budget=Budget(rows=25, epochs=1)),
-        run_of(backbone, budget=Budget(rows=25, epochs=1, dropout=False)),
-    ]  # fmt: skip
-    assert len({training_id(run, config) for run in runs}) == len(runs)
-    assert training_id(runs[0], config) != training_id(runs[0], compared_config("pabee", backbone, exit_dropout=0.2))
-    same = run_of(backbone, budget=Budget(rows=24, epochs=1.0, held_out=40, batch_size=8))
-    assert training_id(runs[0], config) == training_id(same, config)
-
-
 def test_nothing_is_trained_twice(finished, backbone, monkeypatch):
     folder, results = finished
-    monkeypatch.setattr(comparison, "train_and_record", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(trainings, "train_and_record", lambda *arguments: pytest.fail("trained again"))
     again = compare(list(SYSTEMS), [("support_desk", "intent")], backbone, [1], BUDGET, GOALS, str(folder))
     assert again == results
-
-
-def test_an_interrupted_training_leaves_nothing_that_looks_finished(backbone, tmp_path, monkeypatch):
-    def interrupted(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(recording, "save_file", interrupted)
-    config = compared_config("pabee", backbone)
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, run_of(backbone), config)
-    monkeypatch.undo()
-    assert not list(tmp_path.rglob("*.safetensors"))
-    assert trained(tmp_path, run_of(backbone), config).facts["train_rows"] == 24
 
 
 def test_results_of_other_tasks_and_seeds_stay_in_the_folder(backbone, tmp_path):

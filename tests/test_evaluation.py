@@ -16,14 +16,15 @@ from tiny import save_backbone, tiny_batch, tiny_config, tiny_model
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.benchmark.workload import Script, of_one_length, recorded, settled
 from modeling_pfberxit.data.metrics import METRICS, majority_score, score
+from modeling_pfberxit.data.source import Source
 from modeling_pfberxit.evaluation.frontier import thresholds_for
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.settings import Setting, as_table, earlier, histogram
 from modeling_pfberxit.evaluation.timing import interleaved, median_ratio
 from modeling_pfberxit.model import sublayers
-from modeling_pfberxit.studies import layer_table
-from modeling_pfberxit.studies.comparison import Budget
+from modeling_pfberxit.studies import layer_table, trainings
 from modeling_pfberxit.studies.quickstart import difficulty_note
+from modeling_pfberxit.studies.runs import Budget, Run
 from pfberxit import cli
 
 
@@ -197,20 +198,17 @@ def glue_like(tmp_path):
 
 
 def test_the_layer_table_goes_on_where_it_stopped(glue_like, tmp_path, monkeypatch):
-    budget = Budget(rows=16, epochs=1, held_out=20)
-    setting = {
-        "dataset": glue_like, "config": None, "mode": "frozen", "seed": 1,
-        "backbone": save_backbone(tmp_path / "encoder"), "budget": budget, "saved": [0.2, 0.4], "knobs": {},
-    }  # fmt: skip
-    first = layer_table.cached_run(tmp_path / "runs", **setting)
+    run = Run(Source.read(glue_like), save_backbone(tmp_path / "encoder"), 1, Budget(rows=16, epochs=1, held_out=20))
+    first = layer_table.measured(tmp_path / "runs", run, "frozen", {}, [0.2, 0.4])
     assert len(first["layers"]) == 6 and len(first["points"]) == 2
     assert first["train_rows"] == 16
-    monkeypatch.setattr(layer_table, "run", lambda **_: pytest.fail("trained again"))
-    assert layer_table.cached_run(tmp_path / "runs", **setting) == first
-    monkeypatch.setattr(layer_table, "run", lambda **_: {**first, "majority": 2.0})
-    other = layer_table.cached_run(tmp_path / "runs", **{**setting, "saved": [0.1, 0.4]})
-    assert other["majority"] == 2.0, "another setting is another run"
-    table = layer_table.as_markdown([other])
+    monkeypatch.setattr(trainings, "train_and_record", lambda *_: pytest.fail("trained again"))
+    assert layer_table.measured(tmp_path / "runs", run, "frozen", {}, [0.2, 0.4]) == first
+    assert len(layer_table.measured(tmp_path / "runs", run, "frozen", {}, [0.3])["points"]) == 1
+    for other in ("trained", {}), ("frozen", {"exit_pooling": "cls"}):
+        with pytest.raises(pytest.fail.Exception, match="trained again"):
+            layer_table.measured(tmp_path / "runs", run, *other, [0.2, 0.4])
+    table = layer_table.as_markdown([{**first, "majority": 2.0}])
     assert table.splitlines()[-1].count("*") == 6, "exits below the majority are marked"
 
 

@@ -8,10 +8,10 @@ import pytest
 from tiny import save_backbone
 
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.studies import comparison
 from modeling_pfberxit.studies import paper_values as printed
-from modeling_pfberxit.studies.comparison import Budget
+from modeling_pfberxit.studies import trainings
 from modeling_pfberxit.studies.reproduce import ITEMS, RULES, Study, point_cell, reproduce
+from modeling_pfberxit.studies.runs import Budget
 from pfberxit.cli import main
 
 
@@ -37,7 +37,7 @@ def test_tables_and_figures_share_their_trainings(study, monkeypatch):
     assert [row[0] for row in cells(done["table5"])] == list(RULES)
     assert (study.folder / "table5.md").read_text().strip() == done["table5"]
     assert (study.folder / "figure4.png").stat().st_size > 10_000
-    monkeypatch.setattr(comparison, "train_and_record", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(trainings, "train_and_record", lambda *arguments: pytest.fail("trained again"))
     assert reproduce(["table5", "figure4", "figure5"], study)["table5"] == done["table5"]
 
 
@@ -52,7 +52,7 @@ def test_rows_on_their_own_are_batches_of_one_in_table_6(study):
 
 def test_frontiers_and_points_tell_every_criterion_of_one_model(study, monkeypatch):
     done = reproduce(["frontiers"], study)
-    monkeypatch.setattr(comparison, "train_and_record", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(trainings, "train_and_record", lambda *arguments: pytest.fail("trained again"))
     done |= reproduce(["points"], study)
     lines = list(csv.DictReader(open(study.folder / "frontier-intent.csv")))
     assert {each["criterion"] for each in lines} == set(CRITERIA)

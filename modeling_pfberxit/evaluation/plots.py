@@ -119,17 +119,18 @@ def efficiencies(lines: Sequence[Timed], path: str | Path, title: str) -> Path:
     return finish_panels(figure, "layers saved (%)", "wall-clock speed-up / layer speed-up", path, title)
 
 
-def comparison(results: Sequence[dict[str, Any]], goals: Sequence[float], path: str | Path, title: str) -> Path:
+def comparison(
+    found: dict[str, Sequence[dict[str, Any]]], goals: Sequence[float], path: str | Path, title: str
+) -> Path:
     """A panel per task, a line per system: mean scores at shares of layers saved and at full depth, with their sd.
 
     Args:
-        results: of `compare`, one for each task, system and seed; dotted: the majority class.
+        found: by the panel's name, results of `compare`, one for each system and seed; dotted: the majority class.
     """
-    tasks, systems = (list(dict.fromkeys(each[name] for each in results)) for name in ("task", "system"))
-    size = (1.5 + 2.6 * len(tasks), 1.2 + 0.27 * len(systems))
-    figure, panels = plt.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axes, task in zip(panels.flat, tasks):
-        of_task = [each for each in results if each["task"] == task]
+    systems = list(dict.fromkeys(each["system"] for results in found.values() for each in results))
+    size = (1.5 + 2.6 * len(found), 1.2 + 0.27 * len(systems))
+    figure, panels = plt.subplots(1, len(found), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, (task, of_task) in zip(panels.flat, found.items()):
         axes.axvline(np.mean([each["majority"] for each in of_task]), color=INK, ls=":", lw=1)
         for number, goal in enumerate([*goals, 0]):
             dots(axes, of_task, systems, number, (number - len(goals) / 2) * 0.16, goal)

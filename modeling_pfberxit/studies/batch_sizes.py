@@ -20,9 +20,9 @@ from ..model.criteria import CRITERIA, own_answer
 from ..model.exit_policy import ExitPolicy, configured_policy
 from ..model.validation import refuse
 from . import paper_values as printed
-from .comparison import Trained
 from .comparison_table import setting_near
 from .paper_study import RULES, Study
+from .trainings import Trained
 
 GOALS = (0.75, 0.5, 0.25)
 NOTE = """\

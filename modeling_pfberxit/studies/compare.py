@@ -1,16 +1,18 @@
 """`pfberxit compare`: from systems and tasks to a table."""
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..data.source import Source
 from ..evaluation import plots
-from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.systems import SYSTEMS
-from .comparison import Budget, Run, compared_config, trained
+from .compared import compared_config, token_range
 from .comparison_table import as_markdown, measure
+from .results import added, group
+from .runs import Budget, Run
+from .trainings import trained
 
 
 def compare(
@@ -25,13 +27,14 @@ def compare(
         output: a folder: `recordings/` of trained models, `results.json`, `table.md` and `comparison.png`.
     """
     folder, results, started = Path(output), [], time.perf_counter()
-    runs = [Run(dataset, config, seed, backbone, budget) for seed in seeds for dataset, config in tasks]
+    sources = [Source.read(dataset, config) for dataset, config in tasks]
+    runs = [Run(source, backbone, seed, budget) for seed in seeds for source in sources]
     for number, run in enumerate(runs, start=1):
         for system in systems:
             minutes = (time.perf_counter() - started) / 60
             results.append(measured(folder, run, system, goals, f"[{number}/{len(runs)}, {minutes:.0f} min] "))
-        write(folder, merged(folder, results), goals)
-        print("\n" + as_markdown([each for each in results if each["task"] == results[-1]["task"]], goals) + "\n")
+        write(folder, results, goals)
+        print("\n" + as_markdown([each for each in results if group(each) == group(results[-1])], goals) + "\n")
     return results
 
 
@@ -48,30 +51,23 @@ def measured(folder: Path, run: Run, system: str, goals: list[float], progress: 
     return {**results[-1], "points": [each["points"][0] for each in results]}
 
 
-def token_range(config: PFBerxitConfig, goal: float) -> list[int]:
-    """Lowest and highest layer for tokens, so that about the share asked for is saved.
-
-    Frequent tokens make up most of a text and leave first, so the lowest layer settles the share.
-    """
-    layers = config.encoder_config().num_hidden_layers
-    low = max(1, min(layers, round(layers * (1 - goal))))
-    return [low, layers]
-
-
-def merged(folder: Path, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """These results, and what the folder has of other tasks, seeds and systems, in the order of tasks and systems."""
-    path, key = folder / "results.json", ("task", "seed", "system")
-    known = json.loads(path.read_text()) if path.exists() else []
-    place = list(SYSTEMS)
-    by_key = {tuple(each[name] for name in key): each for each in [*known, *results]}
-    return sorted(by_key.values(), key=lambda each: (each["task"], place.index(each["system"]), each["seed"]))
-
-
 def write(folder: Path, results: list[dict[str, Any]], goals: list[float]) -> None:
-    """The raw numbers, the table and the picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "table.md").write_text(as_markdown(results, goals) + "\n")
-    runs = {(each["task"], each["seed"]) for each in results}
-    seeds = " or ".join(map(str, sorted(set(Counter(task for task, _ in runs).values()))))
-    plots.comparison(results, goals, folder / "comparison.png", f"{seeds} seed(s), mean and standard deviation")
+    """The raw numbers, the table and the picture: these results, and what the folder has of other runs and systems."""
+    place = list(SYSTEMS)
+    everything = added(folder, results, "system")
+    everything.sort(key=lambda each: (group(each), place.index(each["system"]), each["seed"]))
+    (folder / "table.md").write_text(as_markdown(everything, goals) + "\n", encoding="utf-8")
+    runs = {(group(each), each["seed"]) for each in everything}
+    seeds = " or ".join(map(str, sorted(set(Counter(of for of, _ in runs).values()))))
+    title = f"{seeds} seed(s), mean and standard deviation"
+    plots.comparison(panels(everything), goals, folder / "comparison.png", title)
+
+
+def panels(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Results by their task's name; where several runs share one, by its name and number."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, of in enumerate(dict.fromkeys(map(group, results)), start=1):
+        same = [each for each in results if group(each) == of]
+        name = same[0]["task"]
+        found[f"{name} ({number})" if name in found else name] = same
+    return found

@@ -10,8 +10,8 @@ from ..evaluation.frontier import Point, grid, judging, layer_scores, never, swe
 from ..evaluation.tables import spread
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import ExitPolicy, configured_policy
-from ..training.model_card import display_name
-from .comparison import Trained
+from .results import group
+from .trainings import Trained
 
 ABOUT = 0.09  # a point this far from the share asked for still counts: half a layer of six
 NEAR = 0.02  # settings this close to the nearest one compete by their held-out score
@@ -36,7 +36,7 @@ def measure(system: str, config: PFBerxitConfig, kept: Trained, goals: list[floa
         "average": float(np.mean(layers)),
         "points": points(config, kept, goals),
         **{name: facts[name] for name in ("train_rows", "seconds", "steps")},
-        "run": {**facts["run"], "backbone": display_name(config.base_model_name_or_path)},
+        "run": facts["run"],
     }
 
 
@@ -78,13 +78,13 @@ def setting_near(goal: float, tried: list[Point]) -> ExitPolicy | None:
 
 
 def as_markdown(results: list[dict[str, Any]], goals: list[float]) -> str:
-    """One table per task: cross-layer average, full depth and points, mean ± standard deviation over seeds.
+    """A table per task, encoder and budget: cross-layer average, full depth and points, mean ± sd over seeds.
 
     A full depth no better than the majority class is marked with *.
     """
     tables = []
-    for task in dict.fromkeys(result["task"] for result in results):
-        of_task = [result for result in results if result["task"] == task]
+    for of in dict.fromkeys(map(group, results)):
+        of_task = [result for result in results if group(result) == of]
         titles = ["system", "average of exits", "full depth", *(f"{100 * goal:.0f} % saved" for goal in goals), "seeds"]
         lines = [task_title(of_task[0]), "", "| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
         for system in dict.fromkeys(result["system"] for result in of_task):

@@ -1,10 +1,9 @@
 """The layer table: what every exit scores, frozen encoder beside trained one, and what is left when rows leave early.
 
 One model per task, mode and seed. Thresholds are chosen on rows held out of the training split, and reported on the
-evaluation split. Every finished run is kept as JSON, so a table that was interrupted goes on where it stopped.
+evaluation split. Every training is kept, so a table that was interrupted goes on where it stopped.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ import numpy as np
 from ..data.metrics import majority_score
 from ..evaluation.frontier import layer_scores, sweep, thresholds_for
 from ..evaluation.recording import Recording
+from ..evaluation.tables import header, line
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.evidence import REGRESSION
 from ..model.exit_policy import ExitPolicy
-from .comparison import Budget, Run, train_and_record
+from .runs import Run
+from .trainings import Trained, trained
 
 # All weights trained is the field's usual setting: no adapters, the encoder itself moves.
 MODES: dict[str, dict[str, Any]] = {
@@ -26,28 +27,27 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def run(
-    dataset: str, config: str, mode: str, seed: int, backbone: str, budget: Budget, saved: list[float], knobs: dict
-) -> dict:
-    """Train one model and measure it: scores of all exits, and at thresholds that save given shares of the layers.
+def measured(folder: Path, run: Run, mode: str, knobs: dict[str, Any], saved: list[float]) -> dict[str, Any]:
+    """A line of the table for one seed, from a model that `folder` keeps or that is trained now.
 
     Args:
         knobs: fields of the model's config to set, beside the mode's own.
+        saved: the shares of layers to save.
     """
-    model_config = PFBerxitConfig.from_backbone(backbone, **{**MODES[mode], **knobs})
-    chosen_on, reported_on = train_and_record(Run(dataset, config, seed, backbone, budget), model_config)
-    facts, labels = reported_on.source, reported_on.labels.numpy()
+    config = PFBerxitConfig.from_backbone(run.backbone, **{**MODES[mode], **knobs})
+    return measure(trained(folder, run, config), " ".join([mode, *map(str, knobs.values())]), saved)
+
+
+def measure(kept: Trained, mode: str, saved: list[float]) -> dict[str, Any]:
+    """Scores of all exits on the reported rows, and at the thresholds that save given shares of the layers."""
+    facts, labels = kept.facts, kept.reported_on.labels.numpy()
     return {
-        "task": facts["task"],
-        "mode": " ".join([mode, *map(str, knobs.values())]),
-        "seed": seed,
-        "metric": facts["metric"],
-        "train_rows": facts["train_rows"],
-        "epochs": budget.epochs,
+        **{name: facts[name] for name in ("task", "metric", "train_rows", "run")},
+        "mode": mode,
         "evaluation_rows": len(labels),
         "majority": majority_score(facts["metric"], labels),
-        "layers": layer_scores(reported_on, facts["metric"]),
-        "points": exit_points(chosen_on, reported_on, facts["metric"], saved),
+        "layers": layer_scores(kept.reported_on, facts["metric"]),
+        "points": exit_points(kept.chosen_on, kept.reported_on, facts["metric"], saved),
     }
 
 
@@ -59,40 +59,14 @@ def exit_points(chosen_on: Recording, reported_on: Recording, metric: str, saved
     return [{"threshold": each.policy.threshold, "saved": each.saved, "score": each.score} for each in points]
 
 
-def cached_run(folder: Path, **setting: Any) -> dict:
-    """`run`, or its result from an earlier call with the same setting."""
-    parts = [setting["config"], setting["mode"], *map(str, setting["knobs"].values()), f"seed{setting['seed']}"]
-    path = folder / ("-".join(map(str, parts)) + ".json")
-    asked = {
-        "backbone": Path(setting["backbone"]).name,
-        "budget": vars(setting["budget"]),
-        "saved": setting["saved"],
-        "knobs": setting["knobs"],
-    }
-    if path.exists() and (known := json.loads(path.read_text())).get("setting") == asked:
-        return known
-    print(f"training {setting['mode']} on {setting['config']}, seed {setting['seed']} ...", flush=True)
-    result = {**run(**setting), "setting": asked}
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    return result
-
-
 def as_markdown(results: list[dict]) -> str:
     """One line per task and mode, mean over seeds; an exit no better than the majority class is marked with *."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for result in results:
         groups.setdefault((result["task"], result["mode"]), []).append(result)
-    first = results[0]
-    exits, points = len(first["layers"]), len(first["points"])
-    titles = [
-        "task",
-        "encoder",
-        "majority",
-        *(f"{i}" for i in range(1, exits + 1)),
-        *(f"exit {i}" for i in range(1, points + 1)),
-    ]
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    exits, points = (len(results[0][name]) for name in ("layers", "points"))
+    numbered = [*(f"{i}" for i in range(1, exits + 1)), *(f"exit {i}" for i in range(1, points + 1))]
+    lines = [header(["task", "encoder", "majority", *numbered])]
     for (task, mode), runs in groups.items():
         majority = float(np.mean([run["majority"] for run in runs]))
         layers = np.mean([run["layers"] for run in runs], axis=0)
@@ -101,5 +75,5 @@ def as_markdown(results: list[dict]) -> str:
             at = [run["points"][number] for run in runs]
             value, share = (np.mean([point[key] for point in at]) for key in ("score", "saved"))
             cells.append(f"{value:.3f} @ {100 * share:.0f} %")
-        lines.append("| " + " | ".join([task, mode, f"{majority:.3f}", *cells]) + " |")
+        lines.append(line([task, mode, f"{majority:.3f}", *cells]))
     return "\n".join(lines)

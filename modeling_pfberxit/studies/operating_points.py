@@ -10,8 +10,8 @@ from ..evaluation.calibration import Calibrated, all_points, calibrate
 from ..evaluation.frontier import layer_scores
 from ..evaluation.tables import header, line, spread
 from ..model.configuration_pfberxit import PFBerxitConfig
-from .comparison import Trained
 from .paper_study import Study
+from .trainings import Trained
 
 SPEED_UPS = (1.25, 1.5, 2.0)
 

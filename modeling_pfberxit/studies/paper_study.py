@@ -1,14 +1,16 @@
 """A study: what the paper compares, on some tasks and seeds, and where its trainings are kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.tasks import load_task
+from ..data.source import Source
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.evidence import REGRESSION
 from . import paper_values as printed
-from .comparison import COMMON, Budget, Run, Trained, trained
+from .compared import COMMON
+from .runs import Budget, Run
+from .trainings import Trained, trained
 
 # What the paper compares, by its own names: all weights trained in three ways, BERxiT, and adapters with each module.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -37,11 +39,18 @@ class Study:
     seeds: tuple[int, ...]
     budget: Budget
     folder: Path
+    sources: dict[str, Source] = field(default_factory=dict, init=False, repr=False)
+
+    def source(self, task: str) -> Source:
+        """A task's data, read once."""
+        if task not in self.sources:
+            self.sources[task] = Source.read(self.dataset, task)
+        return self.sources[task]
 
     def models(self, knobs: dict[str, Any], task: str) -> list[tuple[PFBerxitConfig, Trained]]:
         """One variant on one task, every seed."""
         config = PFBerxitConfig.from_backbone(self.backbone, **{**COMMON, **knobs})
-        runs = (Run(self.dataset, task, seed, self.backbone, self.budget) for seed in self.seeds)
+        runs = (Run(self.source(task), self.backbone, seed, self.budget) for seed in self.seeds)
         return [(config, trained(self.folder, run, config)) for run in runs]
 
     def judged(self, task: str) -> list[tuple[PFBerxitConfig, Trained]]:
@@ -49,5 +58,5 @@ class Study:
 
         The heads do not move the adapters, the prototypes do, by a tenth of the loss. Regression has no prototypes.
         """
-        outcomes = load_task(self.dataset, task)[0].problem_type != REGRESSION
+        outcomes = self.source(task).task.problem_type != REGRESSION
         return self.models({**RULES["pf-mlp"], "use_lte": True, "use_prototypes": outcomes}, task)

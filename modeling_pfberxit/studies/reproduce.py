@@ -1,6 +1,6 @@
 """`pfberxit reproduce`: the tables and figures of PF-BERxiT's paper, ours beside the printed values.
 
-Every table is a set of variants, each trained once per task and seed and kept, as in `comparison`; what several tables
+Every table is a set of variants, each trained once per task and seed and kept, as in `compare`; what several tables
 need is trained once. `frontiers` and `points` say what the paper does not: what every rule reaches on its model.
 """
 
@@ -20,11 +20,11 @@ from ..model.validation import refuse
 from . import operating_points
 from . import paper_values as printed
 from .batch_sizes import GOALS, table6
-from .comparison import Trained
 from .comparison_table import points
 from .paper_study import DIMENSIONS, PLACEMENTS, RULES, VARIANTS, Study
 from .presets import ENCODERS, PAPER
 from .seed_bands import SHARES, along, frontiers
+from .trainings import Trained
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
 

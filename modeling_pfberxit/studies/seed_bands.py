@@ -18,8 +18,8 @@ from ..evaluation.frontier_report import as_markdown
 from ..evaluation.tables import spread
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import configured_policy
-from .comparison import Trained
 from .paper_study import Study
+from .trainings import Trained
 
 SHARES = np.arange(0.0, 0.85, 0.05)
 

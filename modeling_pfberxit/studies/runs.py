@@ -1,12 +1,5 @@
-"""The comparison: every system on one backbone with one budget, trained, recorded and kept.
+"""One run: a training on one task with one budget and seed, and what its exits say of rows it has not seen."""
 
-Systems that differ only in the exit rule share one trained model. What a model's exits said about the held-out and the
-evaluation rows is kept in a safetensors file under a hash of everything that went into its training, so a comparison
-that was interrupted goes on where it stopped, and new rules cost no training.
-"""
-
-import hashlib
-import json
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -19,20 +12,16 @@ from datasets import Dataset
 from torch import nn
 from transformers import set_seed
 
-from ..data.tasks import Task, encode, load_task
+from ..data.source import Source
+from ..data.tasks import Task, encode
 from ..evaluation.macs import token_macs
 from ..evaluation.recording import Recording, record
-from ..model.configuration_pfberxit import CHECKS, PFBerxitConfig
-from ..model.exit_policy import POLICY_CHECKS
+from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
+from ..training.model_card import display_name
 from ..training.strategies import train
 from ..training.token_exits import fit_token_exits
-
-# Every system's exits read the same thing, so that rules and training are compared and not what is read.
-COMMON = {"exit_pooling": "mean", "exit_pooler": "none"}
-ASIDE = {"system", "operating_points", "format_version", "adapter_only", "backbone_config", "problem_type"}
-UNTRAINED = ASIDE | {f"exit_{name}" for name in POLICY_CHECKS}
 
 
 @dataclass(frozen=True)
@@ -54,61 +43,23 @@ class Budget:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of the comparison, whatever the system."""
+    """One training, whatever the system: the data that was read, the encoder (Hub id or folder), seed and budget."""
 
-    dataset: str
-    config: str
-    seed: int
+    source: Source
     backbone: str
+    seed: int
     budget: Budget
 
-
-def compared_config(system: str, backbone: str, **knobs: Any) -> PFBerxitConfig:
-    """A system as it is compared: with the common reading, and late prompts with exits above the layer they join at."""
-    config = PFBerxitConfig.for_system(system, backbone, **{**COMMON, **knobs})
-    layers = config.encoder_config().num_hidden_layers
-    if config.prompt_generator != "none":
-        config.exit_layers = list(range(config.prompt_layer + 1, layers + 1))
-        config.exit_criterion = "entropy"
-    return config
-
-
-def trained_as(config: PFBerxitConfig) -> dict[str, Any]:
-    """What of a config shapes the training and is not the default: no exit policy, no system's name."""
-    values, default = config.to_dict(), PFBerxitConfig().to_dict()
-    shaping = [name for name in sorted(CHECKS) if name not in UNTRAINED and not name.startswith("base_")]
-    return {name: values[name] for name in shaping if values[name] != default[name]}
-
-
-def training_id(run: Run, config: PFBerxitConfig) -> str:
-    """A hash of all that goes into a training."""
-    asked = {**asdict(run), "backbone": Path(run.backbone).name, "dataset": Path(run.dataset).name}
-    text = json.dumps({"run": asked, "config": trained_as(config)}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a trained model's exits said about the rows that thresholds are chosen on, and about those reported on."""
-
-    chosen_on: Recording
-    reported_on: Recording
-
-    @property
     def facts(self) -> dict[str, Any]:
-        """Of its making."""
-        return self.reported_on.source
-
-
-def trained(folder: Path, run: Run, config: PFBerxitConfig, progress: str = "") -> Trained:
-    """The recordings of one training; trained now if it has not been yet."""
-    place = folder / "recordings" / f"{run.config}-seed{run.seed}-{training_id(run, config)}"
-    paths = place / "held_out.safetensors", place / "evaluation.safetensors"
-    if not all(path.exists() for path in paths):
-        print(f"{progress}training {config.system or 'a model'} on {run.config}, seed {run.seed} ...", flush=True)
-        for path, recording in zip(paths, train_and_record(run, config)):
-            recording.save(path)
-    return Trained(*map(Recording.load, paths))
+        """What results say of it; of folders the name alone."""
+        run = {
+            "dataset": Path(self.source.dataset).name,
+            "config": self.source.config,
+            "seed": self.seed,
+            "backbone": display_name(self.backbone),
+            "budget": asdict(self.budget),
+        }
+        return {"task": self.source.task.name, "metric": self.source.task.metric, "run": run}
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -116,12 +67,12 @@ def trained(folder: Path, run: Run, config: PFBerxitConfig, progress: str = "") 
 
 def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recording]:
     """Train one model; what its exits say about the held-out and the evaluation rows."""
-    task, splits = split_task(run)
-    tokenizer = new_tokenizer(run.backbone)
-    held_out, rows, evaluation = (encode(task, part, tokenizer) for part in splits)
+    task = run.source.task
+    tokenizer = new_tokenizer(config.base_model_name_or_path, config.base_model_revision)
+    held_out, rows, evaluation = (encode(task, part, tokenizer) for part in split_rows(run))
     set_seed(run.seed)
     # The policy stays behind: nothing of it is trained, and a model without criterion runs to its last layer.
-    model = new_model(run.backbone, task, **{**trained_as(config), "exit_criterion": None})
+    model = new_model(config, task, system=None, exit_criterion=None, exit_threshold=None)
     if not run.budget.dropout:
         drop_nothing(model)
     if not torch.cuda.is_available():
@@ -133,13 +84,11 @@ def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recor
     with tempfile.TemporaryDirectory() as scratch:
         runs = train(model, lambda: trainer_of(model, task, tokenizer, run, scratch, rows))
     facts = {
-        "task": task.name,
-        "metric": task.metric,
+        **run.facts(),
         "train_rows": len(rows),
         "seconds": round(time.perf_counter() - started, 1),
         "steps": sum(each.state.global_step for each in runs),
         **token_facts(model, evaluation),
-        "run": {**asdict(run), "backbone": Path(run.backbone).name, "dataset": Path(run.dataset).name},
     }
     return record(model, held_out, **facts), record(model, evaluation, **facts)
 
@@ -151,13 +100,13 @@ def drop_nothing(model: PFBerxitForSequenceClassification) -> None:
             module.p = 0.0
 
 
-def split_task(run: Run) -> tuple[Task, tuple[Dataset, Dataset, Dataset]]:
-    """The task with its held-out, training and evaluation rows."""
-    task, data = load_task(run.dataset, run.config)
-    budget, shuffled = run.budget, data["train"].shuffle(seed=run.seed)
+def split_rows(run: Run) -> tuple[Dataset, Dataset, Dataset]:
+    """The rows to choose thresholds on, to train on and to report on."""
+    data, budget = run.source.data, run.budget
+    shuffled = data["train"].shuffle(seed=run.seed)
     end = min(len(shuffled), budget.held_out + budget.rows) if budget.rows else len(shuffled)
     held_out, rows = (shuffled.select(range(*part)) for part in ((budget.held_out,), (budget.held_out, end)))
-    return task, (held_out, rows, data[task.evaluation_split])
+    return held_out, rows, data[run.source.task.evaluation_split]
 
 
 def trainer_of(model: PFBerxitForSequenceClassification, task: Task, tokenizer, run: Run, folder: str, rows: Dataset):

@@ -1,0 +1,152 @@
+"""One cache of trainings, keyed by content: what goes into a training is its name; where that lay, and what it was
+called, is not.
+
+An entry is a folder called after the hash of its parts. It holds two recordings, what the model's exits said about the
+held-out and about the evaluation rows, and `made_of.json`, which says the parts in clear. Entries appear in one move
+and are never written again, so a comparison that was interrupted goes on where it stopped, new rules cost no training,
+and what code of another format left behind stays as it is.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.recording import Recording
+from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.exit_policy import POLICY_CHECKS
+from ..model.persistence import sha256_of, weight_files
+from ..model.validation import refuse
+from ..training.finetuning import new_tokenizer
+from .runs import Run, train_and_record
+
+FORMAT = 1  # of the entries; to be raised wherever the same parts would train another model than before
+PARTS, MADE_OF = ("held_out.safetensors", "evaluation.safetensors"), "made_of.json"
+# Of a config, what says nothing about a training: names, places (their content is hashed), the policy, how it is saved.
+ASIDE = {
+    "system", "operating_points", "format_version", "weights_sha256", "adapter_only", "architectures", "auto_map",
+    "base_model_name_or_path", "base_model_revision", "base_model_sha256", "transformers_version", "_name_or_path",
+    "problem_type", "id2label", "label2id", *(f"exit_{name}" for name in POLICY_CHECKS),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a trained model's exits said about the rows that thresholds are chosen on, and about those reported on."""
+
+    chosen_on: Recording
+    reported_on: Recording
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Task, metric, run, and what the training took, as the recordings say."""
+        return self.reported_on.source
+
+
+def trained(folder: Path, run: Run, config: PFBerxitConfig, progress: str = "") -> Trained:
+    """The recordings of one training, from `folder` or made now; they are told what this run calls its parts."""
+    key, facts = key_of(run, config), run.facts()
+    # What is loaded for the training is checked against the hash in the key.
+    config = PFBerxitConfig.from_backbone(config, base_model_sha256=key["encoder"]["weights"])
+
+    def train() -> tuple[Recording, Recording]:
+        print(f"{progress}training {config.system or 'a model'} on {facts['task']}, seed {run.seed} ...", flush=True)
+        return train_and_record(run, config)
+
+    kept = cached(folder, key, train)
+    facts["run"] |= {"encoder": key["encoder"]["weights"], "data": key["data"]}
+    parts = (kept.chosen_on, kept.reported_on)
+    return Trained(*(replace(part, source={**part.source, **facts}) for part in parts))
+
+
+# ---- the key --------------------------------------------------------------------------------------------------------
+
+
+def key_of(run: Run, config: PFBerxitConfig) -> dict[str, Any]:
+    """All that goes into a training, by content, as JSON has it."""
+    task = run.source.task
+    key = {
+        "format": FORMAT,
+        "encoder": encoder_content(config.base_model_name_or_path, config.base_model_revision),
+        "data": run.source.sha256,
+        "task": {"problem_type": task.problem_type, "labels": task.labels},
+        "config": {name: value for name, value in sorted(config.to_dict().items()) if name not in ASIDE},
+        "budget": asdict(run.budget),
+        "seed": run.seed,
+    }
+    return json.loads(json.dumps(key))
+
+
+def encoder_content(name: str, revision: str | None) -> dict[str, str]:
+    """Hashes of an encoder's weights and of its tokenizer.
+
+    Raises:
+        ValueError, OSError: there is none, or it has no safetensors weights.
+    """
+    files = [Path(file).resolve() for file in weight_files(name, revision=revision)]
+    if not files:
+        refuse("backbone", name, "an encoder with safetensors weights")
+    state = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return {"weights": weights_hash(state), "tokenizer": tokenizer_hash(name, revision)}
+
+
+@lru_cache
+def weights_hash(state: tuple[tuple[str, int, int], ...]) -> str:
+    """Of files (path, size, time of last change), read once as long as they stay as they are."""
+    return sha256_of(*(path for path, *_ in state))
+
+
+def tokenizer_hash(name: str, revision: str | None) -> str:
+    """Of how an encoder's tokenizer turns texts into what the encoder is fed."""
+    tokenizer = new_tokenizer(name, revision)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    about = [type(tokenizer).__name__, rules, tokenizer.model_input_names, tokenizer.special_tokens_map]
+    return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()
+
+
+# ---- the entries ----------------------------------------------------------------------------------------------------
+
+
+def cached(folder: Path, key: dict[str, Any], train: Callable[[], tuple[Recording, Recording]]) -> Trained:
+    """The entry of a key in `folder/recordings`; `train` makes it where there is none.
+
+    Raises:
+        OSError: an entry that cannot be read, or that says it was made of something else. It is left alone.
+    """
+    place = entry(folder, key)
+    if not place.exists():
+        write(place, key, train())
+    try:
+        made_of = json.loads((place / MADE_OF).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OSError(f"{place}: {MADE_OF} cannot be read ({error}); move the folder away to train anew.") from error
+    if made_of != key:
+        other = sorted(name for name in {*made_of, *key} if made_of.get(name) != key.get(name))
+        raise OSError(f"{place}: made of another {', '.join(other)}; move the folder away to train anew.")
+    return Trained(*(Recording.load(place / part) for part in PARTS))
+
+
+def entry(folder: Path, key: dict[str, Any]) -> Path:
+    """Where a key's entry is or will be."""
+    return folder / "recordings" / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def write(place: Path, key: dict[str, Any], recordings: tuple[Recording, Recording]) -> None:
+    """Write an entry in one move; where another process was quicker, its entry stays."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=place.parent) as scratch:
+        draft = Path(scratch) / place.name
+        for part, recording in zip(PARTS, recordings, strict=True):
+            recording.save(draft / part)
+        (draft / MADE_OF).write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+        try:
+            os.rename(draft, place)
+        except OSError:
+            if not place.exists():
+                raise
