@@ -60,8 +60,9 @@ def test_a_batch_never_leaves_before_its_last_row_may():
 
 
 def test_rows_leave_together_where_all_may_at_once_or_at_the_end():
-    assert together(torch.tensor([[0, 1, 1, 0], [1, 0, 1, 0]]).bool()).tolist() == [2, 2]
-    assert together(torch.tensor([[1, 0, 0], [0, 1, 0]]).bool()).tolist() == [2, 2]
+    fires = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]]).bool()
+    assert together(fires, 2).tolist() == [2, 2, 3, 3, 1]  # the last batch is a row short
+    assert together(fires, 1).tolist() == [1, 0, 0, 1, 1] and together(fires, 8).tolist() == [3] * 5
 
 
 def test_a_rule_that_asks_several_exits_is_refused():

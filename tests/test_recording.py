@@ -1,8 +1,11 @@
 """Recordings: one pass keeps what any policy needs, in the rows' order, and says where it came from."""
 
+import json
+
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 from tiny import tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
@@ -85,6 +88,20 @@ def test_a_recording_is_read_back_as_it_was(model, batch, tmp_path):
         assert torch.equal(one, other)
     assert (found.exit_depths, found.problem_type, found.source) == (kept.exit_depths, kept.problem_type, kept.source)
     assert [file.name for file in path.parent.iterdir()] == ["kept.safetensors"]
+
+
+def test_a_recording_knows_what_the_model_calls_its_labels(tmp_path):
+    model = tiny_model("bert", id2label={0: "refund", 1: "delivery", 2: "other"})
+    record(model, [tiny_batch(4)]).save(tmp_path / "kept.safetensors")
+    kept = Recording.load(tmp_path / "kept.safetensors")
+    assert kept.label_names == kept.select(torch.tensor([0])).label_names == ["refund", "delivery", "other"]
+
+
+def test_a_recording_from_before_labels_had_names_is_read(model, tmp_path):
+    about = {"exit_depths": [1, 2], "problem_type": SINGLE_LABEL, "source": {}}
+    parts = {"lengths": torch.tensor([3, 4]), "evidence.logits": torch.randn(2, 2, 3)}
+    save_file(parts, tmp_path / "old.safetensors", {"recording": json.dumps(about)})
+    assert Recording.load(tmp_path / "old.safetensors").label_names == []
 
 
 def test_rows_without_labels_can_be_recorded_too(model, batch, tmp_path):

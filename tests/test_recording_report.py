@@ -1,6 +1,7 @@
 """`pfberxit report` and `pfberxit suitability`: what they print is what the functions behind them find."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,16 @@ def test_without_labels_it_tells_what_can_be_told(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "settled" in printed and "By length" in printed
     assert "right" not in printed and "By label" not in printed
+
+
+def test_classes_are_called_by_their_names(tmp_path, capsys):
+    path = saved(tmp_path / "a.safetensors", [0, 1, 1, 1], ANSWERS)
+    main(["report", path, "--policy", POLICY])
+    assert "label 1 (3 rows" in capsys.readouterr().out
+    replace(Recording.load(path), label_names=["refund", "delivery"]).save(path)
+    main(["report", path, "--policy", POLICY])
+    printed = capsys.readouterr().out
+    assert "refund (1 rows" in printed and "delivery (3 rows" in printed and "label 1" not in printed
 
 
 def test_every_row_has_its_line_and_every_grouping_its_picture(tmp_path, capsys):

@@ -12,8 +12,10 @@ from transformers import PreTrainedConfig
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.evidence import MULTI_LABEL
 
+Count = int | Tensor  # of one row, or of each of many
 
-def layer_macs(encoder: PreTrainedConfig, keys: int, queries: int | None = None) -> int:
+
+def layer_macs(encoder: PreTrainedConfig, keys: Count, queries: Count | None = None) -> Count:
     """One encoder layer over `keys` positions, of which `queries` are computed (default: all)."""
     q, n, d, heads = keys if queries is None else queries, keys, encoder.hidden_size, encoder.num_attention_heads
     projections = 2 * q * d * d + 2 * n * d * d  # queries and output; keys and values
@@ -22,7 +24,7 @@ def layer_macs(encoder: PreTrainedConfig, keys: int, queries: int | None = None)
     return projections + attention + 2 * q * d * inner + 2 * 2 * q * d
 
 
-def adapter_macs(config: PFBerxitConfig, hidden_size: int, tokens: int) -> int:
+def adapter_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count) -> Count:
     """One adapter over `tokens` positions."""
     r, norm = config.adapter_dim, 0 if config.adapter_layer_norm == "none" else 2 * hidden_size
     kernel = config.adapter_conv_kernel
@@ -40,15 +42,12 @@ def token_macs(encoder: PreTrainedConfig, token_layers: Tensor) -> Tensor:
 
     A token that has left costs its key and its value in every later layer, nothing more.
     """
-    costs = []
-    for row in token_layers:
-        tokens = int((row > 0).sum())
-        layers = range(1, encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)
-        costs.append(sum(layer_macs(encoder, tokens, int((row >= depth).sum())) for depth in layers))
-    return torch.tensor(costs)
+    depths = torch.arange(1, encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)
+    staying = (token_layers[..., None] >= depths).sum(1)  # (B, layers)
+    return layer_macs(encoder, (token_layers > 0).sum(1, keepdim=True), staying).sum(1)
 
 
-def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: int) -> int:
+def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count) -> Count:
     """One exit over a row of `tokens` positions: bypass, pooler, classifier, learning-to-exit head, prototypes."""
     d, labels = hidden_size, config.num_labels
     outcomes = 2 * labels if config.problem_type == MULTI_LABEL else labels
@@ -58,7 +57,7 @@ def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: int) -> int:
     return macs + (adapter_macs(config, d, tokens) if config.adapter_placement == "bypass" else 0)
 
 
-def depth_macs(config: PFBerxitConfig, tokens: int | Tensor, exit_depths: list[int]) -> Tensor:
+def depth_macs(config: PFBerxitConfig, tokens: Count, exit_depths: list[int]) -> Tensor:
     """What rows of so many positions have cost after 0, 1, ... n layers, adapters and exits included, (..., n + 1)."""
     encoder, tokens = config.encoder_config(), torch.as_tensor(tokens).long()
     depths = torch.arange(encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)

@@ -38,6 +38,7 @@ class Recording:
     exit_depths: list[int]  # the layers that have an exit
     problem_type: str
     source: dict[str, Any] = field(default_factory=dict)  # model, encoder, data, versions
+    label_names: list[str] = field(default_factory=list)  # what classes or labels are called, (C,); empty: not known
 
     @property
     def layers(self) -> int:
@@ -69,7 +70,7 @@ class Recording:
         """Write it in one move: what an interrupted program leaves never looks finished."""
         parts = {"lengths": self.lengths, **{f"evidence.{k}": v for k, v in self.evidence._asdict().items()}}
         parts["labels"] = self.labels
-        about = {"exit_depths": self.exit_depths, "problem_type": self.problem_type, "source": self.source}
+        about = {name: getattr(self, name) for name in ("exit_depths", "problem_type", "source", "label_names")}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -124,8 +125,9 @@ def record(
     *evidence, lengths, labels = joined
     evidence = Evidence(*(None if kind is None else kind.float() for kind in evidence))
     return Recording(
-        evidence, lengths, labels, model.exit_depths, model._problem_type(labels), {**provenance(model), **source}
-    )
+        evidence, lengths, labels, model.exit_depths, model._problem_type(labels), {**provenance(model), **source},
+        [model.config.id2label[number] for number in range(model.config.num_labels)],
+    )  # fmt: skip
 
 
 def padded_batches(rows: Dataset, order: Tensor, size: int, pad: int) -> Iterator[dict[str, Tensor]]:

@@ -80,7 +80,8 @@ def leaving(recording: Recording, policy: ExitPolicy) -> Groups:
     if recording.labels is not None and recording.problem_type != REGRESSION:
         several = recording.problem_type == MULTI_LABEL
         classes = recording.labels.shape[1] if several else recording.evidence.logits.shape[-1]
-        by_class = exits_by_class(recording, policy, [f"label {number}" for number in range(classes)])
+        names = recording.label_names or [f"label {number}" for number in range(classes)]
+        by_class = exits_by_class(recording, policy, names)
         groups["By label"] = {name: depths for name, depths in by_class.items() if len(depths)}
     return groups
 

@@ -126,5 +126,8 @@ def earlier(easy: np.ndarray, hard: np.ndarray, seed: int = 0) -> tuple[float, f
     def difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
         return b.mean(axis) - a.mean(axis)
 
-    found = bootstrap((easy, hard), difference, method="percentile", n_resamples=9999, rng=np.random.default_rng(seed))
+    at_once = max(1, 20_000_000 // max(len(easy), len(hard)))  # resamples whose rows fit in memory together
+    found = bootstrap(
+        (easy, hard), difference, method="percentile", n_resamples=9999, batch=at_once, rng=np.random.default_rng(seed)
+    )
     return float(difference(easy, hard)), *map(float, found.confidence_interval)

@@ -39,10 +39,11 @@ def suitability(model: PFBerxitForSequenceClassification, batches: Sequence[dict
     Args:
         batches: of unlabelled rows, a few hundred in all.
     """
-    states = torch.cat([layer_means(model, batch) for batch in batches]).double()  # (N, n, d)
+    states = torch.cat([layer_means(model, batch) for batch in batches])  # (N, n, d)
     if len(states) < 50:
         refuse("batches", f"{len(states)} rows", "at least 50 rows, better a few hundred")
-    return [explained(states[:, layer], states[:, -1]) for layer in range(states.shape[1])]
+    last = states[:, -1].double()
+    return [explained(states[:, layer].double(), last) for layer in range(states.shape[1])]
 
 
 def layer_means(model: PFBerxitForSequenceClassification, batch: dict[str, Tensor]) -> Tensor:
@@ -62,8 +63,14 @@ def explained(source: Tensor, target: Tensor, folds: int = 5, ridge: float = 1e-
         centre, goal = source[fitted].mean(0), target[fitted].mean(0)
         scale = source[fitted].std(0).mean().clamp(min=1e-9)
         x, y = (source[fitted] - centre) / scale, target[fitted] - goal
-        kernel = x @ x.T  # rows are fewer than dimensions
-        weights = torch.linalg.solve(kernel + ridge * kernel.diagonal().mean() * torch.eye(len(x), dtype=x.dtype), y)
-        foretold = (source[held_out] - centre) / scale @ x.T @ weights
-        missed += (target[held_out] - goal - foretold).square().sum()
+        weights = ridge_weights(x, y, ridge * x.square().sum() / len(x))
+        missed += (target[held_out] - goal - (source[held_out] - centre) / scale @ weights).square().sum()
     return max(0.0, 1 - (missed / (target - target.mean(0)).square().sum()).item())
+
+
+def ridge_weights(x: Tensor, y: Tensor, ridge: float | Tensor) -> Tensor:
+    """The weights (d, k) of a ridge regression from x (N, d) to y (N, k), by what is fewer: rows or columns."""
+    rows, columns = x.shape
+    if rows < columns:
+        return x.T @ torch.linalg.solve(x @ x.T + ridge * torch.eye(rows, dtype=x.dtype), y)
+    return torch.linalg.solve(x.T @ x + ridge * torch.eye(columns, dtype=x.dtype), x.T @ y)

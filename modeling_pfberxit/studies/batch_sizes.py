@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..evaluation.frontier import Point, grid, judging, measured
 from ..evaluation.recording import Recording
@@ -47,18 +48,19 @@ def whole_batches(
         if CRITERIA[policy.criterion].answer is not own_answer:
             refuse("criterion", policy.criterion, "one whose rows are told what the exit itself says")
         fires = torch.stack([fire for fire, _ in scores.fires(policy, recording.exit_depths)], dim=1)
-        at = torch.cat([together(batch) for batch in fires.split(batch_size)])
+        at = together(fires, batch_size)
         yield policy, logits[everyone, at], depths[at]
 
 
-def together(fires: Tensor) -> Tensor:
-    """The exit at which a batch leaves: (B, E), whether each exit lets each row go -> (B,), the same number B times.
+def together(fires: Tensor, batch_size: int) -> Tensor:
+    """The exit at which each row's batch leaves: (N, E), whether each exit lets each row go -> (N,).
 
     Example: rows that may go at exits 1, 2 and at exits 0, 2 leave together at exit 2.
     """
-    all_may = fires.all(0)
-    all_may[-1] = True
-    return all_may.int().argmax().expand(len(fires))
+    rows, exits = fires.shape
+    filled = pad(fires, (0, 0, 0, -rows % batch_size), value=True)
+    all_may = filled.view(-1, batch_size, exits).all(1)  # (batches, E)
+    return (~all_may).cumprod(1).sum(1).clamp(max=exits - 1).repeat_interleave(batch_size)[:rows]
 
 
 def sweep_whole(recording: Recording, policies: Iterable[ExitPolicy], metric: str, batch_size: int) -> list[Point]:
