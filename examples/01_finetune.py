@@ -19,7 +19,13 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
-from modeling_pfberxit.training.finetuning import new_model, new_tokenizer, new_trainer, training_defaults
+from modeling_pfberxit.training.finetuning import (
+    new_model,
+    new_tokenizer,
+    new_trainer,
+    start_at_base_rates,
+    training_defaults,
+)
 from modeling_pfberxit.training.recipes import load_recipe
 
 
@@ -66,6 +72,7 @@ def main() -> None:
         train_backbone=options.train_backbone,
     )
     model.print_trainable_parameters()
+    start_at_base_rates(model, train["labels"])
     trainer = new_trainer(model, task, tokenizer, arguments, train, evaluation)
     trainer.train()
 

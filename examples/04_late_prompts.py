@@ -25,7 +25,13 @@ from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.timing import kept_for_backward, seconds
 from modeling_pfberxit.studies.quickstart import packaged_backbone
-from modeling_pfberxit.training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
+from modeling_pfberxit.training.finetuning import (
+    new_model,
+    new_tokenizer,
+    new_trainer,
+    start_at_base_rates,
+    training_arguments,
+)
 
 
 def parse() -> argparse.Namespace:
@@ -103,6 +109,7 @@ def fit(
             scratch, num_train_epochs=options.epochs, per_device_train_batch_size=16, seed=options.seed,
             disable_tqdm=True, logging_strategy="no", report_to="none",
         )  # fmt: skip
+        start_at_base_rates(model, train["labels"])
         trainer = new_trainer(model, task, tokenizer, arguments, train)
         trainer.train()
         return layer_scores(record(model, test), task.metric)[-1]

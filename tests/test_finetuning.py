@@ -1,4 +1,4 @@
-"""What a `Trainer` for a task begins with: exits that answer with the labels' base rates."""
+"""Exits that start with the labels' base rates."""
 
 import numpy as np
 import pytest
@@ -39,11 +39,13 @@ def test_classes_start_where_they_are():
 
 
 @pytest.mark.parametrize("config", ["urgency", "topics", "intent"])
-def test_a_trainer_starts_there(tmp_path, local_backbone, config):
+def test_tasks_start_there_when_they_are_told_to_and_no_sooner(tmp_path, local_backbone, config):
     task, data = load_task("support_desk", config)
     model, tokenizer = new_model(local_backbone, task), new_tokenizer(local_backbone)
     rows = encode(task, data["train"], tokenizer)
     new_trainer(model, task, tokenizer, training_arguments(str(tmp_path)), rows)
+    assert not np.any(biases(model))
+    start_at_base_rates(model, rows["labels"])
     labels = np.array(rows["labels"], dtype=float)
     share = (labels.sum(0) + 0.5) / (len(labels) + 1)
     expected = {"urgency": lambda: labels.mean(), "topics": lambda: logit(share), "intent": lambda: 0.0}[config]()

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_batch, tiny_model
@@ -11,10 +12,12 @@ from torch.nn import functional as F
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.model.criteria import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.model.losses import check_labels, check_objective, exit_losses, infer_problem_type, lte_loss
+from modeling_pfberxit.model.labels import check_labels, problem_type_of
+from modeling_pfberxit.model.losses import exit_losses, lte_loss
+from modeling_pfberxit.model.objective import check_objective
 from modeling_pfberxit.model.strategies import exit_weights
 
-ROWS, LAYERS = 5, 6
+ROWS, LAYERS, NAN, INF = 5, 6, float("nan"), float("inf")
 BATCH = tiny_batch(ROWS)
 PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 OUTPUTS = {SINGLE_LABEL: 3, MULTI_LABEL: 2, REGRESSION: 1}
@@ -119,6 +122,150 @@ def test_losses_are_single_precision_whatever_the_logits_are(problem_type):
     losses = exit_losses(logits, labels, problem_type)
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, exit_losses(logits.float(), labels, problem_type))
+
+
+# ---- weights and losses of one's own ---------------------------------------------------------------------------------
+
+WEIGHTS = {SINGLE_LABEL: ("class_weights", [0.5, 2.0, 3.0]), MULTI_LABEL: ("pos_weight", [4.0, 0.25])}
+
+
+def weighed_loss(logits: Tensor, labels: Tensor, problem_type: str, smoothing: float = 0.0) -> Tensor:
+    """torch's own weighted loss of one exit: logits (B, C) -> scalar."""
+    weights = torch.tensor(WEIGHTS[problem_type][1])
+    if problem_type == SINGLE_LABEL:
+        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+    smoothed = torch.where(labels == 1, 1 - smoothing / 2, smoothing / 2)
+    return F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("problem_type", WEIGHTS)
+def test_weights_are_torch_s_in_every_exit_s_loss(problem_type, smoothing, training):
+    name, weights = WEIGHTS[problem_type]
+    knobs = {"problem_type": problem_type, "num_labels": OUTPUTS[problem_type], "label_smoothing": smoothing}
+    model = tiny_model("bert", **knobs, **{name: weights}, exit_weights="uniform", exit_dropout=0.0).train(training)
+    labels = some_labels(problem_type)
+    output = model(**BATCH, labels=labels)
+    expected = [weighed_loss(logits, labels, problem_type, smoothing) for logits in output.exit_logits.unbind(1)]
+    torch.testing.assert_close(output.loss, sum(expected))
+    setattr(model.config, name, None)
+    assert not torch.isclose(output.loss, model(**BATCH, labels=labels).loss)
+
+
+@pytest.mark.parametrize("problem_type", WEIGHTS)
+def test_weights_are_in_the_loss_of_answers_that_left_early(problem_type):
+    name, weights = WEIGHTS[problem_type]
+    model = tiny_model("bert", problem_type=problem_type, num_labels=OUTPUTS[problem_type], **{name: weights})
+    labels = some_labels(problem_type)
+    output = model(**BATCH, labels=labels, exit_policy={"criterion": "appointed", "appointed_layer": 2})
+    torch.testing.assert_close(output.loss, weighed_loss(output.logits, labels, problem_type))
+
+
+def test_rows_labelled_minus_100_weigh_nothing():
+    logits, labels = some_logits(3), some_labels(SINGLE_LABEL)
+    labels[[1, 3]] = -100
+    weights = WEIGHTS[SINGLE_LABEL][1]
+    losses = exit_losses(logits, labels, SINGLE_LABEL, 0.0, weights)
+    expected = [F.cross_entropy(each, labels, weight=torch.tensor(weights)) for each in logits.unbind(1)]
+    torch.testing.assert_close(losses, torch.stack(expected))
+
+
+def test_a_batch_whose_classes_weigh_nothing_has_no_loss():
+    logits = some_logits(3).requires_grad_()
+    losses = exit_losses(logits, torch.zeros(ROWS, dtype=torch.long), SINGLE_LABEL, 0.1, [0.0, 1.0, 1.0])
+    losses.sum().backward()
+    assert losses.tolist() == [0.0] * LAYERS and not logits.grad.any()
+
+
+BAD_WEIGHTS = [
+    ({"class_weights": [1.0, 2.0]}, SINGLE_LABEL, "class_weights=.*: must be a list of 3 numbers, one for each label"),
+    ({"class_weights": [0.0, 0.0, 0.0]}, SINGLE_LABEL, "class_weights=.*: must be .*one of them above 0"),
+    ({"class_weights": [1.0, 2.0, 3.0]}, MULTI_LABEL, "class_weights=.*: must be None for multi_label"),
+    ({"class_weights": [1.0, 2.0, 3.0]}, REGRESSION, "class_weights=.*: must be None for regression"),
+    ({"pos_weight": [1.0] * 4}, MULTI_LABEL, "pos_weight=.*: must be a list of 3 numbers, one for each label"),
+    ({"pos_weight": [1.0, 2.0, 3.0]}, SINGLE_LABEL, "pos_weight=.*: must be None for single_label"),
+]
+
+
+@pytest.mark.parametrize("knobs, problem_type, message", BAD_WEIGHTS)
+def test_weights_that_do_not_fit_are_refused_by_name(knobs, problem_type, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model("bert", num_labels=3, problem_type=problem_type, **knobs)
+    model = tiny_model("bert", num_labels=3, problem_type=problem_type)
+    for name, value in knobs.items():
+        setattr(model.config, name, value)
+    ran = count_layers(model)
+    with pytest.raises(ValueError, match=message):
+        model(**BATCH, labels=some_labels(problem_type, outputs=3))
+    assert not ran
+
+
+@pytest.mark.parametrize("name", ["class_weights", "pos_weight"])
+@pytest.mark.parametrize("value", [[1.0, -2.0], [1.0, NAN], "balanced", 2.0, [], {0: 1.0}])
+def test_values_that_are_no_weights_are_refused_when_assigned(name, value):
+    with pytest.raises(ValueError, match=name):
+        PFBerxitConfig(**{name: value})
+
+
+def test_weights_come_as_arrays_and_travel_with_the_config(tmp_path):
+    config = PFBerxitConfig(class_weights=np.array([1, 2.5], dtype=np.float32))
+    config.save_pretrained(tmp_path)
+    assert PFBerxitConfig.from_pretrained(tmp_path).class_weights == [1.0, 2.5]
+
+
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    likely = logits.softmax(-1).gather(1, labels[:, None])
+    return -((1 - likely) ** 2 * likely.log()).mean()
+
+
+@pytest.mark.parametrize("loss", [focal, torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))])
+def test_a_loss_of_one_s_own_is_every_exit_s(loss, tmp_path):
+    model = tiny_model("bert", num_labels=3, exit_dropout=0.0)
+    names, labels = set(model.state_dict()), some_labels(SINGLE_LABEL)
+    model.exit_loss = loss
+    for training in (False, True):
+        output = model.train(training)(**BATCH, labels=labels)
+        losses = [loss(logits, labels) for logits in output.exit_logits.unbind(1)]
+        torch.testing.assert_close(output.loss, sum(i * each for i, each in enumerate(losses, 1)) / 21)
+    output.loss.backward()
+    assert all(exit.weight.grad.any() for exit in model.exits.classifiers)
+    early = model.eval()(**BATCH, labels=labels, exit_policy={"criterion": "appointed", "appointed_layer": 2})
+    torch.testing.assert_close(early.loss, loss(early.logits, labels))
+    assert set(model.state_dict()) == names  # none of it is saved
+    model.exit_loss = None
+    assert not torch.isclose(model(**BATCH, labels=labels).loss, output.loss)
+
+
+def test_distillation_and_lte_stand_on_a_loss_of_one_s_own():
+    labels, losses = some_labels(SINGLE_LABEL), []
+    for loss in (None, F.cross_entropy):
+        model = tiny_model("bert", num_labels=3, distillation=0.5, use_lte=True)
+        model.exit_loss = loss
+        losses.append(model(**BATCH, labels=labels).loss)
+    torch.testing.assert_close(*losses)
+
+
+def test_labels_of_a_loss_of_one_s_own_are_its_own_affair():
+    model, soft = tiny_model("bert", num_labels=3, problem_type=SINGLE_LABEL), torch.full((ROWS, 3), 1 / 3)
+    model.exit_loss = F.cross_entropy
+    assert model(**BATCH, labels=soft).loss.isfinite()
+    model = tiny_model("bert", num_labels=3, problem_type=SINGLE_LABEL, use_lte=True)
+    model.exit_loss = F.cross_entropy
+    with pytest.raises(ValueError, match="^labels="):
+        model(**BATCH, labels=soft)
+
+
+def test_losses_of_one_s_own_that_are_none_are_refused_by_name():
+    model = tiny_model("bert", num_labels=3)
+    with pytest.raises(ValueError, match="^exit_loss='focal': must be a function"):
+        model.exit_loss = "focal"
+    model.exit_loss = torch.nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(ValueError, match="^exit_loss=.*: must be .* a scalar tensor"):
+        model(**BATCH, labels=some_labels(SINGLE_LABEL))
+    model.exit_loss, model.config.label_smoothing = F.cross_entropy, 0.1
+    with pytest.raises(ValueError, match=r"^label_smoothing=0\.1: must be left out: model\.exit_loss"):
+        model(**BATCH, labels=some_labels(SINGLE_LABEL))
 
 
 # ---- all exits ------------------------------------------------------------------------------------------------------
@@ -273,7 +420,7 @@ INFERRED = [
 
 @pytest.mark.parametrize("num_labels, labels, problem_type", INFERRED)
 def test_labels_say_which_problem_it_is(num_labels, labels, problem_type):
-    assert infer_problem_type(num_labels, labels) == problem_type
+    assert problem_type_of(PFBerxitConfig(num_labels=num_labels), labels) == problem_type
     model = tiny_model("bert", num_labels=num_labels)
     output = model(**BATCH, labels=labels)
     expected = weighted_by_hand(output.exit_logits, model.exit_depths, labels, problem_type)
@@ -335,7 +482,6 @@ def test_numbers_of_any_kind_are_values(dtype):
 
 # ---- labels that do not fit -----------------------------------------------------------------------------------------
 
-NAN, INF = float("nan"), float("inf")
 BAD_LABELS = [
     (SINGLE_LABEL, torch.tensor([0, 1, 2, 3, 0]), "integers of shape (5,) in [0, 3), or -100"),
     (SINGLE_LABEL, torch.tensor([0, 1, 2, -1, 0]), "integers of shape (5,) in [0, 3), or -100"),

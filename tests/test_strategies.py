@@ -716,20 +716,55 @@ def test_a_bypass_changes_its_own_exit_alone():
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
-EVALUATED = {name: knobs for name, (knobs, _) in STRATEGIES.items()} | {
-    "learned": {"exit_weights": "learned"},
-    "equilibrium": {"gradient_equilibrium": True, "exit_weights": "uniform"},
+EVALUATED = {  # knobs, what the loss of each layer's exit weighs: of those that ever learn, as they weigh in the end
+    "depth": TAUGHT["depth"][::2],
+    "depth, two exits": TAUGHT["depth, two exits"][::2],
+    "uniform": TAUGHT["uniform"][::2],
+    "stage 1": TAUGHT["stage 1"][::2],
+    "stage 2": TAUGHT["stage 2"][::2],
+    "stage 2, uniform": TAUGHT["stage 2, uniform"][::2],
+    "alternating": ({"training_strategy": "alternating"}, {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}),
+    "groups": ({"exit_groups": GROUPS}, {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}),
+    "groups without layer 2": ({"exit_groups": [[1], [1, 4], [3]], "exit_weights": "uniform"}, {1: 1, 3: 1, 4: 1}),
+    "rising": ({"exit_weights": "rising"}, {1: 0.25, 2: 0.5, 3: 0.75, 4: 1}),
+    "rising, two exits": ({"exit_weights": "rising", "exit_layers": [3]}, {3: 0.75, 4: 1}),
+    "equilibrium": ({"gradient_equilibrium": True, "exit_weights": "uniform"}, {1: 1, 2: 1, 3: 1, 4: 1}),
 }
 
 
 @pytest.mark.parametrize("problem_type", PROBLEMS)
-@pytest.mark.parametrize("knobs", EVALUATED.values(), ids=EVALUATED)
-def test_at_full_depth_evaluation_sums_all_exits_by_depth_whatever_the_strategy(knobs, problem_type):
+@pytest.mark.parametrize("knobs, weights", EVALUATED.values(), ids=EVALUATED)
+def test_evaluation_sums_the_exits_that_learn_as_they_weigh_in_the_end(knobs, weights, problem_type):
     model, labels = model_at(problem_type=problem_type, **knobs).eval(), LABELS[problem_type]
     output = model(**BATCH, labels=labels)  # nobody counts steps
     losses = [task_loss(logits, labels, problem_type) for logits in output.exit_logits.unbind(1)]
-    depths = model.exit_depths
-    assert_close(output.loss, weighted({depth: depth / sum(depths) for depth in depths}, depths, losses))
+    assert_close(output.loss, weighted(weights, model.exit_depths, losses))
+
+
+MONITORED = {  # strategies whose every step teaches the whole: knobs, the step whose weights are the last ones
+    "depth": ({}, None),
+    "uniform": ({"exit_weights": "uniform"}, None),
+    "learned": ({"exit_weights": "learned"}, None),
+    "rising": ({"exit_weights": "rising"}, STEPS),
+    "stage 1": ({"training_strategy": "two_stage"}, None),
+    "stage 2": ({"training_strategy": "two_stage", "training_stage": 2, "use_lte": True}, None),
+    "alternating": ({"training_strategy": "alternating"}, 1),
+    "one group": ({"exit_groups": [[1, 3]]}, None),
+    "distillation": ({"distillation": 0.5, "exit_weights": "uniform"}, None),
+    "distillation in stage 2": ({"distillation": 0.5, "training_strategy": "two_stage", "training_stage": 2}, None),
+    "prototypes": ({"use_prototypes": True}, None),
+    "weights": ({"class_weights": [1.0, 2.0, 3.0], "label_smoothing": 0.1}, None),
+}
+
+
+@pytest.mark.parametrize("knobs, step", MONITORED.values(), ids=MONITORED)
+def test_what_is_monitored_is_what_is_trained(knobs, step):
+    model, labels = model_at(step, **knobs), LABELS[SINGLE_LABEL]
+    if model.exits.loss_weights is not None:
+        torch.nn.init.normal_(model.exits.loss_weights.theta)
+    trained = model(**BATCH, labels=labels).loss
+    model.training_progress = None
+    assert_close(model.eval()(**BATCH, labels=labels).loss, trained)
 
 
 @pytest.mark.parametrize("knobs, step", STRATEGIES.values(), ids=STRATEGIES)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CONFIGS, LAYERS, save_backbone, tiny_batch, tiny_model
+from tiny import CONFIGS, LAYERS, save_backbone, tiny_model
 from torch.nn import functional as F
 from torch.testing import assert_close
 from train_script import CLASSES, NO_DROPOUT, PLAIN_SGD, new_model, new_trainer, tiny_data, weights
-from transformers import AutoModel, set_seed
+from transformers import AutoModel, Trainer, set_seed
 from transformers.utils.logging import warning_once
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
@@ -292,26 +292,77 @@ def test_trainer_trains_in_bf16(encoders, tmp_path):
 # ---- labels and their smoothing -------------------------------------------------------------------------------------
 
 
-def test_a_training_forward_without_labels_warns_once(warnings):
-    model, batch = tiny_model(), tiny_batch(2)
-    model(**batch)
-    assert warnings("without labels") == []
-    model.train()
-    for _ in range(3):
-        assert model(**batch).loss is None
-    assert len(warnings("without labels")) == 1
+def of_the_last_exit(outputs, labels, **kwargs) -> torch.Tensor:
+    return F.cross_entropy(outputs.logits, labels, weight=torch.tensor([1.0, 2.0, 3.0]))
 
 
-def test_trainers_label_smoothing_warns_once_and_says_what_to_do(encoders, tmp_path, warnings):
+def of_every_exit(outputs, labels, **kwargs) -> torch.Tensor:
+    return sum(F.cross_entropy(logits, labels) for logits in outputs.exit_logits.unbind(1))
+
+
+class Weighted(Trainer):
+    """Weighs classes as the `Trainer`'s documentation does."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(**inputs)
+        loss = of_the_last_exit(outputs, inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
+
+
+LAST_EXIT_ALONE = {
+    "compute_loss": (Weighted, {}, {}),
+    "compute_loss_func": (Trainer, {"compute_loss_func": of_the_last_exit}, {}),
+    "label smoothing": (Trainer, {}, {"label_smoothing_factor": 0.1}),
+    "autocast": (Trainer, {"compute_loss_func": of_the_last_exit}, {"bf16": True}),
+    "checkpointing": (Weighted, {}, {"activation_checkpointing": True}),
+    "accumulation": (Weighted, {}, {"gradient_accumulation_steps": 2}),
+}
+
+
+@pytest.mark.parametrize("trainer_class, given, arguments", LAST_EXIT_ALONE.values(), ids=LAST_EXIT_ALONE)
+def test_a_loss_that_reaches_the_last_exit_alone_is_refused_at_the_first_step(
+    encoders, tmp_path, trainer_class, given, arguments
+):
     model = new_model(encoders["bert"])
     before = weights(model)
-    new_trainer(model, tmp_path, label_smoothing_factor=0.1, max_steps=3).train()
-    [warning] = warnings("label_smoothing_factor")
-    assert "config.label_smoothing" in warning
-    # What the warning is about: no exit but the last one learned.
-    assert {name for name in moved(before, weights(model)) if "classifiers" in name} == {
-        f"exits.classifiers.{LAYERS - 1}.{part}" for part in ("weight", "bias")
-    }
+    trainer = new_trainer(model, tmp_path, trainer_class=trainer_class, given=given, **arguments)
+    with pytest.raises(ValueError, match=r"every exit learns from.*class_weights.*model\.exit_loss.*exit_logits"):
+        trainer.train()
+    assert not moved(before, weights(model))
+
+
+EVERY_EXIT = {
+    "its own": lambda output, labels: output.loss,
+    "accumulated": lambda output, labels: output.loss / 4,
+    "of all logits": lambda output, labels: of_every_exit(output, labels),
+    "its own and one of the answers": lambda output, labels: output.loss + F.cross_entropy(output.logits, labels) / 2,
+    "the answers' first": lambda output, labels: output.logits.square().mean() + 0.5 * output.loss.exp(),
+    "of all logits and one of the answers": lambda output, labels: (
+        of_the_last_exit(output, labels) + of_every_exit(output, labels)
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", EVERY_EXIT.values(), ids=EVERY_EXIT)
+def test_a_loss_of_one_s_own_that_reaches_every_exit_is_welcome(loss):
+    model, batch = tiny_model(num_labels=CLASSES).train(), batch_of(tiny_data())
+    loss(model(**batch), batch["labels"]).backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == trained_names(model)
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"exit_layers": [LAYERS]}, {"training_strategy": "two_stage"}], ids=["one exit", "stage 1"]
+)
+def test_where_only_the_last_exit_learns_a_loss_of_its_logits_will_do(knobs):
+    model, batch = tiny_model(num_labels=CLASSES, **knobs).train(), batch_of(tiny_data())
+    of_the_last_exit(model(**batch), batch["labels"]).backward()
+    assert model.exits.classifiers[-1].weight.grad.any()
+
+
+def test_gradients_of_the_answers_can_be_had_in_evaluation():
+    model, batch = tiny_model(num_labels=CLASSES), batch_of(tiny_data())
+    of_the_last_exit(model(**batch), batch["labels"]).backward()
+    assert model.exits.classifiers[-1].weight.grad.any()
 
 
 def test_training_with_labels_does_not_warn(encoders, tmp_path, warnings):
@@ -390,21 +441,48 @@ def files(folder) -> list[Path]:
     return [path for path in Path(folder).rglob("*") if path.is_file()]
 
 
-def test_training_an_unfrozen_backbone_that_could_not_be_saved_is_refused_before_the_first_step(encoders, tmp_path):
-    model = new_model(encoders["bert"])
-    before = weights(model)
-    model.backbone.requires_grad_(True)
-    trainer = new_trainer(model, tmp_path, **SAVING)
-    with pytest.raises(ValueError, match="adapter_only=True: .* its backbone is trained") as error:
-        trainer.train()
-    assert trainer.state.global_step == 0 and files(tmp_path) == [] and not moved(before, weights(model))
+UNFROZEN = {
+    "backbone": lambda model: model.backbone,
+    "embeddings": lambda model: model.backbone.embeddings,
+    "one norm": lambda model: model.backbone.encoder.layer[2].output.LayerNorm,
+}
 
-    assert "model.config.adapter_only = False" in str(error.value)
+
+@pytest.mark.parametrize("part", UNFROZEN.values(), ids=UNFROZEN)
+def test_an_encoder_unfrozen_by_hand_is_refused_by_name_before_it_moves(encoders, tmp_path, part):
+    model = new_model(encoders["bert"])
+    part(model).requires_grad_(True)
+    name = next(name for name, parameter in model.backbone.named_parameters("backbone") if parameter.requires_grad)
+    before, trainer = weights(model), new_trainer(model, tmp_path, **SAVING)
+    with pytest.raises(ValueError, match=f"^adapter_only=True: must be False to train {name}"):
+        trainer.train()
+    assert not moved(before, weights(model)) and files(tmp_path) == []
+
     model.config.adapter_only = False
-    new_trainer(model, tmp_path, **SAVING).train()
+    trainer.train()
     trainer.save_model(tmp_path / "whole")
     reloaded = PFBerxitForSequenceClassification.from_pretrained(tmp_path / "whole")
-    assert not moved(weights(model), weights(reloaded))
+    assert moved(before, weights(model)) >= {name} and not moved(weights(model), weights(reloaded))
+
+
+def test_an_encoder_unfrozen_in_the_course_of_a_run_is_refused_as_well(encoders):
+    model, batch = new_model(encoders["bert"]).train(), batch_of(tiny_data())
+    model(**batch).loss.backward()
+    model.backbone.encoder.layer[5].requires_grad_(True)
+    with pytest.raises(ValueError, match="adapter_only=True"):
+        model(**batch)
+
+
+def test_exits_frozen_by_hand_are_refused_by_name_where_they_should_learn():
+    model, batch = tiny_model(num_labels=CLASSES).train(), batch_of(tiny_data())
+    model.exits.requires_grad_(False)
+    with pytest.raises(ValueError, match="^exits='frozen': must be trained"):
+        model(**batch)
+    with torch.no_grad():  # nothing learns here
+        model(**batch)
+    model.exits.classifiers[1].requires_grad_(True)
+    model(**batch).loss.backward()
+    model.eval()(**batch)
 
 
 def test_a_backbone_that_was_trained_and_frozen_again_is_refused_as_well(encoders, tmp_path):

@@ -54,9 +54,10 @@ def new_model(backbone: str, seed: int = 0, **knobs) -> PFBerxitForSequenceClass
 
 
 def new_trainer(
-    model, folder, data=None, evaluation=None, callbacks=None, compute_metrics=None, **arguments
-) -> Trainer:
-    """A stock `Trainer` on the CPU, quiet, that logs every step."""
+    model, folder, data=None, evaluation=None, callbacks=None, compute_metrics=None, trainer_class=Trainer, given=None,
+    **arguments,
+) -> Trainer:  # fmt: skip
+    """A stock `Trainer` on the CPU, quiet, that logs every step; `given` is what else it is given."""
     defaults = {
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 4,
@@ -69,13 +70,14 @@ def new_trainer(
         "report_to": "none",
         "dataloader_pin_memory": False,
     }
-    return Trainer(
+    return trainer_class(
         model=model,
         args=TrainingArguments(output_dir=str(folder), **{**defaults, **arguments}),
         train_dataset=tiny_data() if data is None else data,
         eval_dataset=evaluation,
         callbacks=callbacks,
         compute_metrics=compute_metrics,
+        **(given or {}),
     )
 
 

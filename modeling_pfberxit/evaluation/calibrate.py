@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from ..data.tasks import Task, encode, load_task
 from ..model.criteria import CRITERIA, by_window
 from ..model.exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, resolve_policy
+from ..model.labels import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 from . import plots
@@ -168,7 +169,7 @@ def run_precision(
 ) -> list[Changed]:
     """Record a split in every precision, and print what changes under a policy."""
     loaded, task, encoded = model_and_rows(model, dataset, config, split, rows)
-    asked = resolve_policy(policy, loaded.config, loaded.exit_depths, loaded._problem_type(None))
+    asked = resolve_policy(policy, loaded.config, loaded.exit_depths, problem_type_of(loaded.config))
     if asked is None:
         refuse("policy", policy, "an operating point, or a config with a threshold: without one no row leaves early")
     found = compare_precisions(loaded, encoded, asked, precisions)

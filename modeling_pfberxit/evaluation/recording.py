@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..model.evidence import Evidence
 from ..model.exit_policy import ExitPolicy
+from ..model.labels import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 from .replay import replay
@@ -125,7 +126,7 @@ def record(
     *evidence, lengths, labels = joined
     evidence = Evidence(*(None if kind is None else kind.float() for kind in evidence))
     return Recording(
-        evidence, lengths, labels, model.exit_depths, model._problem_type(labels), {**provenance(model), **source},
+        evidence, lengths, labels, model.exit_depths, problem_type_of(model.config, labels), {**provenance(model), **source},
         [model.config.id2label[number] for number in range(model.config.num_labels)],
     )  # fmt: skip
 

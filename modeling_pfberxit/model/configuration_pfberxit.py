@@ -74,6 +74,8 @@ CHECKS: dict[str, Check] = {
     "distillation_temperature": above_zero,
     "distillation_divergence": one_of(*DIVERGENCES, aliases=DIVERGENCE_ALIASES),
     "label_smoothing": real(0.0, 1.0),
+    "class_weights": optional(each(real(0.0))),
+    "pos_weight": optional(each(real(0.0))),
     "token_exits": flag,
     "token_exit_range": optional(layer_range),
     "token_exit_seed": whole(0),
@@ -141,8 +143,12 @@ class PFBerxitConfig(PreTrainedConfig):
         distillation (`float`): g: inner exits learn (1 - g) from the labels and g from the last exit.
         distillation_temperature (`float`): T, softens both sides.
         distillation_divergence (`str`): `rekl_div` puts the teacher first (RomeBERT), `kl_div` the student (FastBERT).
-        label_smoothing (`float`): in every exit's loss. (`TrainingArguments.label_smoothing_factor` would take the
-            labels away and train the last exit alone.)
+        label_smoothing (`float`): in every exit's loss. (`TrainingArguments.label_smoothing_factor` takes the labels
+            away for a loss of the last exit alone, and is refused.)
+        class_weights (`list[float]`): one for each class, in every exit's loss on a single label: torch's
+            `cross_entropy(weight=)`.
+        pos_weight (`list[float]`): one for each of several labels, what having it weighs, in every exit's loss: torch's
+            `binary_cross_entropy_with_logits(pos_weight=)`. Any other loss is `model.exit_loss`.
         token_exits (`bool`): tokens leave on their own, at the layer a table over the vocabulary says (HashEE).
         token_exit_range (`list[int]`): lowest and highest layer for tokens that draw theirs; None: 1 to the last.
         token_exit_seed (`int`): of the draw.
@@ -208,6 +214,8 @@ class PFBerxitConfig(PreTrainedConfig):
     distillation_temperature: float = 1.0
     distillation_divergence: str = "rekl_div"
     label_smoothing: float = 0.0
+    class_weights: list[float] | None = None
+    pos_weight: list[float] | None = None
     token_exits: bool = False
     token_exit_range: list[int] | None = None
     token_exit_seed: int = 0

@@ -8,29 +8,29 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
 from .adapted_layer import AdaptedLayer
 from .adapters import init_adapter_weights
 from .backbones import build_backbone, check_supported, embed, num_depths
 from .checkpoints import CheckpointMixin, reads_backbone_pooler
 from .configuration_pfberxit import PFBerxitConfig
-from .evidence import REGRESSION, SINGLE_LABEL
 from .execution import Execution
 from .exit_policy import ExitPolicy, resolve_policy, to_the_end
 from .exits import Exits, init_exit_weights
+from .labels import check_labels, problem_type_of
 from .loop import Loop
-from .losses import check_labels, check_objective, exit_losses, infer_problem_type, training_loss
+from .objective import ExitLoss, check_objective, check_weights, task_losses, training_loss
 from .persistence import check_base, check_trainable
 from .prompts import Prompts
 from .rows import Rows
-from .strategies import Phase, TrainingProgress, current_phase, whole_phase
+from .strategies import Phase, TrainingProgress, current_phase, whole_objective
 from .streams import predict
 from .token_exits import TokenExits, check_reach, init_token_exits, resize
+from .trained import check_trained, watch_gradients
+from .under_peft import name_heads
 from .validation import refuse
 from .walk import Walk
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -38,7 +38,8 @@ class PFBerxitOutput(ModelOutput):
     """What a forward pass returns.
 
     Args:
-        loss: over all exits while they all run (training, or early exit off); of the answers given otherwise.
+        loss: of the exits that learn in this step; in evaluation of those that learn in the run, as they weigh in the
+            end, or of the answers, where rows leave early.
         logits: (B, C) each row's answer.
         exit_layer: (B,) how many layers were executed for it.
         exit_logits: (B, exits, C) of every exit, in training and while early exit is off, else None.
@@ -76,6 +77,8 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
     # The loss is a mean over this call's rows; with **kwargs or True, Trainer would not divide it by the accumulation.
     accepts_loss_kwargs = False
     training_progress: TrainingProgress | None = None  # for strategies that follow the steps; StrategyCallback sets it
+    # Takes one exit's logits (B, C) and the labels, returns a scalar; every exit then learns from it. Not saved.
+    exit_loss: ExitLoss | None = None
     execution = Execution()  # which short cuts the loop takes; answers are the same without them
 
     def __init__(self, config: PFBerxitConfig):
@@ -83,6 +86,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         encoder = config.encoder_config()
         check_supported(encoder)
         check_base(config)
+        check_weights(config, config.problem_type)
         encoder._attn_implementation = config._attn_implementation
         layers, size = num_depths(encoder), encoder.hidden_size
         self.num_labels = config.num_labels
@@ -100,6 +104,16 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         self.post_init()
         self._mark_backbone_keys()
         self.backbone.requires_grad_(config.train_backbone)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "exit_loss":
+            if value is not None and not callable(value):
+                refuse(name, value, "a function of one exit's logits (B, C) and the labels, or None")
+            object.__setattr__(self, name, value)  # if it is a module, it is none of the model's: it is not saved
+        else:
+            super().__setattr__(name, value)
+        if name == "peft_config":
+            name_heads(self, value)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -149,12 +163,13 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         self._check_inputs(input_ids, inputs_embeds, want_attentions)
-        problem_type = self._problem_type(labels)
+        problem_type = problem_type_of(self.config, labels)
         self.exits.check_prototypes(self.num_labels, problem_type)
         self._check_labels(labels, len(inputs_embeds if input_ids is None else input_ids), problem_type)
         policy = None if self.training else resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
         phase = self._phase() if self.training else None
         if self.training and torch.is_grad_enabled():
+            check_trained(self, phase)
             check_trainable(self)
 
         hidden_states = embed(self.backbone, input_ids, token_type_ids, position_ids, inputs_embeds)
@@ -165,6 +180,8 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         output = as_output(walk, token_layers)
         if labels is not None:
             output.loss = self._loss(walk, labels, phase, problem_type)
+        if phase is not None:
+            watch_gradients(output, phase)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
@@ -189,7 +206,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         Raises:
             ValueError: the model is in training mode, there is no row, or one is a batch; the policy does not fit.
         """
-        problem_type = self._problem_type(None)
+        problem_type = problem_type_of(self.config)
         self.exits.check_prototypes(self.num_labels, problem_type)
         policy = resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
         policy = policy or to_the_end(len(self.depths))
@@ -207,34 +224,29 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
             refuse(name, "...", "left out: with token_exits, input_ids say which tokens still ask")
 
     def _check_labels(self, labels: Tensor | None, rows: int, problem_type: str) -> None:
-        """Refuse labels that do not fit; in training they settle the problem type."""
-        if labels is not None:
+        """Refuse labels and losses that do not fit; in training, labels settle a problem type that was left open."""
+        if labels is None:
+            return
+        # Labels of a loss of one's own are its own affair, unless other heads learn from them.
+        if self.exit_loss is None or self.config.use_lte or self.config.use_prototypes:
             check_labels(labels, self.num_labels, rows, problem_type)
-            check_objective(self.config, problem_type)
-            if self.training:
-                self.config.problem_type = problem_type
-        elif self.training:
-            logger.warning_once(
-                "A training forward without labels: no exit learns from it. If label_smoothing_factor is set in the "
-                "TrainingArguments, set config.label_smoothing instead, which smooths the loss of every exit."
-            )
+        check_objective(self.config, problem_type, self.exit_loss)
+        if self.training and self.config.problem_type is None:  # saved with the model, as in `transformers`
+            self.config.problem_type = problem_type
 
     def _phase(self) -> Phase:
         """What this training step teaches."""
-        learned = None if self.exits.loss_weights is None else self.exits.loss_weights()
-        return current_phase(self.config, self.exit_depths, self.training_progress, learned)
+        return current_phase(self.config, self.exit_depths, self.training_progress, self._learned_weights())
 
-    def _problem_type(self, labels: Tensor | None) -> str:
-        """The config's, or what the labels of this call say."""
-        if self.config.problem_type is None and labels is not None:
-            return infer_problem_type(self.num_labels, labels)
-        return self.config.problem_type or (REGRESSION if self.num_labels == 1 else SINGLE_LABEL)
+    def _learned_weights(self) -> Tensor | None:
+        return None if self.exits.loss_weights is None else self.exits.loss_weights()
 
     def _loss(self, walk: Walk, labels: Tensor, phase: Phase | None, problem_type: str) -> Tensor:
-        """Of the exits that learn in this phase, or all of them; where rows left early, of their answers."""
+        """Of the exits that learn in this phase, or in the whole run; where rows left early, of their answers."""
         if not walk.evidence:
-            return exit_losses(walk.collect()[0][:, None], labels, problem_type, self.config.label_smoothing)[0]
-        return training_loss(walk.evidence, labels, problem_type, self.config, phase or whole_phase(self.exit_depths))
+            return task_losses(walk.collect()[0][:, None], labels, problem_type, self.config, self.exit_loss)[0]
+        phase = phase or whole_objective(self.config, self.exit_depths, self._learned_weights())
+        return training_loss(walk.evidence, labels, problem_type, self.config, phase, self.exit_loss)
 
 
 def as_output(walk: Walk, token_layers: Tensor | None) -> PFBerxitOutput:

@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from .backbones import pooler_option
 from .identity import difference, identify, is_shared
+from .under_peft import in_use, own_parameters
 from .validation import refuse
 
 logger = hf_logging.get_logger(__name__)
@@ -213,12 +214,12 @@ def check_trainable(model: nn.Module) -> None:
         ValueError: the encoder is shared and not frozen; or checkpoints hold no encoder, and this one could not be
             found again.
     """
-    if is_shared(model.backbone) and any(parameter.requires_grad for parameter in model.backbone.parameters()):
+    if is_shared(model.backbone) and any(each.trained for each in own_parameters(model.backbone)):
         raise ValueError(
             "backbone: must be frozen while another model shares its weights; "
             "model.backbone = copy.deepcopy(model.backbone) gives this model its own."
         )
-    if model.config.adapter_only:
+    if model.config.adapter_only and not in_use(model):  # PEFT saves what it trains itself
         check_adapter_only(model, contents=False)
 
 

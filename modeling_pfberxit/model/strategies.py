@@ -88,10 +88,11 @@ def current_phase(
     return Phase(exits, weights, not stage_two, config.gradient_equilibrium)
 
 
-def whole_phase(exit_depths: list[int]) -> Phase:
-    """All exits weighted by depth: how evaluation sums up their losses, whatever the strategy was."""
-    depths = list(exit_depths)
-    return Phase(tuple(range(len(depths))), exit_weights("depth", depths, depths, None, None))
+def whole_objective(config: PreTrainedConfig, exit_depths: list[int], learned: Tensor | None) -> Phase:
+    """What a whole run teaches, as evaluation sums it up: every exit that ever learns, as it weighs in the end."""
+    exits = tuple(sorted({exit for group in exit_groups(config, exit_depths) for exit in group}))
+    depths, end = [exit_depths[exit] for exit in exits], TrainingProgress(1, 1)
+    return Phase(exits, exit_weights(config.exit_weights, depths, exit_depths, end, learned))
 
 
 def exit_weights(

@@ -22,7 +22,7 @@ from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import sha256_of
 from ..model.systems import SYSTEMS, check_system
 from ..model.validation import refuse
-from ..training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
+from ..training.finetuning import new_model, new_tokenizer, new_trainer, start_at_base_rates, training_arguments
 from ..training.model_card import usage_snippet, write_card
 from ..training.strategies import train as run_strategy
 
@@ -75,6 +75,7 @@ def quickstart(
         os.path.join(output, "training"), model.config.train_backbone, num_train_epochs=epochs,
         per_device_train_batch_size=16, seed=seed,
     )  # fmt: skip
+    start_at_base_rates(model, train["labels"])
     run_strategy(model, lambda: new_trainer(model, task, tokenizer, arguments, train))
 
     model.eval()

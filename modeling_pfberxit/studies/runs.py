@@ -18,7 +18,7 @@ from ..evaluation.macs import token_macs
 from ..evaluation.recording import Recording, record
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
+from ..training.finetuning import new_model, new_tokenizer, new_trainer, start_at_base_rates, training_arguments
 from ..training.model_card import display_name
 from ..training.strategies import train
 from ..training.token_exits import fit_token_exits
@@ -118,6 +118,7 @@ def trainer_of(model: PFBerxitForSequenceClassification, task: Task, tokenizer, 
         seed=run.seed, per_device_train_batch_size=run.budget.batch_size, disable_tqdm=True, report_to="none",
         logging_strategy="no",
     )  # fmt: skip
+    start_at_base_rates(model, rows["labels"])
     return new_trainer(model, task, tokenizer, arguments, rows)
 
 

@@ -18,6 +18,7 @@ from transformers import (
 from ..data.metrics import score
 from ..data.tasks import Task
 from ..model.evidence import MULTI_LABEL, REGRESSION
+from ..model.labels import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from .strategies import StrategyCallback, set_loss_weight_rate
 
@@ -74,8 +75,6 @@ def new_trainer(
     evaluation: Dataset | None = None,
 ) -> Trainer:
     """A stock `Trainer` that pads to the longest row of a batch, follows the strategy and reports the task's metric."""
-    if train is not None:
-        start_at_base_rates(model, train["labels"])
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return {task.metric: score(task.metric, np.asarray(prediction.predictions), prediction.label_ids)}
@@ -102,7 +101,7 @@ def start_at_base_rates(model: PFBerxitForSequenceClassification, labels: Sequen
     as it is. From far off, the first steps push the states of all rows the same way, and adapters may never recover;
     rare labels stay unlearned for long. Exits that have learned, which shows in their biases, are left alone.
     """
-    problem_type, labels = model._problem_type(None), np.asarray(labels, dtype=float)
+    problem_type, labels = problem_type_of(model.config), np.asarray(labels, dtype=float)
     if problem_type not in (REGRESSION, MULTI_LABEL):
         return
     start = labels.mean(axis=0)

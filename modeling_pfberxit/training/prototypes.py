@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.exits import Prototypes
-from ..model.losses import infer_problem_type
+from ..model.labels import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 
@@ -28,7 +28,7 @@ def fit_prototypes(model: PFBerxitForSequenceClassification, loader: DataLoader)
         pooled.append(pooled_states(model, inputs))
     model.train(was_training)
     labels = torch.cat(labels)
-    problem_type = model.config.problem_type or infer_problem_type(model.num_labels, labels)
+    problem_type = problem_type_of(model.config, labels)
     if problem_type == REGRESSION:
         refuse("problem_type", REGRESSION, "a problem with classes or labels to make prototypes of")
     members = memberships(labels, model.num_labels, problem_type)  # (N, L, K)

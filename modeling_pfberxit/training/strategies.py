@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
@@ -35,13 +36,18 @@ class StrategyCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
     ) -> None:
         """Before the first forward pass of an optimiser step."""
-        model.training_progress = TrainingProgress(state.global_step, state.max_steps)
+        without_peft(model).training_progress = TrainingProgress(state.global_step, state.max_steps)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
     ) -> None:
         """The next run counts from its own start."""
-        model.training_progress = None
+        without_peft(model).training_progress = None
+
+
+def without_peft(model: nn.Module) -> PFBerxitForSequenceClassification:
+    """The model inside PEFT's wrapper; one without a wrapper as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def set_loss_weight_rate(trainer: Trainer, learning_rate: float = LOSS_WEIGHT_LEARNING_RATE) -> None:
