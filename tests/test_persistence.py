@@ -625,6 +625,8 @@ CHANGED = {
     "exit_appointed_layer": 4,
     "exit_normalize": True,
     "label_smoothing": 0.1,
+    "class_weights": [1.0, 2.5],
+    "pos_weight": [0.5, 4.0],
     "operating_points": {"fast": {"threshold": 0.2, "patience": 1, "score": 0.9, "layers_saved": 0.4}},
     "weights_sha256": {"model.safetensors": "cd" * 32},
     "pad_token_id": 1,
