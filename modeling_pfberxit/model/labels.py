@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from .tracing import is_readable, is_watched
 from .validation import refuse
 
 
@@ -18,7 +19,10 @@ def problem_type_of(config: PreTrainedConfig, labels: Tensor | None = None) -> s
 
 
 def check_labels(labels: Tensor, num_labels: int, rows: int, problem_type: str) -> None:
-    """Refuse labels that do not fit the problem, before the loss kernel fails on them in its own words."""
+    """Refuse labels that do not fit the problem, before the loss kernel fails on them in its own words.
+
+    Their values are looked at on the CPU alone, and not while someone traces.
+    """
     if not isinstance(labels, Tensor):
         refuse("labels", type(labels).__name__, "a tensor")
     if problem_type == SINGLE_LABEL:
@@ -31,10 +35,11 @@ def check_labels(labels: Tensor, num_labels: int, rows: int, problem_type: str) 
         shapes = [(rows,), (rows, 1)] if num_labels == 1 else [(rows, num_labels)]
         allowed, right_kind = f"finite numbers of shape {shapes[0]}", True
     fits = right_kind and tuple(labels.shape) in shapes
-    if fits and not torch.compiler.is_compiling():
+    if fits and is_readable(labels):
         fits = _in_range(labels, num_labels, problem_type)
     if not fits:
-        low_high = f", from {labels.min().item()} to {labels.max().item()}" if labels.numel() else ""
+        told = labels.numel() and not is_watched(labels)
+        low_high = f", from {labels.min().item()} to {labels.max().item()}" if told else ""
         refuse("labels", f"{labels.dtype} {tuple(labels.shape)}{low_high}", f"{allowed} for {problem_type}")
 
 

@@ -20,6 +20,7 @@ from .rows import Rows
 from .strategies import Phase, branch
 from .sublayers import ByDepth, Sublayers
 from .token_first import begin, finish
+from .tracing import is_recorded
 from .walk import Walk
 
 if TYPE_CHECKING:
@@ -84,14 +85,17 @@ class Loop:
     # ---- layers -----------------------------------------------------------------------------------------------------
 
     def run_layer(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        """The layer's output; at the last layer only for the positions its exit reads."""
+        """The layer's output; at the last layer only for the positions its exit reads.
+
+        Not so in a graph that is kept: how many that are depends on the length, which must stay open there.
+        """
         states, depth = rows.hidden_states, rows.groups[0][0]
         if len(rows.groups) > 1:
             sublayers = self.sublayers(rows)
             return finish(sublayers, rows, *sublayers.layer.keys_values(states)), None
         queries = rows.queries(depth)
         if depth == len(self.depths) and self.wide is not None and self.execution.token_first:
-            queries = min(self.wide, states.shape[1])
+            queries = None if is_recorded(states) else min(self.wide, states.shape[1])
         masks, compiled = (rows.attention_mask, rows.padding_mask), self.execution.compiled
         return self.depths[depth - 1](states, self.layers[depth - 1], *masks, queries, compiled)
 

@@ -87,9 +87,10 @@ def lte_loss(lte: Tensor, exit_logits: Tensor, labels: Tensor, problem_type: str
     answers = exit_logits.detach().float()
     if problem_type == SINGLE_LABEL:
         labels = labels.long()
-        counted = labels != -100
-        wrong = (answers.argmax(-1) != labels[:, None]).float()[counted]
-        return F.mse_loss(lte.float()[counted], wrong, reduction="sum") / max(wrong.numel(), 1)
+        counted = (labels != -100)[:, None]
+        wrong = (answers.argmax(-1) != labels[:, None]).float()
+        missed = F.mse_loss(lte.float(), wrong, reduction="none") * counted
+        return missed.sum() / (counted.sum() * lte.shape[1]).clamp(min=1)
     if problem_type == REGRESSION:
         targets = labels.to(answers).reshape(answers.shape[0], 1, -1)
         wrong = torch.tanh((answers - targets).abs()).mean(-1)

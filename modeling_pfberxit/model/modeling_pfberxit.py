@@ -27,6 +27,7 @@ from .rows import Rows
 from .strategies import Phase, TrainingProgress, current_phase, whole_objective
 from .streams import predict
 from .token_exits import TokenExits, check_reach, init_token_exits, resize
+from .tracing import is_recorded
 from .trained import check_trained, watch_gradients
 from .under_peft import name_heads
 from .validation import refuse
@@ -158,15 +159,19 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
             output_hidden_states, output_attentions: run every row to the end and return them; answers stay the same.
 
         Raises:
-            ValueError: labels, mask or policy do not fit, before any layer runs.
+            ValueError: labels, mask or policy do not fit, before any layer runs. Early exit is on while the call is
+                traced or exported, or its tensors have no values.
         """
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         self._check_inputs(input_ids, inputs_embeds, want_attentions)
         problem_type = problem_type_of(self.config, labels)
         self.exits.check_prototypes(self.num_labels, problem_type)
-        self._check_labels(labels, len(inputs_embeds if input_ids is None else input_ids), problem_type)
+        self._check_labels(labels, (inputs_embeds if input_ids is None else input_ids).shape[0], problem_type)
         policy = None if self.training else resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
+        if policy is not None and is_recorded(inputs_embeds if input_ids is None else input_ids):
+            refuse("exit_criterion", policy.criterion, "None in a call that is traced, exported or without values: "
+                   "a graph cannot hold which rows will leave")
         phase = self._phase() if self.training else None
         if self.training and torch.is_grad_enabled():
             check_trained(self, phase)
@@ -206,6 +211,8 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         Raises:
             ValueError: the model is in training mode, there is no row, or one is a batch; the policy does not fit.
         """
+        if is_recorded(self.exits.classifiers[0].weight):
+            refuse("predict", "...", "called outside torch.jit.trace and torch.export, on a model that has weights")
         problem_type = problem_type_of(self.config)
         self.exits.check_prototypes(self.num_labels, problem_type)
         policy = resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)

@@ -41,11 +41,9 @@ class Prompts(nn.Module):
 def slot_members(hidden_states: Tensor, padding_mask: Tensor | None, slots: int) -> Tensor:
     """Which tokens fall into which of p slots, (B, p, n): slot j of a row of n tokens holds floor(j n / p) up to, but
     without, ceil((j + 1) n / p), as adaptive pooling has it. Slots overlap where n is no multiple of p."""
-    rows, longest = hidden_states.shape[:2]
-    if padding_mask is None:
-        lengths = torch.full((rows, 1), longest, device=hidden_states.device)
-    else:
-        lengths = (padding_mask != 0).sum(-1, keepdim=True)
+    longest = hidden_states.shape[1]
+    tokens = torch.ones_like(hidden_states[..., 0]) if padding_mask is None else padding_mask
+    lengths = (tokens != 0).sum(-1, keepdim=True)
     number = torch.arange(slots, device=hidden_states.device)
     first = number * lengths // slots  # (B, p)
     end = -(-(number + 1) * lengths // slots)

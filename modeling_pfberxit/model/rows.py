@@ -13,6 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from .evidence import ExitState
 from .exits import mean_weights
 from .token_first import Begun
+from .tracing import is_readable, is_watched
 from .validation import refuse
 
 
@@ -39,7 +40,7 @@ class Rows:
     _mean_weights: Tensor | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.groups = self.groups or ((0, len(self)),)
+        self.groups = self.groups or ((0, self.hidden_states.shape[0]),)  # `len` would make a number of it
 
     def __len__(self) -> int:
         return self.hidden_states.shape[0]
@@ -49,7 +50,10 @@ class Rows:
         """The padding mask as the encoder's attention wants it."""
         if self._attention_mask is None and self.padding_mask is not None:
             self._attention_mask = create_bidirectional_mask(
-                config=self.encoder, inputs_embeds=self.hidden_states, attention_mask=self.padding_mask
+                config=self.encoder,
+                inputs_embeds=self.hidden_states,
+                attention_mask=self.padding_mask,
+                allow_is_bidirectional_skip=False,  # it would look once more whether anything is padding
             )
         return self._attention_mask
 
@@ -73,17 +77,23 @@ class Rows:
         token_depths: Tensor | None = None,
         index: Tensor | None = None,
     ) -> Rows:
-        """All rows of a batch, before the first layer; `index` numbers them, from 0 if it is not given."""
+        """All rows of a batch, before the first layer; `index` numbers them, from 0 if it is not given.
+
+        A mask without padding is dropped and one with padding on the left refused, where its values can be read: on the
+        CPU, unless someone traces. Elsewhere the mask stays, and a row padded on the left is NaN from here on.
+        """
         index = torch.arange(hidden_states.shape[0], device=hidden_states.device) if index is None else index
-        # Looking at the mask's values would break a compiled graph in two.
-        if attention_mask is not None and not torch.compiler.is_compiling():
+        if attention_mask is not None:
             check_mask(attention_mask, hidden_states)
-            attention_mask = unless_full(attention_mask)
+            if is_readable(attention_mask):
+                attention_mask = unless_full(attention_mask)
+            else:
+                hidden_states = hidden_states.masked_fill((attention_mask[:, :1] == 0)[..., None], torch.nan)
         if token_depths is None:
             return cls(encoder, index, hidden_states, attention_mask)
         token_depths, order = token_depths.sort(dim=1, descending=True, stable=True)
-        hidden_states = hidden_states.take_along_dim(order[..., None], 1)
-        attention_mask = None if attention_mask is None else attention_mask.take_along_dim(order, 1)
+        hidden_states = reorder(hidden_states, order)
+        attention_mask = None if attention_mask is None else attention_mask.gather(1, order)
         return cls(encoder, index, hidden_states, attention_mask, token_depths=token_depths, order=order)
 
     def join(self, prompts: Tensor) -> Rows:
@@ -99,7 +109,9 @@ class Rows:
 
     def queries(self, depth: int) -> int | None:
         """How many positions, the first ones, a layer has to be run for; None: all."""
-        return None if self.token_depths is None else int((self.token_depths >= depth).sum(1).max())
+        if self.token_depths is None or is_watched(self.token_depths):
+            return None
+        return int((self.token_depths >= depth).sum(1).max())
 
     def descend(self) -> None:
         """Into the next layer."""
@@ -125,8 +137,9 @@ class Rows:
         """The states of the tokens, without prompts and in the order they came in, (B, n, d)."""
         states = self.hidden_states
         if self.prompts:
-            states = torch.cat([states[:, :1], states[:, 1 + self.prompts :]], dim=1)
-        return states if self.order is None else states.take_along_dim(self.order.argsort(1)[..., None], 1)
+            place = torch.arange(states.shape[1] - self.prompts, device=states.device)
+            states = states.index_select(1, place + self.prompts * (place > 0))
+        return states if self.order is None else reorder(states, self.order.argsort(1))
 
     def select(self, keep: Tensor, trim: bool = True) -> Rows:
         """The rows whose numbers are given in increasing order, (B',), cut to the longest of them."""
@@ -210,13 +223,22 @@ def lengthen(positions: Tensor, length: int) -> Tensor:
 
 def insert(positions: Tensor, more: Tensor) -> Tensor:
     """More positions behind the first one: (B, n, ...) and (B, p, ...) -> (B, n + p, ...)."""
-    return torch.cat([positions[:, :1], more, positions[:, 1:]], dim=1)
+    count = more.shape[1]
+    place = torch.arange(positions.shape[1] + count, device=positions.device)
+    # Cut in two behind the first position, an exported graph would not take rows of two.
+    place = torch.where(place > count, place, (place - 1) % (count + 1))
+    return torch.cat([more, positions], dim=1).index_select(1, place)
+
+
+def reorder(states: Tensor, order: Tensor) -> Tensor:
+    """The positions of every row in another order: (B, n, d) and (B, n) -> (B, n, d)."""
+    return states.gather(1, order[..., None].expand(-1, -1, states.shape[2]))
 
 
 def check_mask(attention_mask: Tensor, hidden_states: Tensor) -> None:
-    """Refuse masks this library does not know: of another shape, or with padding on the left."""
+    """Refuse masks this library does not know: of another shape, or, where that can be read, with padding on the left."""
     if attention_mask.shape != hidden_states.shape[:2]:
         allowed = f"of the tokens' shape {tuple(hidden_states.shape[:2])}"
         refuse("attention_mask", tuple(attention_mask.shape), allowed)
-    if not bool((attention_mask[:, 0] != 0).all()):
+    if is_readable(attention_mask) and not bool((attention_mask[:, 0] != 0).all()):
         refuse("attention_mask", "0 at a row's first token", "1 there: pad on the right (padding_side='right')")
