@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from modeling_pfberxit import ExitPolicy, PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.replay import replay
-from modeling_pfberxit.model import execution, streams
+from modeling_pfberxit.model import execution, reading, streams
 from modeling_pfberxit.model.criteria import CRITERIA
 from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence, ExitState
 from modeling_pfberxit.model.execution import Execution
@@ -126,7 +126,7 @@ def test_a_stream_answers_every_row_as_if_it_were_alone(name, monkeypatch):
     same(predict(model, rows, policy, 4, FED), expected)
     same(predict(model, rows, policy, 4, PLAIN), expected)
     same(predict(model, rows, policy, 7, HUNGRY), expected)
-    monkeypatch.setattr(streams, "WINDOW", 2)  # four or five windows, each sorted by itself
+    monkeypatch.setattr(reading, "WINDOW", 2)  # four or five windows, each sorted by itself
     same(predict(model, rows, policy, 4, HUNGRY), expected)
 
 
@@ -214,7 +214,7 @@ SOURCES = {
 @pytest.mark.parametrize("types", [False, True], ids=["", "with types"])
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_rows_may_come_from_anywhere(source, types, monkeypatch):
-    monkeypatch.setattr(streams, "WINDOW", 2)
+    monkeypatch.setattr(reading, "WINDOW", 2)
     model, rows = served("bert"), sentences()
     if types:
         rows = [{**row, "token_type_ids": (torch.arange(len(row["input_ids"])) > 2).long()} for row in rows]
@@ -350,7 +350,7 @@ def test_rows_of_different_batches_go_on_together(steps, monkeypatch):
 
 @pytest.mark.parametrize("name", ["albert", "albert, cls", "albert, three groups", "bert", "bert, prompts"])
 def test_batches_stay_full_while_rows_come_in(name, steps, monkeypatch):
-    monkeypatch.setattr(streams, "WINDOW", 1)
+    monkeypatch.setattr(reading, "WINDOW", 1)
     read = []
 
     def coming():
@@ -365,7 +365,7 @@ def test_batches_stay_full_while_rows_come_in(name, steps, monkeypatch):
 
 @pytest.mark.parametrize("name", ["albert", "bert"])
 def test_a_full_batch_waits_for_nobody(name, steps, monkeypatch):
-    monkeypatch.setattr(streams, "WINDOW", 1)
+    monkeypatch.setattr(reading, "WINDOW", 1)
     read = []
 
     def coming():
@@ -391,7 +391,7 @@ def test_no_batch_is_larger_than_asked_for_or_than_fits_the_caches(name, size, s
 @pytest.mark.parametrize("name", ["albert", "bert"])
 def test_short_rows_and_long_ones_may_come_in_any_mixture(name, seed, short_cuts, monkeypatch):
     monkeypatch.setattr(execution, "MOST_TOKENS", {"cpu": 64})
-    monkeypatch.setattr(streams, "WINDOW", 1)
+    monkeypatch.setattr(reading, "WINDOW", 1)
     model, mixture = served(name), np.random.default_rng(seed).permutation(40)
     rows = [*sentences(30, longest=3, seed=seed), *sentences(10, longest=60, shortest=20, seed=seed)]
     rows = [rows[number] for number in mixture]
@@ -427,7 +427,7 @@ def test_few_rows_wait_however_many_come(name, size, waiting):
 
 @pytest.mark.parametrize("name", ["albert", "bert"])
 def test_rows_are_read_window_by_window(name, monkeypatch):
-    monkeypatch.setattr(streams, "WINDOW", 2)
+    monkeypatch.setattr(reading, "WINDOW", 2)
     size, read, answered, answer = 4, 0, 0, Walk.answer
     ahead = []
 
@@ -458,19 +458,19 @@ ROW = {"input_ids": [5, 6, 7]}
 REFUSED = {
     "nothing": ({"rows": []}, "rows="),
     "nothing to come": ({"rows": iter(())}, "rows="),
-    "a batch as a row": ({"rows": [{"input_ids": [[5, 6], [7, 8]]}]}, "rows="),
-    "a batch": ({"rows": {"input_ids": torch.ones(2, 3, dtype=torch.long)}}, "rows="),
-    "a number as a row": ({"rows": [{"input_ids": 5}]}, "rows="),
-    "a row without tokens": ({"rows": [ROW, {"input_ids": []}]}, "rows="),
-    "a row without input_ids": ({"rows": [ROW, {"attention_mask": [1, 1]}]}, "rows="),
-    "tokens alone": ({"rows": [[5, 6, 7]]}, "rows="),
-    "texts": ({"rows": ["a text"]}, "rows="),
-    "a row of padding": ({"rows": [{**ROW, "attention_mask": [0, 0, 0]}]}, "rows="),
-    "a row of padding among others": ({"rows": [ROW, {**ROW, "attention_mask": [0, 0, 0]}]}, "rows="),
-    "a hole in a row": ({"rows": [ROW, {**ROW, "attention_mask": [1, 0, 1]}]}, "rows="),
-    "no input_ids": ({"rows": [{**ROW, "input_ids": None}]}, "rows="),
-    "a mask of another length": ({"rows": [{**ROW, "attention_mask": [1, 1]}]}, "rows="),
-    "types of another length": ({"rows": [{**ROW, "token_type_ids": [0, 0]}]}, "rows="),
+    "a batch as a row": ({"rows": [{"input_ids": [[5, 6], [7, 8]]}]}, "rows[0].input_ids="),
+    "a batch": ({"rows": {"input_ids": torch.ones(2, 3, dtype=torch.long)}}, "rows[0]='str'"),
+    "a number as a row": ({"rows": [{"input_ids": 5}]}, "rows[0].input_ids="),
+    "a row without tokens": ({"rows": [ROW, {"input_ids": []}]}, "rows[1].input_ids='0 tokens'"),
+    "a row without input_ids": ({"rows": [ROW, {"attention_mask": [1, 1]}]}, "rows[1]=["),
+    "tokens alone": ({"rows": [[5, 6, 7]]}, "rows[0]='list'"),
+    "texts": ({"rows": ["a text"]}, "rows[0]='str'"),
+    "a row of padding": ({"rows": [{**ROW, "attention_mask": [0, 0, 0]}]}, "rows[0].attention_mask="),
+    "a row of padding among others": ({"rows": [ROW, {**ROW, "attention_mask": [0, 0, 0]}]}, "rows[1].attention_mask="),
+    "a hole in a row": ({"rows": [ROW, {**ROW, "attention_mask": [1, 0, 1]}]}, "rows[1].attention_mask="),
+    "no input_ids": ({"rows": [{**ROW, "input_ids": None}]}, "rows[0]=["),
+    "a mask of another length": ({"rows": [{**ROW, "attention_mask": [1, 1]}]}, "rows[0].attention_mask='2 values'"),
+    "types of another length": ({"rows": [{**ROW, "token_type_ids": [0, 0]}]}, "rows[0].token_type_ids='2 values'"),
     **{f"{size!r} rows at once": ({"batch_size": size}, "batch_size=") for size in (0, -3, 2.5, True, None, "4")},
     "an unknown policy": ({"exit_policy": "quick"}, "exit_policy="),
     "an unknown field": ({"exit_policy": {"tau": 0.5}}, "exit_policy="),

@@ -20,8 +20,8 @@ from ..evaluation.recording import Recording
 from ..model.evidence import SINGLE_LABEL, Evidence
 from ..model.exit_policy import ExitPolicy
 from ..model.loop import Loop
+from ..model.reading import sorted_batches
 from ..model.rows import Rows
-from ..model.streams import sorted_batches
 from ..model.validation import refuse
 
 
@@ -44,7 +44,7 @@ class Workload:
 
     def batches(self, device: str) -> list[Batch]:
         """Sorted by length."""
-        rows, parts = [{"input_ids": row} for row in self.rows], []
+        rows, parts = ({"input_ids": row} for row in self.rows), []
         for batch, numbers in sorted_batches(rows, self.size, lambda length: self.size):
             ids = [row["input_ids"] for row in batch]
             padded = (

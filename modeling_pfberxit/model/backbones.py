@@ -141,6 +141,20 @@ def longest_input(config: PreTrainedConfig) -> int:
     return config.max_position_embeddings - taken
 
 
+def table_sizes(backbone: PreTrainedModel) -> dict[str, int]:
+    """For how many ids of each kind the encoder has an embedding; kinds the family does not know are left out."""
+    tables = {"input_ids": "word", "token_type_ids": "token_type", "position_ids": "position"}
+    modules = {name: getattr(backbone.embeddings, f"{kind}_embeddings", None) for name, kind in tables.items()}
+    return {name: table.num_embeddings for name, table in modules.items() if hasattr(table, "num_embeddings")}
+
+
+def check_ids(name: str, ids: Tensor, size: int) -> None:
+    """Refuse ids that a table of so many entries does not have. Looks at them."""
+    low, high = (int(end) for end in ids.aminmax())
+    if low < 0 or high >= size:
+        refuse(name, low if low < 0 else high, f"from 0 to {size - 1}")
+
+
 def num_depths(config: PreTrainedConfig) -> int:
     """Layers that are executed: ALBERT's inner groups count each."""
     return config.num_hidden_layers * getattr(config, "inner_group_num", 1)
@@ -182,7 +196,8 @@ def embed(
     """Tokens (B, n) or embeddings (B, n, e) -> what the first layer reads, (B, n, d).
 
     Raises:
-        ValueError: rows longer than the encoder has positions for.
+        ValueError: rows longer than the encoder has positions for, or ids that it has no embedding for; on an
+            accelerator those end in the device's own error.
     """
     given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
     for name, rows in given.items():
@@ -191,7 +206,13 @@ def embed(
     inputs = {**given, "position_ids": position_ids}
     if backbone.config.model_type != "distilbert":
         inputs["token_type_ids"] = token_type_ids
-    hidden_states = backbone.embeddings(**inputs)
+    try:
+        hidden_states = backbone.embeddings(**inputs)
+    except IndexError:
+        for name, size in table_sizes(backbone).items():
+            if inputs.get(name) is not None:
+                check_ids(name, inputs[name], size)
+        raise
     if backbone.config.model_type == "albert":
         return backbone.encoder.embedding_hidden_mapping_in(hidden_states)
     projection = getattr(backbone, "embeddings_project", None)  # ELECTRA, where the sizes differ

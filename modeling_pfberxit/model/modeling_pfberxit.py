@@ -170,8 +170,11 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         self._check_labels(labels, (inputs_embeds if input_ids is None else input_ids).shape[0], problem_type)
         policy = None if self.training else resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
         if policy is not None and is_recorded(inputs_embeds if input_ids is None else input_ids):
-            refuse("exit_criterion", policy.criterion, "None in a call that is traced, exported or without values: "
-                   "a graph cannot hold which rows will leave")
+            refuse(
+                "exit_criterion",
+                policy.criterion,
+                "None in a call that is traced, exported or without values: a graph cannot hold which rows will leave",
+            )
         phase = self._phase() if self.training else None
         if self.training and torch.is_grad_enabled():
             check_trained(self, phase)
@@ -200,7 +203,8 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         """Classify any number of rows, in batches that stay full while rows leave; the same answers as `forward`.
 
         Args:
-            rows: a data set or an iterator of tokenised rows (`input_ids`, `token_type_ids`), padded or not.
+            rows: tokenised rows (`input_ids`, `token_type_ids`; further columns are ignored), padded or not. A data set
+                or a list is read twice, first to check every row; an iterator is checked as it is read.
             exit_policy: as for `forward`.
             batch_size: rows that run through a layer together.
             progress: show a bar.
@@ -209,7 +213,10 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
             `logits` (N, C) and `exit_layer` (N,) in the order of the rows, on the CPU.
 
         Raises:
-            ValueError: the model is in training mode, there is no row, or one is a batch; the policy does not fit.
+            ValueError: the model is in training mode, there is no row, the policy does not fit. Or a row cannot be
+                read: the error has its number as `row`. Nothing has been run then for a data set or a list. All rows
+                before it have been for an iterator, which goes on behind it: the error has their answers as `logits`
+                (row, C) and `exit_layer` (row,).
         """
         if is_recorded(self.exits.classifiers[0].weight):
             refuse("predict", "...", "called outside torch.jit.trace and torch.export, on a model that has weights")

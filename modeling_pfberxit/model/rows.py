@@ -236,7 +236,7 @@ def reorder(states: Tensor, order: Tensor) -> Tensor:
 
 
 def check_mask(attention_mask: Tensor, hidden_states: Tensor) -> None:
-    """Refuse masks this library does not know: of another shape, or, where that can be read, with padding on the left."""
+    """Refuse masks this library does not know: of another shape or, where that can be read, padded on the left."""
     if attention_mask.shape != hidden_states.shape[:2]:
         allowed = f"of the tokens' shape {tuple(hidden_states.shape[:2])}"
         refuse("attention_mask", tuple(attention_mask.shape), allowed)

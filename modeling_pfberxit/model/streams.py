@@ -8,9 +8,9 @@ share a layer (ALBERT) rows of different depths do so as well, and new rows take
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,14 +21,13 @@ from transformers.utils import logging
 from .backbones import embed
 from .exit_policy import ExitPolicy
 from .loop import Loop
+from .reading import RowError, read_rows, sorted_batches
 from .rows import Rows
 from .validation import refuse, whole
 from .walk import Walk
 
 if TYPE_CHECKING:
     from .modeling_pfberxit import PFBerxitForSequenceClassification
-
-WINDOW = 64  # batches that are sorted by length together
 
 
 class Stream:
@@ -55,6 +54,14 @@ class Stream:
         batch = Rows.start(config, embed(self.model.backbone, ids, types), mask, leave, index.to(device))
         batch.state = self.loop.new_state(batch)
         self.wait(batch)
+
+    def finish(self) -> tuple[Tensor, Tensor] | None:
+        """Run all that wait to their answers: (N, C) and executed layers (N,) on the CPU; None without any row."""
+        self.drain(last=True)
+        if not self.walk.answers:
+            return None
+        logits, layers = self.walk.collect()
+        return logits.cpu(), layers.cpu()
 
     def wait(self, rows: Rows) -> None:
         """Rows line up for their next layer, with those they can share it with."""
@@ -121,61 +128,28 @@ def predict(
 
     Args:
         rows: a data set, or anything that yields rows with `input_ids` and, where the model reads them,
-            `token_type_ids`.
+            `token_type_ids`. Those that can be read twice are all read before the first batch is run.
         batch_size: rows that run through a layer together; at most this many wait at each layer.
 
     Raises:
-        ValueError: the model is in training mode, a row is no row, there is none.
+        RowError: a row cannot be read. It says which, and carries the answers of all before it if any were computed.
+        ValueError: the model is in training mode, there is no row.
     """
     size = whole(1)("batch_size", batch_size)
     if model.training:
         refuse("model.training", True, "False: call model.eval() before predict")
+    if hasattr(rows, "__len__") and hasattr(rows, "__getitem__"):
+        for _ in read_rows(rows, model.backbone):
+            pass
     stream, total = Stream(model, policy, problem_type, size), len(rows) if hasattr(rows, "__len__") else None
     with logging.tqdm(total=total, desc="Predicting", unit="rows", disable=not progress, leave=False) as bar:
         room = partial(model.execution.room, device=model.device.type)
-        for batch, index in sorted_batches(rows, size, room):
-            stream.admit(batch, index)
-            stream.drain()
-            bar.update(len(batch))
-        stream.drain(last=True)
-    if not stream.walk.answers:
-        refuse("rows", "[]", "at least one row")
-    logits, layers = stream.walk.collect()
-    return logits.cpu(), layers.cpu()
-
-
-def sorted_batches(
-    rows: Iterable[Mapping[str, Any]], size: int, room: Callable[[int], int]
-) -> Iterator[tuple[list[dict[str, Tensor]], Tensor]]:
-    """Rows and their numbers, `size` at most and no more than there is `room` for at the length of the longest.
-
-    Sorted within a window from long to short and, since neighbours share batches, back again in the next.
-    """
-    rows, start, downwards = iter(rows), 0, True
-    while window := [as_row(row) for row in islice(rows, size * WINDOW)]:
-        lengths = torch.tensor([len(row["input_ids"]) for row in window])
-        order = lengths.argsort(descending=downwards, stable=True).tolist()
-        while order:
-            ahead = order[:size]
-            fit = min(len(ahead), room(int(lengths[ahead].max())))
-            numbers, order = order[:fit], order[fit:]
-            yield [window[i] for i in numbers], torch.tensor(numbers) + start
-        start, downwards = start + len(window), not downwards
-
-
-def as_row(row: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A row's tokens, without the padding that it may have come with."""
-    if not isinstance(row, Mapping) or "input_ids" not in row:
-        refuse("rows", row, "rows with input_ids")
-    names = ("input_ids", "token_type_ids", "attention_mask")
-    tokens = {name: torch.as_tensor(row[name]) for name in names if row.get(name) is not None}
-    shapes = {tuple(values.shape) for values in tokens.values()}
-    if "input_ids" not in tokens or len(shapes) > 1 or tokens["input_ids"].dim() != 1:
-        refuse("rows", f"values of shape {sorted(shapes)}", "rows, not batches, masks as long as they are")
-    kept = tokens.pop("attention_mask", torch.ones_like(tokens["input_ids"])).bool()
-    places = kept.nonzero().squeeze(1)
-    if not len(places) or places[-1] - places[0] >= len(places):
-        refuse(
-            "rows", f"attention_mask {kept.int().tolist()}", "rows with a token at least, and none masked in between"
-        )
-    return {name: values[kept] for name, values in tokens.items()}
+        try:
+            for batch, index in sorted_batches(read_rows(rows, model.backbone), size, room):
+                stream.admit(batch, index)
+                stream.drain()
+                bar.update(len(batch))
+        except RowError as error:
+            error.logits, error.exit_layer = stream.finish() or (None, None)
+            raise
+        return stream.finish() or refuse("rows", "[]", "at least one row")

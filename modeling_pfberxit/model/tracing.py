@@ -1,4 +1,4 @@
-"""Who watches a forward pass, and what Python must leave alone meanwhile: the values of tensors, and most of their sizes.
+"""Who watches a forward pass: then Python must decide nothing on the values of tensors, and little on their sizes.
 
 A tracer runs the model once and keeps the operations it saw; what Python decided on the values of that one call would
 hold for every later one. Tensors that are fake, or on the meta device, have no values. Reading one on an accelerator
@@ -22,5 +22,5 @@ def is_recorded(tensor: Tensor) -> bool:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether a check may look at the values: they are there, nobody records, and no accelerator has to be waited for."""
+    """Whether a check may look at the values: there are some, nobody traces, no accelerator has to be waited for."""
     return tensor.device.type == "cpu" and not is_watched(tensor)
