@@ -126,7 +126,8 @@ def record(
     *evidence, lengths, labels = joined
     evidence = Evidence(*(None if kind is None else kind.float() for kind in evidence))
     return Recording(
-        evidence, lengths, labels, model.exit_depths, problem_type_of(model.config, labels), {**provenance(model), **source},
+        evidence, lengths, labels, model.exit_depths, problem_type_of(model.config, labels),
+        {**provenance(model), **source},
         [model.config.id2label[number] for number in range(model.config.num_labels)],
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from .strategies import Phase
+from .tracing import is_watched
 from .under_peft import check_peft, in_use, own_parameters, refuse_frozen, saved_by_peft
 from .validation import refuse
 
@@ -64,10 +65,10 @@ def watch_gradients(output: ModelOutput, phase: Phase) -> None:
     """Have a loss that was made of `output.logits` alone refused in its backward pass, where other exits should learn.
 
     The engine runs what was made later first, so gradients of `loss` and of `exit_logits` are noticed before those of
-    `logits`. A loss of one's own beside these two is welcome. Not while compiling: there is no backward pass to watch.
+    `logits`. A loss of one's own beside these two is welcome. Not while someone traces: no backward pass follows.
     """
     last = output.exit_logits.shape[1] - 1
-    if phase.exits == (last,) or not output.logits.requires_grad or torch.compiler.is_compiling():
+    if phase.exits == (last,) or not output.logits.requires_grad or is_watched(output.logits):
         return
     reached: list[bool] = []
 
