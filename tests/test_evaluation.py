@@ -17,7 +17,7 @@ from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceCla
 from modeling_pfberxit.benchmark.workload import Script, of_one_length, recorded, settled
 from modeling_pfberxit.data.metrics import METRICS, majority_score, score
 from modeling_pfberxit.data.source import Source
-from modeling_pfberxit.evaluation.frontier import thresholds_for
+from modeling_pfberxit.evaluation.frontier import settings_for
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.settings import Setting, as_table, earlier, histogram
 from modeling_pfberxit.evaluation.timing import interleaved, median_ratio
@@ -54,10 +54,10 @@ def test_thresholds_save_what_was_asked():
     recording = record(model, [tiny_batch(300)])
     policy = ExitPolicy("divergence_v1", "js_div", threshold=0.0, patience=1)
     wanted = [0.1, 0.3, 0.5]
-    taus = thresholds_for(recording, policy, wanted)
-    assert taus == sorted(taus)
-    for share, tau in zip(wanted, taus, strict=True):
-        _, layers = recording.replay(replace(policy, threshold=tau))
+    policies = settings_for(recording, policy, wanted)
+    assert (taus := [each.threshold for each in policies]) == sorted(taus)
+    for share, chosen in zip(wanted, policies, strict=True):
+        _, layers = recording.replay(chosen)
         assert 1 - layers.float().mean() / 6 >= share
 
 

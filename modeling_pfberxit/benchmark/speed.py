@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..evaluation import plots
 from ..evaluation.timing import interleaved, median_ratio
 from ..model.execution import Execution
-from ..model.exit_policy import ExitPolicy
+from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
 from .baselines import (
     COMPILED,
@@ -33,8 +33,6 @@ from .baselines import (
     with_short_cuts,
 )  # fmt: skip
 from .workload import Batch, Script, Workload, of_one_length, of_recorded_lengths, recorded, settled
-
-FULL_DEPTH = ExitPolicy(criterion=None)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..evaluation.frontier import thresholds_for
+from ..evaluation.frontier import settings_for
 from ..evaluation.recording import Recording
 from ..model.evidence import SINGLE_LABEL, Evidence
 from ..model.exit_policy import ExitPolicy
@@ -55,9 +55,7 @@ class Workload:
 
     def policy(self, saved: float, patience: int = 1) -> tuple[ExitPolicy, Tensor]:
         """Divergence and patience at the threshold that saves such a share of layers, and where rows leave, (N,)."""
-        policy = ExitPolicy(threshold=0.0, patience=patience)
-        (tau,) = thresholds_for(self.recording, policy, [saved])
-        policy = replace(policy, threshold=tau)
+        (policy,) = settings_for(self.recording, ExitPolicy(patience=patience), [saved])
         return policy, self.recording.replay(policy)[1]
 
 

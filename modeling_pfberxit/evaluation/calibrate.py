@@ -9,15 +9,14 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from ..data.tasks import Task, encode, load_task
-from ..model.criteria import CRITERIA, by_window
-from ..model.exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, resolve_policy
+from ..model.exit_policy import FULL_DEPTH, POLICY_CHECKS, ExitPolicy, configured_policy, describe, resolve_policy
 from ..model.labels import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 from . import plots
 from .calibration import Calibrated, all_points, calibrate, conformal
 from .clock import measure_clock
-from .frontier import never, sweep
+from .frontier import sweep
 from .frontier_report import as_markdown, frontiers, write_csv
 from .precision import Changed, compare_precisions
 from .precision import as_markdown as as_markdown_of_precisions
@@ -71,7 +70,7 @@ def run_calibration(
         points = (sweep(part, [policy], task.metric, loaded.config)[0] for part in (chosen_on, reported_on))
         found[f"agreement-{value:g}"] = Calibrated(*points)
     stored = {name: operating_point(each, whole, task, len(reported_on)) for name, each in found.items()}
-    (full,) = sweep(reported_on, [never(reported_on)], task.metric)
+    (full,) = sweep(reported_on, [FULL_DEPTH], task.metric)
     print(f"\n{task.name}: chosen on {len(chosen_on)} rows, reported on {len(reported_on)} others\n")
     print(as_table(found, full.score, task.metric))
     if stored and os.path.isdir(model):
@@ -82,9 +81,8 @@ def run_calibration(
 
 def operating_point(found: Calibrated, recording: Recording, task: Task, rows: int) -> dict[str, Any]:
     """A policy with what it was measured to do, as the config keeps it."""
-    policy = {name: value for name, value in vars(found.policy).items() if value is not None}
     return {
-        **policy,
+        **found.policy.stated(),
         "dataset": task.dataset,
         "config": task.config,
         "split": recording.source["split"],
@@ -121,22 +119,10 @@ def as_table(found: dict[str, Calibrated], full: float, metric: str) -> str:
     for name, each in found.items():
         chosen, reported = each.chosen, each.reported
         lines.append(
-            f"| {name} | {words(each.policy)} | {chosen.score:.3f} | {reported.score:.3f} "
+            f"| {name} | {describe(each.policy)} | {chosen.score:.3f} | {reported.score:.3f} "
             f"| {100 * reported.saved:.0f} % | {reported.speed_up:.2f} | {reported.macs:.2f} |"
         )
     return "\n".join(lines)
-
-
-def words(policy: ExitPolicy) -> str:
-    """What sets a policy apart from others of its kind."""
-    if policy.criterion == "appointed":
-        return f"appointed, layer {policy.appointed_layer}"
-    rule, parts = CRITERIA[policy.criterion], [policy.criterion]
-    parts += [] if policy.threshold is None else [f"τ {policy.threshold:.4g}"]
-    parts += [f"t {policy.patience}"] if rule.counts_exits else []
-    parts += [f"m {policy.window}"] if rule.memory is by_window else []
-    parts += [f"from layer {policy.min_layer}"] if policy.min_layer > 1 else []
-    return ", ".join(parts)
 
 
 def run_frontier(
@@ -149,7 +135,7 @@ def run_frontier(
     folder = Path(output)
     recording.save(folder / "recording.safetensors")
     found = frontiers(recording, task.metric, loaded.config)
-    (full,) = sweep(recording, [never(recording)], task.metric)
+    (full,) = sweep(recording, [FULL_DEPTH], task.metric)
     write_csv(found, folder / "frontier.csv", clock)
     title = f"{task.name}, {recording.source['split']}: {len(recording)} rows, one model, 95 % bootstrap over rows"
     plots.frontiers(found, full.score, task.metric, folder / "frontier.png", title)
@@ -173,5 +159,5 @@ def run_precision(
     if asked is None:
         refuse("policy", policy, "an operating point, or a config with a threshold: without one no row leaves early")
     found = compare_precisions(loaded, encoded, asked, precisions)
-    print(f"{task.name}, {len(encoded)} rows, {words(asked)}\n\n{as_markdown_of_precisions(found)}")
+    print(f"{task.name}, {len(encoded)} rows, {describe(asked)}\n\n{as_markdown_of_precisions(found)}")
     return found

@@ -5,7 +5,8 @@ comes with a guarantee. Whatever is found can be stored in the config as an oper
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,13 +14,12 @@ import torch
 from torch import Tensor
 
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.criteria import CRITERIA, decide_count, decide_number, own_answer
-from ..model.evidence import MULTI_LABEL, REGRESSION
-from ..model.exit_policy import ExitPolicy
+from ..model.criteria import rule_of
+from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.validation import refuse
-from .frontier import Point, frontier, grid, judging, never, sweep
+from .frontier import Point, frontier, grid, judging, sweep, turned
 from .recording import Recording
-from .replay import Scores
+from .replay import Scores, same_answers
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def calibrate(
         refuse("target", given, f"exactly one of {', '.join(targets)}")
     (name, value), points = *given.items(), tried or all_points(chosen_on, metric, criteria)
     if name == "max_drop":
-        floor = sweep(chosen_on, [never(chosen_on)], metric)[0].score - value
+        floor = sweep(chosen_on, [FULL_DEPTH], metric)[0].score - value
         kept = [point for point in points if point.score >= floor]
         best = min(kept, key=lambda point: (point.layers, -point.score), default=None)
     else:
@@ -99,64 +99,82 @@ def all_points(recording: Recording, metric: str, criteria: Sequence[str] | None
 
 
 def conformal(recording: Recording, policy: ExitPolicy, epsilon: float, tolerance: float = 0.5) -> ExitPolicy:
-    """The policy with the largest threshold at which early answers are the full model's with probability 1 - epsilon.
+    """The fastest policy of its rule whose answers are the full model's with probability 1 - epsilon.
 
     The guarantee is conformal prediction's (CATs, Schuster et al., EMNLP 2021, in the marginal form): on average over
-    recordings and new rows that are exchangeable with them, P(answer = full answer) >= 1 - epsilon. A row cannot go
-    wrong as long as no exit fires that disagrees with the last one, so every recorded row has a largest safe threshold;
-    the floor(epsilon (n + 1))-th smallest of these is chosen. Beside it, the policy stays as it is: fix patience and
-    window first, and on other rows.
+    recordings and new rows that are exchangeable with them, P(answer = full answer) >= 1 - epsilon. What the rule reads
+    first, mostly its threshold, is turned from careful to fast; every recorded row has a place up to which its answer
+    stays the full model's, and the floor(epsilon (n + 1))-th smallest of these is chosen. Beside it, the policy stays
+    as it is: fix patience and window first, and on other rows.
 
     Args:
         recording: of rows that chose neither the model nor the policy's other fields. Labels are not needed.
         tolerance: how far values may lie apart and still agree, in regression.
 
     Raises:
-        ValueError: a rule that has no threshold or whose answers come from several exits, or one that fires whatever
-            the threshold is on too many rows it gets wrong.
+        ValueError: a rule that is wrong on too many rows even where it is most careful.
     """
     if not 0 < epsilon < 1:
         refuse("epsilon", epsilon, "a number between 0 and 1, both left out")
-    fires_below, safe = critical_thresholds(recording, policy), agreement(recording, tolerance)  # (N, E) both
-    limits = fires_below.masked_fill(safe, math.inf)[:, :-1].amin(1).sort().values  # (N,)
-    rank = math.floor(epsilon * (len(limits) + 1))
-    tau = limits[rank - 1].item() if rank else 0.0
-    if tau == -math.inf:
-        refuse("epsilon", epsilon, f"larger: {policy.criterion} leaves whatever the threshold on rows it gets wrong")
-    largest = fires_below[fires_below.isfinite()]
-    if tau == math.inf:  # no threshold does harm
-        tau = largest.max().item() + 1 if largest.numel() else 0.0
-    return replace(policy, threshold=max(tau, 0.0))
-
-
-def critical_thresholds(recording: Recording, policy: ExitPolicy) -> Tensor:
-    """The threshold above which each exit would let each row go, (N, E), looked at alone; inf where it never does."""
-    rule = CRITERIA[policy.criterion]
-    own = rule.answer is own_answer or (policy.criterion == "pcee" and policy.ensemble == "none")
-    if not own or not rule.needs_threshold(recording.problem_type):
-        able = [name for name, other in CRITERIA.items() if other.answer is own_answer and name in judging(recording)]
-        refuse("criterion", policy.criterion, f"one with a threshold and answers of its own exit: {', '.join(able)}")
-    scored = Scores(recording.evidence, replace(policy, threshold=0.0), recording.problem_type).exits
-    if rule.decide is decide_number:
-        scores = torch.stack([each.score[:, policy.patience - 1] for each in scored], dim=1)
+    if policy.criterion not in judging(recording):
+        refuse("criterion", policy.criterion, f"one that judges what was recorded: {', '.join(judging(recording))}")
+    rank = math.floor(epsilon * (len(recording) + 1))
+    if rule_of(policy).needs_threshold(recording.problem_type):
+        found = safe_threshold(recording, policy, rank, tolerance)
+        found = None if found is None else replace(policy, threshold=max(found, 0.0))
     else:
-        scores = torch.stack([each.score for each in scored], dim=1)
-    scores = scores.nan_to_num(math.inf, posinf=math.inf, neginf=-math.inf)
-    if rule.decide is decide_count:
-        before = torch.full((len(scores), policy.patience - 1), math.inf)
-        scores = torch.cat([before, scores], dim=1).unfold(1, policy.patience, 1).amax(-1)
-    early = torch.tensor([depth < policy.min_layer for depth in recording.exit_depths])
-    return scores.masked_fill(early, math.inf)
+        steps = turned(recording, policy, steps=0)
+        kept = safe_steps(recording, (recording.replay(each)[0] for each in steps), tolerance).sort().values
+        last = int(kept[rank - 1]) if rank else min(1, int(kept[0]))
+        found = steps[last - 1] if last else None
+    if found is None:
+        refuse("epsilon", epsilon, f"larger: {policy.criterion} leaves whatever the threshold on rows it gets wrong")
+    return found
+
+
+def safe_steps(recording: Recording, answers: Iterable[Tensor], tolerance: float) -> Tensor:
+    """How many of a policy's steps from careful to fast, answers (N, C) each, tell a row what full depth does, (N,)."""
+    full = recording.evidence.logits[:, -1]
+    same = [same_answers(each, full, recording.problem_type, tolerance) for each in answers]
+    return torch.stack(same, dim=1).long().cumprod(1).sum(1)
+
+
+def safe_threshold(recording: Recording, policy: ExitPolicy, rank: int, tolerance: float) -> float | None:
+    """The threshold under which fewer than `rank` rows are told something else than by full depth; None: there is none.
+
+    A row's answer changes at its own scores alone. So every row is replayed under thresholds of its own: one that no
+    score passes, and one that lets the next of its scores pass, and so on.
+    """
+    above, scores = rule_of(policy).leaves_above, Scores(recording.evidence, policy, recording.problem_type)
+    doubts = torch.cat([each.score.reshape(len(recording), -1) for each in scores.exits], dim=1)
+    doubts = (-doubts if above else doubts).nan_to_num(math.inf, posinf=math.inf, neginf=-math.inf).sort(1).values
+    nothing, everything = (doubts.new_full((len(doubts), 1), limit) for limit in (-math.inf, math.inf))
+    steps = torch.cat([nothing, doubts], dim=1)
+    taus = -steps if above else torch.nextafter(steps, everything)
+    answers = (scores.decide(row_wise(policy, tau), recording.exit_depths)[0] for tau in taus.unbind(1))
+    kept = safe_steps(recording, answers, tolerance)
+    limits = torch.cat([steps, everything], dim=1).gather(1, kept[:, None]).squeeze(1).sort().values
+    limit, finite = limits[max(rank - 1, 0)], doubts[doubts.isfinite()]
+    if limit == -math.inf:
+        return None
+    if not rank:  # no row may be told anything else
+        return torch.nextafter(-finite.min(), everything[0, 0]).item() if above else 0.0
+    if limit == math.inf:  # no threshold does harm
+        return 0.0 if above or not finite.numel() else finite.max().item() + 1
+    return torch.nextafter(-limit, everything[0, 0]).item() if above else limit.item()
+
+
+def row_wise(policy: ExitPolicy, thresholds: Tensor) -> ExitPolicy:
+    """The policy with a threshold for every row, (N,), which only a replay of these rows can use."""
+    made = copy(policy)
+    object.__setattr__(made, "threshold", thresholds)
+    return made
 
 
 def agreement(recording: Recording, tolerance: float = 0.5) -> Tensor:
     """Whether each exit answers as the last one does, (N, E): the same labels, or values within the tolerance."""
     logits = recording.evidence.logits
-    if recording.problem_type == REGRESSION:
-        return ((logits - logits[:, -1:]).abs() <= tolerance).all(-1)
-    if recording.problem_type == MULTI_LABEL:
-        return ((logits > 0) == (logits[:, -1:] > 0)).all(-1)
-    return logits.argmax(-1) == logits[:, -1:].argmax(-1)
+    return same_answers(logits, logits[:, -1:], recording.problem_type, tolerance)
 
 
 # ---- a ladder for a server ------------------------------------------------------------------------------------------
@@ -174,7 +192,7 @@ def ladder(
 
     Rungs that would score no better than a faster one are left out, so climbing always pays on the chosen rows.
     """
-    best = frontier(all_points(chosen_on, metric, criteria) + sweep(chosen_on, [never(chosen_on)], metric))
+    best = frontier(all_points(chosen_on, metric, criteria) + sweep(chosen_on, [FULL_DEPTH], metric))
     goals = np.linspace(best[0].layers, best[-1].layers, rungs)
     numbers = dict.fromkeys(max(i for i, point in enumerate(best) if point.layers <= goal + 1e-9) for goal in goals)
     policies = [best[number].policy for number in numbers]

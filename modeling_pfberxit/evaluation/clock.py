@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..model.backbones import longest_input
-from ..model.exit_policy import ExitPolicy
+from ..model.exit_policy import static
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import each, refuse, whole
 from .timing import interleaved
@@ -52,7 +52,7 @@ def measure_clock(
     stops = sorted({depths[0], depths[len(depths) // 2], depths[-1]})
     if len(stops) < 2:
         refuse("model", f"one exit, at layer {depths[-1]}", "one with several exits, or there is nothing to choose")
-    policies = [ExitPolicy("appointed", appointed_layer=depth) for depth in stops]
+    policies = [static(depth) for depth in stops]
     lines = {}
     for batch_size in batch_sizes:
         for length in lengths:

@@ -4,14 +4,13 @@ import csv
 import json
 from pathlib import Path
 
+from ..model.criteria import STATIC
 from ..model.exit_policy import POLICY_CHECKS, ExitPolicy, check_fit
 from ..model.validation import refuse
 from .elue import Points, dynamic_flops_file, elue_score, improves
 from .frontier import frontier, grid, judging, sweep
 from .recording import Recording
 from .tables import header, line
-
-STATIC = "appointed"
 
 
 def run_elue(

@@ -14,12 +14,12 @@ from torch import Tensor
 from ..data.metrics import score
 from ..data.weighted import weighted_scores
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.criteria import CRITERIA
-from ..model.exit_policy import ExitPolicy, to_the_end
+from ..model.criteria import CRITERIA, able, rule_of
+from ..model.exit_policy import FIELDS, ExitPolicy, fits
 from .elue import pareto
 from .macs import depth_macs
 from .recording import Recording
-from .replay import candidate_thresholds, replay_many, was_recorded
+from .replay import candidate_thresholds, replay_many, score_key
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,6 @@ def layer_scores(recording: Recording, metric: str) -> list[float]:
     return [score(metric, logits.numpy(), labels) for logits in recording.evidence.logits.unbind(1)]
 
 
-def never(recording: Recording) -> ExitPolicy:
-    """The policy under which every row runs to the last layer."""
-    return to_the_end(recording.layers)
-
-
 def frontier(points: Sequence[Point]) -> list[Point]:
     """Those that no other beats at the same or a smaller depth, shallowest first."""
     return [points[number] for number in pareto([(point.layers, point.score) for point in points])]
@@ -118,20 +113,37 @@ def drawn_weights(rows: int, resamples: int, seed: int, at_once: int = 4_000_000
         yield np.stack([np.bincount(each, minlength=rows) for each in drawn])
 
 
-def thresholds_for(recording: Recording, policy: ExitPolicy, saved: list[float], steps: int = 200) -> list[float]:
-    """For each share of layers to be saved, the threshold that saves it on the recorded rows, and hardly more.
-
-    Tries `steps` quantiles of the scores that occur; where a share is out of reach, the threshold that saves most.
-    """
-    taus = candidate_thresholds(recording.evidence, policy, recording.problem_type, steps)
-    policies = (replace(policy, threshold=tau) for tau in taus)
-    replayed = replay_many(recording.evidence, policies, recording.exit_depths, recording.problem_type)
-    shares = [1 - layers.double().mean().item() / recording.layers for _, _, layers in replayed]
-    ranked = sorted(range(len(taus)), key=lambda i: (shares[i], abs(taus[i])))
-    return [taus[next((i for i in ranked if shares[i] >= goal), ranked[-1])] for goal in saved]
-
-
 # ---- which policies -------------------------------------------------------------------------------------------------
+
+
+def settings_for(recording: Recording, policy: ExitPolicy, saved: list[float], steps: int = 200) -> list[ExitPolicy]:
+    """For each share of layers to be saved, the policy that saves it on the recorded rows, and hardly more.
+
+    What is turned is what the rule reads first, mostly its threshold; where a share is out of reach, the policy that
+    saves most.
+    """
+    policies = turned(recording, policy, first_values(recording, policy, steps))
+    replayed = replay_many(recording.evidence, policies, recording.exit_depths, recording.problem_type)
+    tried = [(1 - layers.double().mean().item() / recording.layers, each) for each, _, layers in replayed]
+    tried.sort(key=lambda pair: pair[0])  # of equal shares the most careful stays in front
+    most = next(each for share, each in tried if share == tried[-1][0])
+    return [next((each for share, each in tried if share >= goal), most) for goal in saved]
+
+
+def first_values(recording: Recording, policy: ExitPolicy, steps: int) -> Sequence[float]:
+    """What a rule's first knob may be, from careful to fast; thresholds are `steps` quantiles of scores."""
+    rule = rule_of(policy)
+    if not rule.needs_threshold(recording.problem_type):
+        return FIELDS[rule.knobs(recording.problem_type)[0]].tried(recording.exit_depths)
+    values = candidate_thresholds(recording.evidence, policy, recording.problem_type, steps)
+    return values[::-1] if rule.leaves_above else values
+
+
+def turned(recording: Recording, policy: ExitPolicy, values: Sequence[float]) -> list[ExitPolicy]:
+    """The policy with its rule's first knob at each of the values that fit the others."""
+    name = rule_of(policy).knobs(recording.problem_type)[0]
+    policies = (replace(policy, **{name: value}) for value in values)
+    return [each for each in policies if fits(each, recording.exit_depths, recording.problem_type)]
 
 
 def grid(
@@ -142,29 +154,19 @@ def grid(
     patience: Sequence[int] = (1, 2, 3),
     min_layers: Sequence[int] = (1,),
 ) -> Iterator[ExitPolicy]:
-    """Settings of one criterion: quantiles of its scores as thresholds, for each patience, window and lowest layer."""
-    rule, exits = CRITERIA[criterion], recording.evidence.logits.shape[1]
-    base = replace(base or ExitPolicy(), criterion=criterion, threshold=0.0)
-    if criterion == "appointed":
-        yield from (replace(base, appointed_layer=depth) for depth in recording.exit_depths)
-        return
-    patience = [t for t in patience if t <= exits] if rule.counts_exits else [base.patience]
-    windows = range(2, exits + 1) if criterion in ("window", "divergence_v3") else [min(base.window, exits)]
-    taus = {  # scores depend on neither patience nor the lowest layer
-        m: candidate_thresholds(recording.evidence, replace(base, window=m), recording.problem_type, steps)
-        for m in windows
-    }
-    for t, m, layer in product(patience, windows, min_layers):
-        if criterion == "divergence_v3" and t > m:
-            continue
-        policy = replace(base, patience=t, window=m, min_layer=layer)
-        yield from (replace(policy, threshold=tau) for tau in taus[m])
+    """Settings of one criterion: its first knob turned, for each lowest layer and each value of its other knobs."""
+    depths, names = recording.exit_depths, CRITERIA[criterion].knobs(recording.problem_type)[1:]
+    base = replace(base or ExitPolicy(), criterion=criterion)
+    base = replace(base, window=min(base.window, len(depths)))
+    values = [patience if name == "patience" else FIELDS[name].tried(depths)[::-1] for name in names]
+    first: dict[tuple, Sequence[float]] = {}
+    for *chosen, layer in product(*values, min_layers):
+        policy = replace(base, **dict(zip(names, chosen)), min_layer=layer)
+        if (key := score_key(policy)) not in first:
+            first[key] = first_values(recording, policy, steps)
+        yield from turned(recording, policy, first[key])
 
 
 def judging(recording: Recording) -> list[str]:
     """The criteria that can judge what was recorded."""
-    return [
-        name
-        for name, rule in CRITERIA.items()
-        if recording.problem_type in rule.problem_types and was_recorded(recording.evidence, rule.needs_evidence)
-    ]
+    return able(recording.problem_type, recording.evidence.emitted)

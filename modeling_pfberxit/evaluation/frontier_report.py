@@ -4,11 +4,10 @@ import csv
 from pathlib import Path
 
 from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.policy_fields import NAMES
 from .clock import Clock
 from .frontier import Point, frontier, grid, judging, sweep, with_intervals
 from .recording import Recording
-
-FIELDS = ("criterion", "divergence", "threshold", "patience", "window", "min_layer", "appointed_layer")
 
 
 def frontiers(
@@ -30,10 +29,11 @@ def write_csv(found: dict[str, list[Point]], path: str | Path, clock: Clock | No
     times = {f"ms_batch{size}_length{length}": clock.at(size, length) for size, length in clock.lines} if clock else {}
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*FIELDS, "score", "low", "high", "layers", "saved", "speed_up", "macs", *times])
+        writer.writerow([*NAMES, "score", "low", "high", "layers", "saved", "speed_up", "macs", *times])
         for points in found.values():
             for point in points:
-                policy = [getattr(point.policy, name) for name in FIELDS]
+                stated = point.policy.stated()
+                policy = [stated.get(name) for name in NAMES]
                 numbers = (
                     point.score, point.low, point.high, point.layers, point.saved, point.speed_up, point.macs,
                     *(time_of(point.layers) for time_of in times.values()),

@@ -6,9 +6,10 @@ its dimensions, a LayerNorm 2 per element; activations, biases and embeddings ar
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from ..model.adapters import PLACEMENTS, Adapter
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.evidence import MULTI_LABEL
 
@@ -26,15 +27,17 @@ def layer_macs(encoder: PreTrainedConfig, keys: Count, queries: Count | None = N
 
 def adapter_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count) -> Count:
     """One adapter over `tokens` positions."""
-    r, norm = config.adapter_dim, 0 if config.adapter_layer_norm == "none" else 2 * hidden_size
-    kernel = config.adapter_conv_kernel
-    inner = {
-        "identity": 0,
-        "mlp": r * r,
-        "conv": r * r + (kernel if kernel > 1 else 2) * r,  # depth-wise taps, or a norm
-        "self_attention": 4 * r * r + 2 * tokens * (config.adapter_num_heads + r) + 2 * r,
-    }[config.adapter_sublearner]
-    return tokens * (2 * hidden_size * r + norm + inner)
+    with torch.device("meta"):  # its shapes alone
+        adapter = Adapter(config, hidden_size)
+    return sum(module_macs(module, tokens) for module in adapter.modules())
+
+
+def module_macs(module: nn.Module, tokens: int) -> int:
+    """What one module does over `tokens` positions by itself, without those inside it; `pair_macs` adds to that."""
+    pairs = module.pair_macs(tokens) if hasattr(module, "pair_macs") else 0
+    if isinstance(module, (nn.Linear, nn.Conv1d)):  # every weight once per position
+        return tokens * module.weight.numel() + pairs
+    return pairs + (2 * tokens * module.weight.numel() if isinstance(module, nn.LayerNorm) else 0)
 
 
 def token_macs(encoder: PreTrainedConfig, token_layers: Tensor) -> Tensor:
@@ -54,15 +57,15 @@ def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count) -> Count:
     macs = d * labels + (0 if config.exit_pooler == "none" else d * d)
     macs += d if config.use_lte else 0
     macs += outcomes * d if config.use_prototypes else 0
-    return macs + (adapter_macs(config, d, tokens) if config.adapter_placement == "bypass" else 0)
+    return macs + PLACEMENTS[config.adapter_placement].bypass * adapter_macs(config, d, tokens)
 
 
 def depth_macs(config: PFBerxitConfig, tokens: Count, exit_depths: list[int]) -> Tensor:
     """What rows of so many positions have cost after 0, 1, ... n layers, adapters and exits included, (..., n + 1)."""
     encoder, tokens = config.encoder_config(), torch.as_tensor(tokens).long()
     depths = torch.arange(encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)
-    beside = {"ffn": 1, "attention": 1, "sequential": 1, "both": 2}.get(config.adapter_placement, 0)
-    per_layer = layer_macs(encoder, tokens) + beside * adapter_macs(config, encoder.hidden_size, tokens)
+    place, beside = PLACEMENTS[config.adapter_placement], adapter_macs(config, encoder.hidden_size, tokens)
+    per_layer = layer_macs(encoder, tokens) + (place.attention + place.ffn) * beside
     per_exit = torch.as_tensor(exit_macs(config, encoder.hidden_size, tokens))
     exits = torch.isin(depths, torch.tensor(exit_depths)).cumsum(0)
     return per_layer[..., None] * depths + per_exit[..., None] * exits

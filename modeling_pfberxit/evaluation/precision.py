@@ -11,11 +11,11 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.exit_policy import ExitPolicy
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 from .recording import Recording, record
+from .replay import same_answers
 from .timing import interleaved, median_ratio
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
@@ -69,12 +69,7 @@ def compare_precisions(
 def differences(before: Recording, after: Recording, policy: ExitPolicy) -> tuple[float, float]:
     """The shares of rows whose exit, and whose answer, is another one."""
     (answers, layers), (others, elsewhere) = before.replay(policy), after.replay(policy)
-    if before.problem_type == REGRESSION:
-        told = ((answers - others).abs() > 0.05).any(-1)  # a twentieth of a unit
-    elif before.problem_type == MULTI_LABEL:
-        told = ((answers > 0) != (others > 0)).any(-1)
-    else:
-        told = answers.argmax(-1) != others.argmax(-1)
+    told = ~same_answers(answers, others, before.problem_type, tolerance=0.05)  # a twentieth of a unit
     return (layers != elsewhere).double().mean().item(), told.double().mean().item()
 
 

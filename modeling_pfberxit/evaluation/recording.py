@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from ..model.evidence import Evidence
-from ..model.exit_policy import ExitPolicy
+from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.labels import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
@@ -117,7 +117,7 @@ def record(
     for batch in rows:
         labels = batch.pop("labels", None)
         batch = {name: values.to(model.device) for name, values in batch.items()}
-        output = model(**batch, exit_policy={"criterion": None})
+        output = model(**batch, exit_policy=FULL_DEPTH)
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         parts.append((output.exit_logits, output.exit_lte, output.exit_distances, mask.sum(1), labels))
     joined = [None if kind[0] is None else torch.cat([part.cpu() for part in kind]) for kind in zip(*parts)]

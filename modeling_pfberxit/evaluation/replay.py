@@ -5,15 +5,16 @@ The same `step` that runs online is fed with the recorded logits, so the answers
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.criteria import CRITERIA, ensemble_answer, own_answer, score_of, start
-from ..model.evidence import Evidence, ExitState, predictions
+from ..model.criteria import rule_of, score_of, start
+from ..model.evidence import MULTI_LABEL, REGRESSION, Evidence, ExitState, predictions
 from ..model.exit_policy import ExitPolicy
+from ..model.policy_fields import read_by
 from ..model.validation import refuse
 
 
@@ -34,18 +35,16 @@ def scored(
     evidence: Evidence, policies: Iterable[ExitPolicy], problem_type: str
 ) -> Iterator[tuple[ExitPolicy, "Scores"]]:
     """Every policy with the evidence scored for it; policies that differ only in what is decided share the scores."""
-    known: dict[ExitPolicy, Scores] = {}
+    known: dict[tuple[Any, ...], Scores] = {}
     for policy in policies:
-        patience = policy.patience if policy.ensemble == "run" else 1  # how far back a run looks
-        key = replace(policy, threshold=None, min_layer=1, appointed_layer=None, patience=patience)
-        if key not in known:
+        if (key := score_key(policy)) not in known:
             known[key] = Scores(evidence, policy, problem_type)
         yield policy, known[key]
 
 
-def was_recorded(evidence: Evidence, needed: str | None) -> bool:
-    """Whether exits were made to emit what a criterion needs: the name of the config's field, None for logits alone."""
-    return {None: True, "use_lte": evidence.lte is not None, "use_prototypes": evidence.distances is not None}[needed]
+def score_key(policy: ExitPolicy) -> tuple[Any, ...]:
+    """All that scores and answers may depend on; policies that differ beside it share them."""
+    return tuple(getattr(policy, name) for name in rule_of(policy).scored_by(policy))
 
 
 class Scored(NamedTuple):
@@ -62,7 +61,8 @@ class Scores:
 
     def __init__(self, evidence: Evidence, policy: ExitPolicy, problem_type: str):
         rows, exits, labels = evidence.logits.shape
-        if not was_recorded(evidence, needed := CRITERIA[policy.criterion].needs_evidence):
+        self.rule, self.problem_type = rule_of(policy), problem_type
+        if (needed := self.rule.needs_evidence) not in (None, *evidence.emitted):
             refuse("criterion", policy.criterion, f"a rule whose evidence was recorded: this model had no {needed}")
         state = start(rows, labels, policy, exits, problem_type, evidence.logits.device)
         self.logits, self.exits, self._told = evidence.logits, [], None
@@ -74,7 +74,9 @@ class Scores:
 
     def decide(self, policy: ExitPolicy, exit_depths: list[int]) -> tuple[Tensor, Tensor]:
         """The answers (N, C) and executed layers (N,): `decide` at one exit after the other, as online."""
-        rule, start, counts = CRITERIA[policy.criterion], self.exits[0].state.count, []
+        if not policy.is_active(self.problem_type):
+            return self.logits[:, -1], torch.full((len(self.logits),), exit_depths[-1])
+        start, counts = self.exits[0].state.count, []
         running, at = torch.ones_like(start, dtype=torch.bool), torch.zeros_like(start, dtype=torch.int16)
         for fire, count in self.fires(policy, exit_depths):
             counts.append(count)
@@ -82,10 +84,9 @@ class Scores:
             at += running
         fired, at = ~running, at.long().clamp(max=len(self.exits) - 1)
         layers, everyone = torch.tensor(exit_depths)[at], torch.arange(len(at))
-        ensemble = policy.ensemble if rule.answer is ensemble_answer else None
-        if rule.answer is own_answer or ensemble == "none":
+        if self.rule.own(policy):
             return self.logits[everyone, at], layers
-        if ensemble == "run":
+        if "patience" in read_by(self.rule.answer, policy):
             count = torch.stack(counts, dim=1)
             return self._tell(policy, torch.ones_like(fired), count)[everyone, at], layers
         if self._told is None:  # what exits answer depends on whether they fire, not on how the threshold made them
@@ -94,10 +95,10 @@ class Scores:
 
     def fires(self, policy: ExitPolicy, exit_depths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Exit after exit: which rows it lets go, had none left before, and their counters, (N,) both."""
-        rule, count = CRITERIA[policy.criterion], self.exits[0].state.count
+        count = self.exits[0].state.count
         for each, depth in zip(self.exits, exit_depths, strict=True):
             state = replace(each.state, count=count)
-            fire = rule.decide(each.score, state, policy, torch.tensor(depth))
+            fire = self.rule.decide(each.score, state, policy, torch.tensor(depth))
             count = state.count
             yield fire if depth >= policy.min_layer else torch.zeros_like(fire), count
 
@@ -106,7 +107,7 @@ class Scores:
         answers = []
         for number, each in enumerate(self.exits):
             state = each.state if counts is None else replace(each.state, count=counts[:, number])
-            answers.append(CRITERIA[policy.criterion].answer(fire, each.now, each.evidence, state, policy))
+            answers.append(self.rule.answer(fire, each.now, each.evidence, state, policy))
         return torch.stack(answers, dim=1)
 
 
@@ -117,3 +118,12 @@ def candidate_thresholds(evidence: Evidence, policy: ExitPolicy, problem_type: s
     if not seen.size:  # a rule that only agrees or disagrees
         return [0.0]
     return [*np.unique(np.quantile(seen, np.linspace(0, 1, steps))).tolist(), float(seen.max()) * 1.01 + 1e-6]
+
+
+def same_answers(logits: Tensor, others: Tensor, problem_type: str, tolerance: float) -> Tensor:
+    """Whether answers (..., C) say the same, (...): the same labels, or values within the tolerance."""
+    if problem_type == REGRESSION:
+        return ((logits - others).abs() <= tolerance).all(-1)
+    if problem_type == MULTI_LABEL:
+        return ((logits > 0) == (others > 0)).all(-1)
+    return logits.argmax(-1) == others.argmax(-1)

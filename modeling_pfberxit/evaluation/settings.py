@@ -14,11 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.metrics import score
 from ..data.tasks import Task
-from ..model.exit_policy import ExitPolicy
+from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from .timing import interleaved
-
-FULL_DEPTH = ExitPolicy(criterion=None)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..data.tasks import encode, load_task
+from ..model.exit_policy import FULL_DEPTH
 from ..model.exits import mean_weights
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
@@ -49,7 +50,7 @@ def suitability(model: PFBerxitForSequenceClassification, batches: Sequence[dict
 def layer_means(model: PFBerxitForSequenceClassification, batch: dict[str, Tensor]) -> Tensor:
     """The mean state of every row's tokens after each layer of the bare encoder, (B, n, d)."""
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-    output = model(**{**batch, "labels": None}, output_hidden_states=True, exit_policy={"criterion": None})
+    output = model(**{**batch, "labels": None}, output_hidden_states=True, exit_policy=FULL_DEPTH)
     weights = mean_weights(mask, output.hidden_states[0].dtype)
     return torch.stack([torch.bmm(weights, states).squeeze(1) for states in output.hidden_states[1:]], dim=1)
 

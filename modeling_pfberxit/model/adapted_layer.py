@@ -4,7 +4,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .adapters import Adapter
+from .adapters import PLACEMENTS, Adapter
 from .backbones import EncoderLayer
 from .sublayers import Sublayers
 
@@ -14,11 +14,10 @@ class AdaptedLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: PreTrainedConfig, hidden_size: int):
         super().__init__()
-        place = config.adapter_placement
-        self.sequential = place == "sequential"
-        beside_attention = place in ("attention", "both", "sequential")
-        self.attention_adapter = Adapter(config, hidden_size) if beside_attention else None
-        self.ffn_adapter = Adapter(config, hidden_size) if place in ("ffn", "both") else None
+        place = PLACEMENTS[config.adapter_placement]
+        self.sequential = place.sequential
+        self.attention_adapter = Adapter(config, hidden_size) if place.attention else None
+        self.ffn_adapter = Adapter(config, hidden_size) if place.ffn else None
 
     def beside(self, layer: EncoderLayer, compiled: bool = False) -> Sublayers:
         """The layer with this depth's adapters."""

@@ -9,6 +9,7 @@ output (0: not at all; None: any token). Padding is never read.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,31 @@ class SelfAttention(nn.Module):
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
         return self.activation(self.norm(hidden_states + self.out(mixed)))
 
+    def pair_macs(self, tokens: int) -> int:
+        """Multiply-adds between positions, beside those of the projections."""
+        return 2 * tokens * tokens * (self.heads + self.query.in_features)
+
 
 SUBLEARNERS = {"identity": Identity, "self_attention": SelfAttention, "conv": Conv, "mlp": Mlp}
+
+
+class Placement(NamedTuple):
+    """Where a depth has an adapter."""
+
+    attention: bool = False  # beside the self-attention ...
+    sequential: bool = False  # ... or behind it, reading its output
+    ffn: bool = False  # beside the feed-forward network
+    bypass: bool = False  # in front of the exit alone
+
+
+PLACEMENTS = {
+    "ffn": Placement(ffn=True),
+    "attention": Placement(attention=True),
+    "both": Placement(attention=True, ffn=True),
+    "sequential": Placement(attention=True, sequential=True),
+    "bypass": Placement(bypass=True),
+    "none": Placement(),
+}
 
 
 class UpProjection(nn.Linear):

@@ -1,21 +1,27 @@
 """Every knob of PF-BERxiT, with the paper's symbol."""
 
 import os
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, make_dataclass
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
+from .adapters import ACTIVATIONS, PLACEMENTS, SUBLEARNERS
 from .backbones import num_depths
 from .divergences import DIVERGENCE_ALIASES, DIVERGENCES
 from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .exit_policy import POLICY_CHECKS, requested_policy
+from .exits import POOLERS, POOLINGS
+from .policy_fields import PolicyFields
+from .prompts import GENERATORS
+from .strategies import EXIT_WEIGHTS, STRATEGIES
 from .systems import SYSTEMS, check_system
 from .validation import (
     Check,
     above_zero,
     each,
+    entry_of,
     flag,
     increasing,
     layer_range,
@@ -47,9 +53,9 @@ CHECKS: dict[str, Check] = {
     "train_backbone": flag,
     "train_pooler": flag,
     "adapter_only": optional(flag),
-    "adapter_sublearner": one_of("identity", "self_attention", "conv", "mlp"),
-    "adapter_placement": one_of("ffn", "attention", "both", "sequential", "bypass", "none"),
-    "adapter_activation": one_of("relu", "gelu", "tanh", "identity"),
+    "adapter_sublearner": entry_of(SUBLEARNERS),
+    "adapter_placement": entry_of(PLACEMENTS),
+    "adapter_activation": entry_of(ACTIVATIONS),
     "adapter_dim": whole(1),
     "adapter_layer_norm": one_of("in", "out", "none"),
     "adapter_scaling": real(0.0),
@@ -57,40 +63,46 @@ CHECKS: dict[str, Check] = {
     "adapter_conv_kernel": whole(1),
     "adapter_num_heads": whole(1),
     "exit_layers": optional(increasing),
-    "exit_pooling": one_of("cls", "mean"),
-    "exit_pooler": one_of("none", "backbone", "own"),
+    "exit_pooling": entry_of(POOLINGS),
+    "exit_pooler": entry_of(POOLERS),
     "exit_shared": flag,
     "exit_dropout": real(0.0, 1.0),
     "use_lte": flag,
     "lte_shared": flag,
     "use_prototypes": flag,
     "prototype_weight": real(0.0),
-    "training_strategy": one_of("joint", "two_stage", "alternating"),
+    "training_strategy": entry_of(STRATEGIES),
     "training_stage": whole(1, 2),
-    "exit_weights": one_of("depth", "uniform", "learned", "rising"),
+    "exit_weights": entry_of(EXIT_WEIGHTS),
     "exit_groups": optional(each(increasing)),
     "gradient_equilibrium": flag,
     "distillation": real(0.0, 1.0),
     "distillation_temperature": above_zero,
-    "distillation_divergence": one_of(*DIVERGENCES, aliases=DIVERGENCE_ALIASES),
+    "distillation_divergence": entry_of(DIVERGENCES, DIVERGENCE_ALIASES),
     "label_smoothing": real(0.0, 1.0),
     "class_weights": optional(each(real(0.0))),
     "pos_weight": optional(each(real(0.0))),
     "token_exits": flag,
     "token_exit_range": optional(layer_range),
     "token_exit_seed": whole(0),
-    "prompt_generator": one_of("none", "table", "npg", "mppg", "appg"),
+    "prompt_generator": entry_of(GENERATORS),
     "prompt_layer": whole(0),
     "prompt_length": whole(1),
     "prompt_dim": whole(1),
-    "system": optional(one_of(*SYSTEMS)),
+    "system": optional(entry_of(SYSTEMS)),
     "problem_type": optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION)),
     "operating_points": mapping,
     **{f"exit_{name}": check for name, check in POLICY_CHECKS.items()},
 }
 
 
-class PFBerxitConfig(PreTrainedConfig):
+# The policy's fields and defaults, with "exit_" in front.
+ExitFields = make_dataclass(
+    "ExitFields", [(f"exit_{field.name}", field.type, field.default) for field in fields(PolicyFields)], kw_only=True
+)
+
+
+class PFBerxitConfig(ExitFields, PreTrainedConfig):
     """The configuration of a [`PFBerxitForSequenceClassification`]. Values are checked when they are assigned.
 
     Args:
@@ -191,18 +203,6 @@ class PFBerxitConfig(PreTrainedConfig):
     exit_dropout: float = 0.1
     use_lte: bool = False
     lte_shared: bool = True
-    exit_criterion: str | None = "divergence_v1"
-    exit_divergence: str = "kl"
-    exit_threshold: float | list[float] | None = None
-    exit_patience: int = 2
-    exit_window: int = 3
-    exit_min_layer: int = 1
-    exit_appointed_layer: int | None = None
-    exit_normalize: bool = False
-    exit_window_rule: str = "agree"
-    exit_window_range: float = 0.1
-    exit_ensemble: str = "none"
-    exit_distance_weight: float = 1.0
     use_prototypes: bool = False
     prototype_weight: float = 0.1
     training_strategy: str = "joint"

@@ -1,30 +1,47 @@
-"""When may a row leave? The exit criteria (eq. 5, its variants and its relatives), as arithmetic on what exits emit.
+"""When may a row leave? The registry of exit criteria (eq. 5, its variants and its relatives), and one step of a rule.
 
 A criterion works in two steps:
 
-* `score` (file `scores`) condenses an exit's evidence. It knows neither the threshold tau nor the patience t;
-* `decide` holds the score against tau and t, and says which rows may stop here.
+* a score (file `scores`) condenses an exit's evidence. It knows neither the threshold tau nor the patience t;
+* a decision (file `decisions`) holds the score against tau and t, and says which rows may stop here.
 
-So recorded evidence can be scored once and decided ten thousand times. Most rules answer with the exit's own logits; an
-`answer` of their own have those that ask several exits. Rows never see each other: what is remembered lies in tensors
-whose first dimension is the row. A new criterion is these functions and an entry in `CRITERIA`.
-Shapes are explained in `evidence`.
+So recorded evidence can be scored once and decided ten thousand times. Rows never see each other: what is remembered
+lies in tensors whose first dimension is the row. A new criterion is a score and an entry in `CRITERIA`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState, as_logits, confidence, predictions
+from .decisions import (
+    ENSEMBLES,
+    all_before,
+    by_ensemble,
+    by_window,
+    decide_above,
+    decide_appointed,
+    decide_below,
+    decide_count,
+    decide_never,
+    decide_number,
+    decide_votes,
+    ensemble_answer,
+    majority_answer,
+    nothing,
+    one_before,
+    own_answer,
+    surest_answer,
+)
+from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState, predictions
+from .policy_fields import NAMES, PolicyFields, declared, read_by
 from .scores import (
-    ballot,
-    has_spoken,
     score_confidence,
     score_dge,
     score_distance,
@@ -38,20 +55,196 @@ from .scores import (
     score_votes,
     score_window,
 )
+from .validation import refuse
 
-if TYPE_CHECKING:
-    from .exit_policy import ExitPolicy
+
+def at_once(policy: PolicyFields) -> int:
+    """The rule may fire at the first exit."""
+    return 1
+
+
+def after_patience(policy: PolicyFields) -> int:
+    """The rule wants t exits to speak for leaving."""
+    return policy.patience
+
+
+def after_comparing(policy: PolicyFields) -> int:
+    """The rule wants t exits to agree with the one before."""
+    return policy.patience + 1
+
+
+def from_min_layer(policy: PolicyFields) -> int:
+    """Rows may leave from the layer the policy allows."""
+    return policy.min_layer
+
+
+def from_appointed(policy: PolicyFields) -> int:
+    """Rows may leave from the appointed layer."""
+    return max(policy.min_layer, policy.appointed_layer or 0)
+
+
+def anything(policy: PolicyFields, exit_depths: list[int]) -> None:
+    """The rule asks no more of its fields than every rule does."""
+
+
+def within_window(policy: PolicyFields, exit_depths: list[int]) -> None:
+    """Refuse to wait for more exits than are looked at."""
+    if policy.patience > policy.window:
+        refuse("exit_patience", policy.patience, f"at most exit_window={policy.window}: it counts within the window")
+
+
+def at_an_exit(policy: PolicyFields, exit_depths: list[int]) -> None:
+    """Refuse to stop where nobody answers."""
+    if policy.appointed_layer not in exit_depths:
+        refuse("exit_appointed_layer", policy.appointed_layer, f"a layer with an exit: {exit_depths}")
+
+
+EVERY_PROBLEM = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+
+
+class Criterion(NamedTuple):
+    """A rule: when a row leaves, in words and in functions, what it can judge, and what it needs for that.
+
+    Which fields of the policy a rule reads, its functions declare. From this derive the checks of a policy, what a
+    search varies, what replay may share, how a policy is described, and README's table.
+    """
+
+    when: str  # "a row leaves when ..."
+    score: Callable[[Tensor, Evidence, ExitState, PolicyFields], Tensor]
+    decide: Callable[[Tensor, ExitState, PolicyFields, Tensor], Tensor]
+    answer: Callable[[Tensor, Tensor, Evidence, ExitState, PolicyFields], Tensor] = own_answer
+    source: str = ""  # the systems that leave by it
+    memory: Callable[[PolicyFields, int], int] = nothing  # how many earlier exits it looks back on, of so many
+    earliest: Callable[[PolicyFields], int] = at_once  # the number of the first exit at which it may fire
+    floor: Callable[[PolicyFields], int] = from_min_layer  # no row leaves before this layer
+    problem_types: tuple[str, ...] = (SINGLE_LABEL, MULTI_LABEL)
+    threshold_for: tuple[str, ...] = EVERY_PROBLEM  # where its decision hangs on tau, if it reads one
+    needs_evidence: str | None = None  # the config's field that makes exits emit it
+    own: Callable[[PolicyFields], bool] = lambda policy: (
+        True
+    )  # whether an exit that fires and the last one answer alone
+    each_exit: bool = False  # whether its score is one for each of the earlier exits, (B, m), instead of one, (B,)
+    varied: tuple[str, ...] = ()  # what a search varies beside the fields that the decision reads
+    fits: Callable[[PolicyFields, list[int]], None] = anything  # refuses fields that do not fit each other or the exits
+
+    def reads(self, policy: PolicyFields) -> tuple[str, ...]:
+        """The fields that make a difference under this policy, in their order."""
+        read = {"min_layer", *(name for part in self[1:4] for name in read_by(part, policy))}
+        return tuple(name for name in NAMES if name in read)
+
+    def scored_by(self, policy: PolicyFields) -> tuple[str, ...]:
+        """The fields that scores and answers may depend on: all but those that the decision alone declares."""
+        shared = {name for part in (self.score, self.answer) for name in read_by(part, policy)}
+        decided = {"min_layer", *read_by(self.decide, policy)} - shared
+        return tuple(name for name in NAMES if name not in decided)
+
+    def needs_threshold(self, problem_type: str) -> bool:
+        """Whether its decision hangs on tau."""
+        return "threshold" in declared(self.decide) and problem_type in self.threshold_for
+
+    def looks_back(self, policy: PolicyFields, exits: int) -> bool:
+        """Whether it has to hear exits at which no row may leave."""
+        return self.memory(policy, exits) > 0 or "patience" in declared(self.decide)
+
+    @property
+    def leaves_above(self) -> bool:
+        """Whether rows leave at tau and above it, not below."""
+        return bool(getattr(self.decide, "above", False))
+
+    def knobs(self, problem_type: str) -> tuple[str, ...]:
+        """What is turned to go from careful to fast, the first in front."""
+        names = (*declared(self.decide), *self.varied)
+        return tuple(name for name in names if name != "threshold" or self.needs_threshold(problem_type))
+
+
+CRITERIA = {
+    "divergence_v1": Criterion(
+        "the divergence between adjacent exits was below τ for t exits in a row",
+        score_v1, decide_count, memory=one_before, earliest=after_comparing,
+    ),
+    "divergence_v2": Criterion(
+        "the divergence from each of the last m exits was below τ for t exits in a row",
+        score_v2, decide_count, memory=by_window, earliest=after_comparing,
+    ),
+    "divergence_v3": Criterion(
+        "t of the divergences from the last m exits are below τ, in any order; t ≤ m",
+        score_v3, decide_number, memory=by_window, earliest=after_comparing, each_exit=True, varied=("window",),
+        fits=within_window,
+    ),
+    "patience": Criterion(
+        "t exits in a row gave the same labels; in regression, values closer than τ",
+        score_patience, decide_count, source="PABEE", memory=one_before, earliest=after_comparing,
+        problem_types=EVERY_PROBLEM, threshold_for=(REGRESSION,),
+    ),
+    "entropy": Criterion(
+        "the exit's entropy is below τ", score_entropy, decide_below, source="BranchyNet, DeeBERT, FastBERT",
+    ),
+    "max_prob": Criterion(
+        "its largest probability reaches τ; if none does, the surest exit answers",
+        score_confidence, decide_above, surest_answer, "Shallow-Deep", memory=all_before, own=lambda policy: False,
+    ),
+    "lte": Criterion(
+        "its learning-to-exit head doubts it less than τ",
+        score_lte, decide_below, source="BERxiT", problem_types=EVERY_PROBLEM, needs_evidence="use_lte",
+    ),
+    "window": Criterion(
+        "its entropy is below τ, or the last m exits have settled on a label",
+        score_window, decide_below, source="ELBERT", memory=by_window, varied=("window",),
+    ),
+    "pcee": Criterion(
+        "the entropy was below τ for t exits in a row",
+        score_entropy, decide_count, ensemble_answer, "PCEE-BERT", by_ensemble, after_patience,
+        own=lambda policy: ENSEMBLES[policy.ensemble].members is None,
+    ),
+    "dge": Criterion(
+        "the mean divergence from the last m exits was below τ for t exits in a row",
+        score_dge, decide_count, source="BADGE", memory=by_window, earliest=after_comparing,
+    ),
+    "distance": Criterion(
+        "entropy and distance to the class prototypes, in a harmonic mean, are below τ",
+        score_distance, decide_below, source="DE³-BERT", needs_evidence="use_prototypes",
+    ),
+    "voting": Criterion(
+        "the exits' majority has t votes and a share of τ",
+        score_votes, decide_votes, majority_answer, memory=all_before, earliest=after_patience,
+        own=lambda policy: False,
+    ),
+    "appointed": Criterion(
+        "it reaches a given layer",
+        score_nothing, decide_appointed, floor=from_appointed, problem_types=EVERY_PROBLEM, fits=at_an_exit,
+    ),
+}  # fmt: skip
+STATIC = "appointed"  # the rule that cuts a model off at a layer
+FULL = Criterion("it has passed all layers", score_nothing, decide_never, floor=lambda policy: sys.maxsize)
+
+
+def rule_of(policy: PolicyFields) -> Criterion:
+    """The policy's rule; without a criterion, the one by which no row leaves early."""
+    return FULL if policy.criterion is None else CRITERIA[policy.criterion]
+
+
+def able(problem_type: str, emitted: Collection[str] = ()) -> list[str]:
+    """The rules that can judge a problem by logits, and by what exits `emitted` beside them (the config's fields)."""
+    evidence = (None, *emitted)
+    return [
+        name
+        for name, rule in CRITERIA.items()
+        if problem_type in rule.problem_types and rule.needs_evidence in evidence
+    ]
+
+
+# ---- a step of a rule -------------------------------------------------------------------------------------------------
 
 
 def start(
-    rows: int, num_labels: int, policy: ExitPolicy, exits: int, problem_type: str, device: torch.device
+    rows: int, num_labels: int, policy: PolicyFields, exits: int, problem_type: str, device: torch.device
 ) -> ExitState:
     """The state before the first of `exits` exits, with room for what the policy's criterion looks back on."""
-    memory = CRITERIA[policy.criterion].memory(policy, exits)
+    memory = rule_of(policy).memory(policy, exits)
     return ExitState.start(rows, num_labels, max(memory, 1), problem_type, device)
 
 
-def step(evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor) -> tuple[Tensor, Tensor]:
+def step(evidence: Evidence, state: ExitState, policy: PolicyFields, depth: Tensor) -> tuple[Tensor, Tensor]:
     """One exit: score, decide, remember.
 
     Args:
@@ -61,21 +254,21 @@ def step(evidence: Evidence, state: ExitState, policy: ExitPolicy, depth: Tensor
         fire (B,) which rows may stop here, and their answers (B, C); at the last exit the answers of the others count
         as well. A row whose logits are NaN never fires.
     """
-    rule, now = CRITERIA[policy.criterion], predictions(evidence.logits, state.problem_type)
+    rule, now = rule_of(policy), predictions(evidence.logits, state.problem_type)
     fire = rule.decide(score_of(now, evidence, state, policy), state, policy, depth) & (depth >= policy.min_layer)
     answer = rule.answer(fire, now, evidence, state, policy)
     state.remember(now)
     return fire, answer
 
 
-def chance(state: ExitState, policy: ExitPolicy, depth: Tensor, exits: int) -> Tensor:
+def chance(state: ExitState, policy: PolicyFields, depth: Tensor, exits: int) -> Tensor:
     """How likely rows are to stop at the coming exit, whatever it says, (B,): 0 they cannot, 1 they must.
 
     A rule that fires on the lowest and on the highest score there is asks for no evidence; one that fires on neither
     has not seen enough. Of the others, a row that its last exit spoke for is as likely to stop as not, and any row as
     likely here as at each of the exits to come.
     """
-    rule, (rows, memory) = CRITERIA[policy.criterion], state.past.shape[:2]
+    rule, (rows, memory) = rule_of(policy), state.past.shape[:2]
     lowest = state.past.new_full((rows, memory) if rule.each_exit else (rows,), -math.inf)
     low, high = (rule.decide(score, replace(state), policy, depth) for score in (lowest, -lowest))
     able = (depth >= policy.min_layer) & (state.seen + 1 >= rule.earliest(policy))
@@ -83,182 +276,8 @@ def chance(state: ExitState, policy: ExitPolicy, depth: Tensor, exits: int) -> T
     return torch.where(low & high, 1.0, likely) * (able & (low | high))
 
 
-def score_of(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+def score_of(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """The criterion's score of every row, (B,) or (B, m); NaN, which is on no side of any tau, where the logits are."""
-    score = CRITERIA[policy.criterion].score(now, evidence, state, policy)
+    score = rule_of(policy).score(now, evidence, state, policy)
     broken = now.isnan().flatten(1).any(1)
     return score.masked_fill(broken.view(-1, *[1] * (score.dim() - 1)), math.nan)
-
-
-# ---- decide: which rows may stop ------------------------------------------------------------------------------------
-
-
-def threshold(state: ExitState, policy: ExitPolicy) -> Tensor | float:
-    """tau as it applies to each row at the exit it stands at."""
-    if isinstance(policy.threshold, tuple):
-        return torch.tensor(policy.threshold, device=state.seen.device)[state.seen]
-    return 0.0 if policy.threshold is None else policy.threshold
-
-
-def decide_below(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
-    """At the first exit whose score is below tau."""
-    return score < threshold(state, policy)
-
-
-def decide_above(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
-    """At the first exit whose score reaches tau."""
-    return score >= threshold(state, policy)
-
-
-def decide_count(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
-    """Eq. 5: count the exits in a row whose score is below tau; stop when there are t of them."""
-    state.count = (state.count + 1) * (score < threshold(state, policy))
-    return state.count >= policy.patience
-
-
-def decide_number(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
-    """v3: when t of the last m divergences are below tau, in whichever order."""
-    return score[:, policy.patience - 1] < threshold(state, policy)
-
-
-def decide_votes(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
-    """When the majority has t votes and a share of at least tau."""
-    enough = (score * (state.seen + 1)).round() >= policy.patience
-    return enough & (score >= threshold(state, policy))
-
-
-def decide_appointed(score: Tensor, state: ExitState, policy: ExitPolicy, depth: Tensor) -> Tensor:
-    """At one layer fixed beforehand, whatever is predicted there."""
-    return (depth >= policy.appointed_layer) & ~score.isnan()
-
-
-# ---- answer: what a row that stops is told --------------------------------------------------------------------------
-
-
-def own_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """The exit's own logits, (B, C)."""
-    return evidence.logits
-
-
-def surest_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """Shallow-Deep: the exit's own logits where it fires; where none does, those of the most confident one so far."""
-    tables = state.with_newest(now)
-    best = confidence(tables).nan_to_num(-1.0).argmax(1)  # (B,) 0 is this exit
-    answer = as_logits(tables[torch.arange(len(best), device=best.device), best], state.problem_type)
-    return torch.where((fire | (best == 0))[:, None], evidence.logits, answer.to(evidence.logits.dtype))
-
-
-def ensemble_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """PCEE-BERT: the exit's own logits, or a mean over the last sure exits (`run`, at most t), or over all so far."""
-    if policy.ensemble == "none":
-        return evidence.logits
-    members = has_spoken(now, state)
-    if policy.ensemble == "run":
-        in_run = state.count[:, None].clamp(1, policy.patience)
-        members = members & (torch.arange(members.shape[1], device=members.device) < in_run)
-    return mean_answer(now, evidence, state, members[:, :, None])
-
-
-def majority_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
-    """The mean of those exits that voted for the winner."""
-    winners, _ = ballot(now, state)
-    voters = (state.with_newest(now).argmax(-1) == winners[:, None]) & has_spoken(now, state)[
-        :, :, None
-    ]  # (B, 1 + m, L)
-    return mean_answer(now, evidence, state, voters)
-
-
-def mean_answer(now: Tensor, evidence: Evidence, state: ExitState, members: Tensor) -> Tensor:
-    """The logits (B, C) of the mean probabilities of this and earlier exits, where members (B, 1 + m, L or 1)."""
-    tables = state.with_newest(now).masked_fill(~members[..., None], -math.inf)
-    mean = tables.logsumexp(1) - members.sum(1)[..., None].log()
-    return as_logits(mean, state.problem_type).to(evidence.logits.dtype)
-
-
-# ---- registry -------------------------------------------------------------------------------------------------------
-
-
-def nothing(policy: ExitPolicy, exits: int) -> int:
-    """The rule looks at one exit alone."""
-    return 0
-
-
-def one_before(policy: ExitPolicy, exits: int) -> int:
-    """The rule looks back on the exit before."""
-    return 1
-
-
-def by_window(policy: ExitPolicy, exits: int) -> int:
-    """The rule looks back on m exits."""
-    return policy.window
-
-
-def all_before(policy: ExitPolicy, exits: int) -> int:
-    """The rule looks back on every exit."""
-    return exits - 1
-
-
-def at_once(policy: ExitPolicy) -> int:
-    """The rule may fire at the first exit."""
-    return 1
-
-
-def after_patience(policy: ExitPolicy) -> int:
-    """The rule wants t exits to speak for leaving."""
-    return policy.patience
-
-
-def after_comparing(policy: ExitPolicy) -> int:
-    """The rule wants t exits to agree with the one before."""
-    return policy.patience + 1
-
-
-def by_ensemble(policy: ExitPolicy, exits: int) -> int:
-    """The rule looks back on the exits its answer is a mean of."""
-    return {"none": 1, "run": policy.patience - 1, "all": exits - 1}[policy.ensemble]
-
-
-class Criterion(NamedTuple):
-    """A rule, how many earlier exits it looks back on, and what it can judge."""
-
-    score: Callable[[Tensor, Evidence, ExitState, ExitPolicy], Tensor]
-    decide: Callable[[Tensor, ExitState, ExitPolicy, Tensor], Tensor]
-    answer: Callable[[Tensor, Tensor, Evidence, ExitState, ExitPolicy], Tensor] = own_answer
-    memory: Callable[[ExitPolicy, int], int] = one_before
-    earliest: Callable[[ExitPolicy], int] = at_once  # the number of the first exit at which it may fire
-    problem_types: tuple[str, ...] = (SINGLE_LABEL, MULTI_LABEL)
-    needs_threshold: Callable[[str], bool] = lambda problem_type: True
-    needs_evidence: str | None = None  # the config's field that makes exits emit it
-    counts_exits: bool = True  # whether it knows patience
-    each_exit: bool = False  # whether its score is one for each of the earlier exits, (B, m), instead of one, (B,)
-
-
-EVERY_PROBLEM = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
-CRITERIA = {
-    "divergence_v1": Criterion(score_v1, decide_count, earliest=after_comparing),
-    "divergence_v2": Criterion(score_v2, decide_count, memory=by_window, earliest=after_comparing),
-    "divergence_v3": Criterion(
-        score_v3, decide_number, memory=by_window, earliest=after_comparing, each_exit=True
-    ),
-    "patience": Criterion(
-        score_patience, decide_count, earliest=after_comparing, problem_types=EVERY_PROBLEM,
-        needs_threshold=lambda problem_type: problem_type == REGRESSION,
-    ),
-    "entropy": Criterion(score_entropy, decide_below, memory=nothing, counts_exits=False),
-    "max_prob": Criterion(score_confidence, decide_above, surest_answer, all_before, counts_exits=False),
-    "lte": Criterion(
-        score_lte, decide_below, memory=nothing, problem_types=EVERY_PROBLEM, needs_evidence="use_lte",
-        counts_exits=False,
-    ),
-    "window": Criterion(score_window, decide_below, memory=by_window, counts_exits=False),
-    "pcee": Criterion(score_entropy, decide_count, ensemble_answer, by_ensemble, after_patience),
-    "dge": Criterion(score_dge, decide_count, memory=by_window, earliest=after_comparing),
-    "distance": Criterion(
-        score_distance, decide_below, memory=nothing, needs_evidence="use_prototypes", counts_exits=False
-    ),
-    "voting": Criterion(score_votes, decide_votes, majority_answer, all_before, after_patience),
-    "appointed": Criterion(
-        score_nothing, decide_appointed, memory=nothing, problem_types=EVERY_PROBLEM,
-        needs_threshold=lambda problem_type: False, counts_exits=False,
-    ),
-}  # fmt: skip

@@ -17,6 +17,7 @@ from torch.nn.functional import logsigmoid
 
 REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
 ROW_WISE = ("past", "seen", "count")  # what an `ExitState` holds of every row
+EMITTED_BY = {"use_lte": "lte", "use_prototypes": "distances"}  # the config's field -> what exits emit beside logits
 NEVER = -1e4  # stands for the log-probability of an outcome that is ruled out: e^NEVER is 0, and 0 * NEVER is no NaN
 
 
@@ -40,6 +41,11 @@ class Evidence(NamedTuple):
     def cat(cls, rows: list[Evidence]) -> Evidence:
         """The evidence of several groups of rows, one after the other."""
         return cls(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*rows)))
+
+    @property
+    def emitted(self) -> list[str]:
+        """What exits were made to emit beside logits, as the config's fields have it."""
+        return [field for field, part in EMITTED_BY.items() if getattr(self, part) is not None]
 
 
 def predictions(logits: Tensor, problem_type: str) -> Tensor:

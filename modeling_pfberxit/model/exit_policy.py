@@ -1,31 +1,57 @@
 """The exit policy: which criterion one call uses, with which threshold tau, patience t and window m."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from .criteria import CRITERIA
+from .criteria import CRITERIA, ENSEMBLES, STATIC, able, rule_of
 from .divergences import DIVERGENCE_ALIASES, DIVERGENCES
-from .validation import Check, each, either, flag, one_of, optional, real, refuse, whole
+from .evidence import EMITTED_BY
+from .policy_fields import PolicyFields
+from .scores import WINDOW_RULES
+from .validation import Check, each, either, entry_of, flag, optional, real, refuse, whole
 
-POLICY_CHECKS: dict[str, Check] = {
-    "criterion": optional(one_of(*CRITERIA)),
-    "divergence": one_of(*DIVERGENCES, aliases=DIVERGENCE_ALIASES),
-    "threshold": optional(either(real(0.0), each(real(0.0)))),
-    "patience": whole(1),
-    "window": whole(1),
-    "min_layer": whole(1),
-    "appointed_layer": optional(whole(1)),
-    "normalize": flag,
-    "window_rule": one_of("agree", "monotone", "narrow"),
-    "window_range": real(0.0, 1.0),
-    "ensemble": one_of("none", "run", "all"),
-    "distance_weight": real(0.0),
+
+class Field(NamedTuple):
+    """A field of the policy: what it may be, how it reads in a sentence, what a search tries, the papers' symbol.
+
+    Args:
+        words: behind the criterion's name, with its own comma.
+        tried: from careful to fast, given the layers that have an exit; thresholds come from the scores that occur.
+    """
+
+    check: Check
+    words: str | Callable[[Any], str] = ""
+    tried: Callable[[list[int]], Sequence] | None = None
+    symbol: str = ""
+
+
+def thresholds_in_words(threshold: float | tuple[float, ...]) -> str:
+    """One number, or one for each exit."""
+    if isinstance(threshold, tuple):
+        return f", thresholds {' / '.join(f'{tau:.4g}' for tau in threshold)}"
+    return f", threshold {threshold:.4g}"
+
+
+FIELDS = {
+    "criterion": Field(optional(entry_of(CRITERIA))),
+    "divergence": Field(entry_of(DIVERGENCES, DIVERGENCE_ALIASES), " of {}"),
+    "threshold": Field(optional(either(real(0.0), each(real(0.0)))), thresholds_in_words, symbol="τ"),
+    "patience": Field(whole(1), ", patience {}", lambda depths: range(len(depths), 0, -1), "t"),
+    "window": Field(whole(1), ", window {}", lambda depths: range(len(depths), 1, -1), "m"),
+    "min_layer": Field(whole(1), lambda layer: f", from layer {layer}" if layer > 1 else ""),
+    "appointed_layer": Field(optional(whole(1)), ", layer {}", lambda depths: depths[::-1]),
+    "normalize": Field(flag, lambda normalized: ", normalised" if normalized else ""),
+    "window_rule": Field(entry_of(WINDOW_RULES), ", {}"),
+    "window_range": Field(real(0.0, 1.0), " within {:g}"),
+    "ensemble": Field(entry_of(ENSEMBLES), lambda kind: f", ensemble {kind}" if ENSEMBLES[kind].members else ""),
+    "distance_weight": Field(real(0.0), ", distance weight {:g}"),
 }
+POLICY_CHECKS: dict[str, Check] = {name: field.check for name, field in FIELDS.items()}
 
 
 @dataclass(frozen=True)
-class ExitPolicy:
+class ExitPolicy(PolicyFields):
     """How rows leave during one call. Immutable and checked when made; the config's `exit_*` fields are its defaults.
 
     Args:
@@ -53,19 +79,6 @@ class ExitPolicy:
         >>> model(**batch, exit_policy={"criterion": "patience", "patience": 3})
     """
 
-    criterion: str | None = "divergence_v1"
-    divergence: str = "kl"
-    threshold: float | tuple[float, ...] | None = None
-    patience: int = 2
-    window: int = 3
-    min_layer: int = 1
-    appointed_layer: int | None = None
-    normalize: bool = False
-    window_rule: str = "agree"
-    window_range: float = 0.1
-    ensemble: str = "none"
-    distance_weight: float = 1.0
-
     def __post_init__(self) -> None:
         for name, check in POLICY_CHECKS.items():
             value = check(name, getattr(self, name))
@@ -73,19 +86,47 @@ class ExitPolicy:
 
     def is_active(self, problem_type: str) -> bool:
         """False exactly when the criterion is None, or needs a threshold and has none."""
-        if self.criterion is None:
-            return False
-        return self.threshold is not None or not CRITERIA[self.criterion].needs_threshold(problem_type)
+        needed = rule_of(self).needs_threshold(problem_type)
+        return self.criterion is not None and (self.threshold is not None or not needed)
 
     @property
     def floor(self) -> int:
         """No row leaves before this layer."""
-        return max(self.min_layer, self.appointed_layer or 0) if self.criterion == "appointed" else self.min_layer
+        return rule_of(self).floor(self)
+
+    def stated(self) -> dict[str, Any]:
+        """The fields that make a difference under this policy, as an operating point keeps them."""
+        values = {name: getattr(self, name) for name in ("criterion", *rule_of(self).reads(self))}
+        return {name: value for name, value in values.items() if value is not None}
 
 
-def to_the_end(layers: int) -> ExitPolicy:
-    """The policy under which every row runs through all layers and nobody hears the exits before."""
-    return ExitPolicy("appointed", appointed_layer=layers)
+FULL_DEPTH = ExitPolicy(criterion=None)
+
+
+def static(layer: int) -> ExitPolicy:
+    """The policy under which every row stops at a layer, whatever its exit says."""
+    return ExitPolicy(STATIC, appointed_layer=layer)
+
+
+def describe(policy: ExitPolicy) -> str:
+    """A policy in words: its rule, the fields that the rule reads, and where it comes from.
+
+    Example: "divergence_v1 of kl, threshold 0.3, patience 2"; "patience 3 (PABEE)"; "full depth".
+    """
+    if policy.criterion is None:
+        return "full depth"
+    rule, parts = rule_of(policy), [in_words(name, value) for name, value in policy.stated().items()]
+    words = policy.criterion + "".join(parts)
+    if parts and parts[1].startswith(f", {policy.criterion} "):  # a rule that is named after its field
+        words = "".join(parts).removeprefix(", ")
+    off = not any(policy.is_active(problem_type) for problem_type in rule.problem_types)
+    return words + (f" ({rule.source})" if rule.source else "") + ("; full depth without a threshold" if off else "")
+
+
+def in_words(name: str, value: Any) -> str:
+    """A field's part of the description."""
+    words = FIELDS[name].words
+    return words.format(value) if isinstance(words, str) else words(value)
 
 
 def configured_policy(config: Any) -> ExitPolicy:
@@ -137,28 +178,36 @@ def operating_point(name: str, config: Any) -> dict[str, Any]:
 
 def check_fit(policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> None:
     """Refuse combinations that cannot work, before any layer runs."""
-    exits, rule = len(exit_depths), CRITERIA[policy.criterion]
+    exits, rule = len(exit_depths), rule_of(policy)
+    read = rule.reads(policy)
     if problem_type not in rule.problem_types:
-        able = [name for name, other in CRITERIA.items() if problem_type in other.problem_types]
-        refuse("exit_criterion", policy.criterion, f"a rule for {problem_type}: {', '.join(able)}")
-    if policy.patience > exits and rule.counts_exits:
-        refuse("exit_patience", policy.patience, f"at most the number of exits, {exits}")
-    if rule.memory(policy, exits) > exits:
-        refuse("exit_window", policy.window, f"at most the number of exits, {exits}")
-    if policy.criterion == "divergence_v3" and policy.patience > policy.window:
-        refuse("exit_patience", policy.patience, f"at most exit_window={policy.window}: v3 counts within the window")
+        refuse(
+            "exit_criterion",
+            policy.criterion,
+            f"a rule for {problem_type}: {', '.join(able(problem_type, EMITTED_BY))}",
+        )
+    for name in ("patience", "window"):
+        if name in read and getattr(policy, name) > exits:
+            refuse(f"exit_{name}", getattr(policy, name), f"at most the number of exits, {exits}")
     if isinstance(policy.threshold, tuple) and len(policy.threshold) != exits:
         refuse("exit_threshold", list(policy.threshold), f"one number, or {exits}: one for each exit")
     if policy.min_layer > exit_depths[-1]:
         refuse("exit_min_layer", policy.min_layer, f"at most the number of layers, {exit_depths[-1]}")
-    if policy.criterion == "appointed" and policy.appointed_layer not in exit_depths:
-        refuse("exit_appointed_layer", policy.appointed_layer, f"a layer with an exit: {exit_depths}")
+    rule.fits(policy, exit_depths)
+
+
+def fits(policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> bool:
+    """Whether `check_fit` lets a policy pass."""
+    try:
+        check_fit(policy, exit_depths, problem_type)
+    except ValueError:
+        return False
+    return True
 
 
 def check_evidence(policy: ExitPolicy, config: Any, problem_type: str) -> None:
     """Refuse a rule that judges what this model's exits do not emit."""
-    needed = CRITERIA[policy.criterion].needs_evidence
-    if needed and not getattr(config, needed):
-        rules = {name: rule for name, rule in CRITERIA.items() if rule.needs_evidence is None}
-        able = [name for name, rule in rules.items() if problem_type in rule.problem_types]
-        refuse("exit_criterion", policy.criterion, f"one of {', '.join(able)}, or the model trained with {needed}=True")
+    needed, emitted = rule_of(policy).needs_evidence, [name for name in EMITTED_BY if getattr(config, name)]
+    if needed and needed not in emitted:
+        names = ", ".join(able(problem_type, emitted))
+        refuse("exit_criterion", policy.criterion, f"one of {names}, or the model trained with {needed}=True")

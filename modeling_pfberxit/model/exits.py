@@ -1,10 +1,13 @@
 """Exits: the heads at each chosen depth, and the evidence they emit."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .adapters import Adapter
+from .adapters import PLACEMENTS, Adapter
 from .backbones import pooler_dense
 from .evidence import SINGLE_LABEL, Evidence, outcomes
 from .strategies import LearnedWeights
@@ -17,11 +20,31 @@ def mean_weights(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     return (weights / weights.sum(-1, keepdim=True)).to(dtype)[:, None]
 
 
-def pool(hidden_states: Tensor, weights: Tensor | None, pooling: str) -> Tensor:
-    """(B, n, d) -> (B, d): the first token (`cls`), or the mean over the tokens."""
-    if pooling == "cls":
-        return hidden_states[:, 0]
+def first_token(hidden_states: Tensor, weights: Tensor | None) -> Tensor:
+    """(B, n, d) -> (B, d): the state of the first token."""
+    return hidden_states[:, 0]
+
+
+def mean_token(hidden_states: Tensor, weights: Tensor | None) -> Tensor:
+    """(B, n, d) and what each token weighs (B, 1, n), None where all weigh the same -> (B, d)."""
     return hidden_states.mean(1) if weights is None else torch.bmm(weights, hidden_states).squeeze(1)
+
+
+class Pooling(NamedTuple):
+    """How an exit reads a row."""
+
+    pool: Callable[[Tensor, Tensor | None], Tensor]  # states (B, n, d), and weights that are 0 at padding and prompts
+    words: str  # "reading the ... of the tokens"
+    positions: int | None = None  # how many of them, the first ones, it reads; None: all
+
+
+POOLINGS = {"cls": Pooling(first_token, "first", 1), "mean": Pooling(mean_token, "mean")}
+# How many poolers a model has of its own, of as many as it has heads.
+POOLERS: dict[str, Callable[[PreTrainedConfig, int], int]] = {
+    "none": lambda config, heads: 0,
+    "backbone": lambda config, heads: int(config.train_pooler),
+    "own": lambda config, heads: heads,
+}
 
 
 class Prototypes(nn.Module):
@@ -45,12 +68,12 @@ class Exits(nn.Module):
     def __init__(self, config: PreTrainedConfig, hidden_size: int, exits: int):
         super().__init__()
         heads = 1 if config.exit_shared else exits
-        poolers = {"none": 0, "backbone": int(config.train_pooler), "own": heads}[config.exit_pooler]
+        poolers = POOLERS[config.exit_pooler](config, heads)
         ltes = (1 if config.lte_shared else exits) if config.use_lte else 0
-        bypasses = exits if config.adapter_placement == "bypass" else 0
+        bypasses = exits if PLACEMENTS[config.adapter_placement].bypass else 0
         prototypes = exits if config.use_prototypes else 0
         problem_type = config.problem_type or SINGLE_LABEL
-        self.pooling = config.exit_pooling
+        self.pooling = POOLINGS[config.exit_pooling]
         self.bypass_adapters = nn.ModuleList(Adapter(config, hidden_size) for _ in range(bypasses))
         self.poolers = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(poolers))
         self.classifiers = nn.ModuleList(nn.Linear(hidden_size, config.num_labels) for _ in range(heads))
@@ -79,7 +102,7 @@ class Exits(nn.Module):
         """
         if len(self.bypass_adapters):
             hidden_states = hidden_states + self.bypass_adapters[number](hidden_states, padding_mask)
-        pooled = pool(hidden_states, weights, self.pooling)  # (B, d)
+        pooled = self.pooling.pool(hidden_states, weights)  # (B, d)
         pooler = _head(self.poolers, number) or backbone_pooler
         pooled = pooled if pooler is None else torch.tanh(pooler(pooled))
         lte, prototypes = _head(self.ltes, number), _head(self.prototypes, number)
@@ -91,10 +114,9 @@ class Exits(nn.Module):
     @property
     def positions(self) -> int | None:
         """How many of a layer's positions, the first ones, the exits read; None: all."""
-        if self.pooling != "cls":
-            return None
+        first = self.pooling.positions
         reach = self.bypass_adapters[0].reach if len(self.bypass_adapters) else 0
-        return None if reach is None else 1 + reach
+        return None if first is None or reach is None else first + reach
 
     def check_prototypes(self, num_labels: int, problem_type: str) -> None:
         """Refuse to judge a problem by prototypes that were made for another."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .backbones import encoder_layers, pooler_dense
 from .checkpoints import reads_backbone_pooler
-from .criteria import CRITERIA, chance, start, step
+from .criteria import chance, rule_of, start, step
 from .evidence import Evidence, ExitState
 from .exit_policy import ExitPolicy
 from .rows import Rows
@@ -40,7 +40,7 @@ class Loop:
         self.pooler = pooler_dense(model.backbone) if reads_backbone_pooler(model.config) else None
         self.walk, self.policy, self.phase = walk, policy, phase
         self.num_labels, self.problem_type = model.num_labels, problem_type
-        self.forgetful = policy is not None and CRITERIA[policy.criterion].memory(policy, len(self.exit_depths)) == 0
+        self.forgetful = policy is not None and not rule_of(policy).looks_back(policy, len(self.exit_depths))
         # How many positions, the first ones, exits read; None: all.
         self.wide = None if walk.watched or model.token_exits is not None else model.exits.positions
 
@@ -194,7 +194,7 @@ class Loop:
             return True
         if depth not in self.exit_depths or depth < self.policy.floor:
             return False
-        return self.exit_depths.index(depth) + 1 >= CRITERIA[self.policy.criterion].earliest(self.policy)
+        return self.exit_depths.index(depth) + 1 >= rule_of(self.policy).earliest(self.policy)
 
     def dismiss(self, rows: Rows, done: Tensor) -> Rows | None:
         """The rows without those that are done; while they are few, those are computed on with the others."""

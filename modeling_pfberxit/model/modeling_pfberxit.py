@@ -16,13 +16,13 @@ from .backbones import build_backbone, check_supported, embed, num_depths
 from .checkpoints import CheckpointMixin, reads_backbone_pooler
 from .configuration_pfberxit import PFBerxitConfig
 from .execution import Execution
-from .exit_policy import ExitPolicy, resolve_policy, to_the_end
+from .exit_policy import FULL_DEPTH, ExitPolicy, resolve_policy
 from .exits import Exits, init_exit_weights
 from .labels import check_labels, problem_type_of
 from .loop import Loop
 from .objective import ExitLoss, check_objective, check_weights, task_losses, training_loss
 from .persistence import check_base, check_trainable
-from .prompts import Prompts
+from .prompts import GENERATORS
 from .rows import Rows
 from .strategies import Phase, TrainingProgress, current_phase, whole_objective
 from .streams import predict
@@ -95,7 +95,8 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         self.backbone = build_backbone(encoder, reads_backbone_pooler(config))
         self.depths = nn.ModuleList(AdaptedLayer(config, size) for _ in range(layers))
         self.exits = Exits(config, size, len(self.exit_depths))
-        self.prompts = None if config.prompt_generator == "none" else Prompts(config, size, layers)
+        generator = GENERATORS[config.prompt_generator]
+        self.prompts = generator and generator(config, size, layers)
         self.token_exits = TokenExits(config, encoder.vocab_size, layers) if config.token_exits else None
         if config.token_exits:
             check_reach(self.depths, self.exits)
@@ -223,8 +224,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         problem_type = problem_type_of(self.config)
         self.exits.check_prototypes(self.num_labels, problem_type)
         policy = resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
-        policy = policy or to_the_end(len(self.depths))
-        logits, layers = predict(self, rows, policy, problem_type, batch_size, progress)
+        logits, layers = predict(self, rows, policy or FULL_DEPTH, problem_type, batch_size, progress)
         return PFBerxitOutput(logits=logits, exit_layer=layers)
 
     def _check_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, want_attentions: bool) -> None:

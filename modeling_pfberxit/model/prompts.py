@@ -21,21 +21,56 @@ class Prompts(nn.Module):
                 "prompt_layer", config.prompt_layer, f"a layer below the last, 0 to {layers - 1}: prompts join above it"
             )
         self.kind, self.length = config.prompt_generator, config.prompt_length
-        if self.kind == "table":
-            self.table = nn.Embedding(self.length, hidden_size)
-            return
-        self.down = nn.Linear(hidden_size, config.prompt_dim)
-        self.up = nn.Linear(config.prompt_dim, hidden_size * (self.length if self.kind == "npg" else 1))
+
+
+class Table(Prompts):
+    """The same prompts for every row."""
+
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int):
+        super().__init__(config, hidden_size, layers)
+        self.table = nn.Embedding(self.length, hidden_size)
 
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """The tokens' states (B, n, d) and 1 for tokens, 0 for padding (B, n) -> the prompts, (B, p, d)."""
-        if self.kind == "table":
-            return self.table.weight.expand(hidden_states.shape[0], -1, -1).to(hidden_states.dtype)
-        if self.kind == "npg":  # from the row's first token
-            return self.up(self.down(hidden_states[:, 0]).relu()).unflatten(-1, (self.length, -1))
+        """(B, p, d), whatever the states."""
+        return self.table.weight.expand(hidden_states.shape[0], -1, -1).to(hidden_states.dtype)
+
+
+class FromFirst(Prompts):
+    """NPG: all of them from the row's first token."""
+
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int):
+        super().__init__(config, hidden_size, layers)
+        self.down = nn.Linear(hidden_size, config.prompt_dim)
+        self.up = nn.Linear(config.prompt_dim, hidden_size * self.length)
+
+    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """(B, n, d) -> (B, p, d)."""
+        return self.up(self.down(hidden_states[:, 0]).relu()).unflatten(-1, (self.length, -1))
+
+
+class FromSlots(Prompts):
+    """Each from a slot of the row's tokens, by the mean of their values (APPG)."""
+
+    largest = False
+
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int):
+        super().__init__(config, hidden_size, layers)
+        self.down = nn.Linear(hidden_size, config.prompt_dim)
+        self.up = nn.Linear(config.prompt_dim, hidden_size)
+
+    def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """(B, n, d) and 1 for tokens, 0 for padding (B, n) -> (B, p, d)."""
         slots = slot_members(hidden_states, padding_mask, self.length)
-        pooled = pool_slots(self.down(hidden_states), slots, largest=self.kind == "mppg")
-        return self.up(pooled.relu())
+        return self.up(pool_slots(self.down(hidden_states), slots, self.largest).relu())
+
+
+class FromLargest(FromSlots):
+    """MPPG: by the largest value of each slot."""
+
+    largest = True
+
+
+GENERATORS = {"none": None, "table": Table, "npg": FromFirst, "mppg": FromLargest, "appg": FromSlots}
 
 
 def slot_members(hidden_states: Tensor, padding_mask: Tensor | None, slots: int) -> Tensor:

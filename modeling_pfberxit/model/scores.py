@@ -8,7 +8,6 @@ divergences are summed over the labels, shares and probabilities are those of th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,38 +15,40 @@ from torch.nn.functional import one_hot
 
 from .divergences import DIVERGENCES
 from .evidence import REGRESSION, Evidence, ExitState, confidence, entropy
-
-if TYPE_CHECKING:
-    from .exit_policy import ExitPolicy
+from .policy_fields import PolicyFields, declared, reads
 
 EPSILON = 1e-6  # keeps a harmonic mean finite
 
 
-def divergences_from_past(now: Tensor, state: ExitState, policy: ExitPolicy) -> Tensor:
+def divergences_from_past(now: Tensor, state: ExitState, policy: PolicyFields) -> Tensor:
     """s_{i,i-1} ... s_{i,i-m}, summed over labels: (B, L, K) against (B, m, L, K) -> (B, m); NaN: there was none."""
     divergence = DIVERGENCES[policy.divergence]
     scores = divergence.of(now[:, None].expand_as(state.past), state.past).sum(-1)
     return scores / (now.shape[1] * divergence.unit(now.shape[2])) if policy.normalize else scores
 
 
-def score_v1(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+@reads("divergence", "normalize")
+def score_v1(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """The divergence from the exit before, (B,)."""
     return divergences_from_past(now, state, policy)[:, 0]
 
 
-def score_v2(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+@reads("divergence", "normalize", "window")
+def score_v2(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """The largest divergence from the last m exits, or as many as there are, (B,)."""
     scores = divergences_from_past(now, state, policy)
     missing = torch.arange(scores.shape[1], device=scores.device) >= state.seen[:, None].clamp(min=1)
     return scores.masked_fill(missing, -math.inf).amax(-1)
 
 
-def score_v3(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+@reads("divergence", "normalize", "window")
+def score_v3(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """The divergences from the last m exits, smallest first, (B, m)."""
     return divergences_from_past(now, state, policy).sort(-1).values  # NaN comes last
 
 
-def score_dge(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+@reads("divergence", "normalize", "window")
+def score_dge(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """BADGE: the mean divergence from the last m exits, or as many as there are, (B,).
 
     No formula is public; the abstract speaks of the divergence between an exit and the previous ones. Our reading is
@@ -58,7 +59,7 @@ def score_dge(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPol
     return scores.masked_fill(missing, 0.0).sum(-1) / (~missing).sum(-1)  # 0 / 0 at the first exit: NaN
 
 
-def score_patience(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+def score_patience(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """PABEE: the distance from the exit before, (B,). Labels: -inf if all agree, else +inf; regression: |y_i - y_j|."""
     before = state.past[:, 0]
     if state.problem_type == REGRESSION:
@@ -67,41 +68,60 @@ def score_patience(now: Tensor, evidence: Evidence, state: ExitState, policy: Ex
     return torch.where(agree, -math.inf, math.inf)
 
 
-def score_entropy(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+@reads("normalize")
+def score_entropy(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """BranchyNet, DeeBERT; normalised FastBERT and PCEE-BERT: H(p), (B,)."""
     return entropy(now, policy.normalize)
 
 
-def score_confidence(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+@reads("normalize")
+def score_confidence(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """Shallow-Deep: the largest probability, (B,)."""
     return confidence(now, policy.normalize)
 
 
-def score_lte(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+def score_lte(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """BERxiT: how likely the exit is wrong, as its learning-to-exit head has it, (B,)."""
     return evidence.lte.float()
 
 
-def score_window(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+def agree(likely: Tensor, policy: PolicyFields) -> Tensor:
+    """Nothing more than the same label: its probability at the last m exits (B, m, L) -> (B, L)."""
+    return torch.ones_like(likely[:, 0], dtype=torch.bool)
+
+
+def monotone(likely: Tensor, policy: PolicyFields) -> Tensor:
+    """The label's probability only rises or only falls."""
+    changes = likely[:, :-1] - likely[:, 1:]
+    return (changes >= 0).all(1) | (changes <= 0).all(1)
+
+
+@reads("window_range")
+def narrow(likely: Tensor, policy: PolicyFields) -> Tensor:
+    """The label's probability varies by at most `window_range`."""
+    return likely.amax(1) - likely.amin(1) <= policy.window_range
+
+
+WINDOW_RULES = {"agree": agree, "monotone": monotone, "narrow": narrow}
+
+
+@reads("normalize", "window", "window_rule", also=lambda policy: declared(WINDOW_RULES[policy.window_rule]))
+def score_window(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """ELBERT's two stages, (B,): the entropy; -inf where the last m exits, this one included, settled on an answer.
 
-    They settled if all predict the same label and, by `window_rule`, nothing more (`agree`), its probability only rises
-    or only falls (`monotone`), or varies by at most `window_range` (`narrow`). With two classes these are ELBERT's
-    three rules on P(class 0); following the predicted label's probability carries them over to many.
+    They settled if all predict the same label and its probability does what `window_rule` asks. With two classes these
+    are ELBERT's three rules on P(class 0); following the predicted label's probability carries them over to many.
     """
     tables = state.with_newest(now)[:, : policy.window]  # (B, m, L, K)
     labels = tables.argmax(-1)  # (B, m, L)
     likely = tables.exp().gather(-1, labels[:, :1, :, None].expand(*labels.shape, 1)).squeeze(-1)  # (B, m, L)
     settled = (labels == labels[:, :1]).all(1) & ~likely.isnan().any(1)  # (B, L)
-    if policy.window_rule == "monotone":
-        changes = likely[:, :-1] - likely[:, 1:]
-        settled = settled & ((changes >= 0).all(1) | (changes <= 0).all(1))
-    if policy.window_rule == "narrow":
-        settled = settled & (likely.amax(1) - likely.amin(1) <= policy.window_range)
+    settled = settled & WINDOW_RULES[policy.window_rule](likely, policy)
     return entropy(now, policy.normalize).masked_fill(settled.all(-1), -math.inf)
 
 
-def score_distance(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+@reads("normalize", "distance_weight")
+def score_distance(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """DE3-BERT: the harmonic mean of distance ratio and entropy, (lambda + 1) / (lambda / DR + 1 / H), (B,).
 
     DR = (1 + (r1 - r2) / max(r1, r2)) / 2 in [0, 1], averaged over labels. What r1 and r2 are is not public. Our
@@ -128,12 +148,12 @@ def ballot(now: Tensor, state: ExitState) -> tuple[Tensor, Tensor]:
     return winners, counts.amax(-1) / (state.seen[:, None] + 1)
 
 
-def score_votes(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+def score_votes(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """The share of the exits so far that back the majority's answer, (B,)."""
     return ballot(now, state)[1].amin(-1)
 
 
-def score_nothing(now: Tensor, evidence: Evidence, state: ExitState, policy: ExitPolicy) -> Tensor:
+def score_nothing(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """The rule does not look at predictions, (B,)."""
     return now.new_zeros(now.shape[0])
 

@@ -8,6 +8,7 @@ reaches it and no optimiser moves it; `requires_grad` never changes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,15 +43,48 @@ class Phase(NamedTuple):
 
 def exit_groups(config: PreTrainedConfig, exit_depths: list[int]) -> list[tuple[int, ...]]:
     """The groups of exit numbers that take turns, one group per optimiser step."""
-    everyone, last = tuple(range(len(exit_depths))), len(exit_depths) - 1
     if config.exit_groups is not None:
         if unknown := {layer for group in config.exit_groups for layer in group} - set(exit_depths):
             refuse("exit_groups", sorted(unknown), f"layers that have an exit: {exit_depths}")
         return [tuple(exit_depths.index(layer) for layer in group) for group in config.exit_groups]
-    if config.training_strategy == "two_stage":
-        check_two_stage(config, exit_depths)
-        return [(last,)] if config.training_stage == 1 else [everyone[:-1]]
-    return [(last,), everyone] if config.training_strategy == "alternating" and last else [everyone]
+    return STRATEGIES[config.training_strategy].groups(config, exit_depths)
+
+
+def all_together(config: PreTrainedConfig, exit_depths: list[int]) -> list[tuple[int, ...]]:
+    """One group."""
+    return [tuple(range(len(exit_depths)))]
+
+
+def last_first(config: PreTrainedConfig, exit_depths: list[int]) -> list[tuple[int, ...]]:
+    """In the first run the last exit, in the second the others."""
+    check_two_stage(config, exit_depths)
+    *inner, last = range(len(exit_depths))
+    return [(last,)] if config.training_stage == 1 else [tuple(inner)]
+
+
+def in_turns(config: PreTrainedConfig, exit_depths: list[int]) -> list[tuple[int, ...]]:
+    """The last exit and all exits; one exit alone has nobody to take turns with."""
+    *inner, last = range(len(exit_depths))
+    return [(last,), (*inner, last)] if inner else [(last,)]
+
+
+class Strategy(NamedTuple):
+    """Which exits learn together, and in how many runs."""
+
+    groups: Callable[[PreTrainedConfig, list[int]], list[tuple[int, ...]]]
+    runs: int = 1
+
+
+STRATEGIES = {
+    "joint": Strategy(all_together),
+    "two_stage": Strategy(last_first, runs=2),
+    "alternating": Strategy(in_turns),
+}
+
+
+def in_last_stage(config: PreTrainedConfig) -> bool:
+    """Whether this is a second run, which leaves alone what the first has taught."""
+    return 1 < STRATEGIES[config.training_strategy].runs == config.training_stage
 
 
 def check_two_stage(config: PreTrainedConfig, exit_depths: list[int]) -> None:
@@ -84,8 +118,7 @@ def current_phase(
     groups = exit_groups(config, exit_depths)
     exits = groups[progress.step % len(groups) if progress else 0]
     weights = exit_weights(config.exit_weights, [exit_depths[exit] for exit in exits], exit_depths, progress, learned)
-    stage_two = config.training_strategy == "two_stage" and config.training_stage == 2
-    return Phase(exits, weights, not stage_two, config.gradient_equilibrium)
+    return Phase(exits, weights, not in_last_stage(config), config.gradient_equilibrium)
 
 
 def whole_objective(config: PreTrainedConfig, exit_depths: list[int], learned: Tensor | None) -> Phase:
@@ -98,23 +131,35 @@ def whole_objective(config: PreTrainedConfig, exit_depths: list[int], learned: T
 def exit_weights(
     kind: str, depths: list[int], exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None
 ) -> Tensor:
-    """What the losses of the exits at `depths` weigh, (len(depths),).
+    """What the losses of the exits at `depths` weigh, (len(depths),)."""
+    return EXIT_WEIGHTS[kind](torch.tensor(depths, dtype=torch.float32), exit_depths, progress, learned)
 
-    * `depth`: i / sum of i (PABEE, F-PABEE): layers 1 and 3 weigh 1/4 and 3/4;
-    * `uniform`: 1 each, a plain sum (ElasticBERT, DeeBERT);
-    * `learned`: sigmoids of trained parameters, the last exit taking what is left of the total (ELBERT);
-    * `rising`: in the course of the run from 0.01 to the exit's share of the layers, the last exit 1 (Shallow-Deep).
-    """
-    deep = torch.tensor(depths, dtype=torch.float32)
-    if kind == "depth":
-        return deep / deep.sum()
-    if kind == "learned":
-        return learned[[exit_depths.index(depth) for depth in depths]]
-    if kind == "rising":
-        share = deep / exit_depths[-1]
-        done = progress.step / max(progress.total, 1)
-        return torch.minimum(share, 0.01 + done * share).masked_fill(deep == exit_depths[-1], 1.0)
+
+def by_depth(deep: Tensor, exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None) -> Tensor:
+    """i / sum of i (PABEE, F-PABEE): layers 1 and 3 weigh 1/4 and 3/4."""
+    return deep / deep.sum()
+
+
+def uniform(deep: Tensor, exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None) -> Tensor:
+    """1 each, a plain sum (ElasticBERT, DeeBERT)."""
     return torch.ones_like(deep)
+
+
+def learned_weights(
+    deep: Tensor, exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None
+) -> Tensor:
+    """Sigmoids of trained parameters, the last exit taking what is left of the total (ELBERT)."""
+    return learned[[exit_depths.index(depth) for depth in deep.tolist()]]
+
+
+def rising(deep: Tensor, exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None) -> Tensor:
+    """In the course of the run from 0.01 to the exit's share of the layers, the last exit 1 (Shallow-Deep)."""
+    share = deep / exit_depths[-1]
+    done = progress.step / max(progress.total, 1)
+    return torch.minimum(share, 0.01 + done * share).masked_fill(deep == exit_depths[-1], 1.0)
+
+
+EXIT_WEIGHTS = {"depth": by_depth, "uniform": uniform, "learned": learned_weights, "rising": rising}
 
 
 class LearnedWeights(nn.Module):

@@ -8,6 +8,7 @@ value may still be changed: a frozen encoder for a system that trains it, other 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .policy_fields import PolicyFields
 from .validation import refuse
 
 
@@ -17,6 +18,11 @@ class System(NamedTuple):
     source: str
     knobs: Callable[[int], dict[str, Any]]
     reading: str = ""  # "our reading" of what the paper leaves open, and why
+
+    @property
+    def criterion(self) -> str | None:
+        """The rule by which rows leave, on any encoder; None: they do not."""
+        return self.knobs(12).get("exit_criterion", PolicyFields.criterion)
 
 
 # The field's usual setting: all weights move, linear exits read the encoder's own pooler.

@@ -7,7 +7,7 @@ every assignment, the exit policy when it is made: the same table serves both.
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 Check = Callable[[str, Any], Any]
@@ -18,14 +18,19 @@ def refuse(field: str, value: Any, allowed: str) -> NoReturn:
     raise ValueError(f"{field}={value!r}: must be {allowed}.")
 
 
-def one_of(*names: str, aliases: dict[str, str] | None = None) -> Check:
-    """A name out of `names`; an alias is replaced by what it stands for."""
+def one_of(*names: str) -> Check:
+    """A name out of `names`."""
+    return entry_of(dict.fromkeys(names))
+
+
+def entry_of(registry: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> Check:
+    """A name in a registry as it is when a value is checked; an alias is replaced by what it stands for."""
 
     def check(field: str, value: Any) -> str:
         """The name, aliases resolved."""
         value = (aliases or {}).get(value, value) if isinstance(value, str) else value
-        if value not in names:
-            refuse(field, value, "one of " + ", ".join((*names, *(aliases or ()))))
+        if not isinstance(value, str) or value not in registry:
+            refuse(field, value, "one of " + ", ".join((*registry, *(aliases or ()))))
         return value
 
     return check

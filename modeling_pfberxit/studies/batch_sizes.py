@@ -17,7 +17,7 @@ from ..evaluation.recording import Recording
 from ..evaluation.replay import scored
 from ..evaluation.tables import header, line, point_cell
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.criteria import CRITERIA, own_answer
+from ..model.criteria import rule_of
 from ..model.exit_policy import ExitPolicy, configured_policy
 from ..model.validation import refuse
 from . import paper_values as printed
@@ -45,7 +45,7 @@ def whole_batches(
     logits, depths = recording.evidence.logits, torch.tensor(recording.exit_depths)
     everyone = torch.arange(len(recording))
     for policy, scores in scored(recording.evidence, policies, recording.problem_type):
-        if CRITERIA[policy.criterion].answer is not own_answer:
+        if not rule_of(policy).own(policy):
             refuse("criterion", policy.criterion, "one whose rows are told what the exit itself says")
         fires = torch.stack([fire for fire, _ in scores.fires(policy, recording.exit_depths)], dim=1)
         at = together(fires, batch_size)

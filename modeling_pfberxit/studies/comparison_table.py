@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from ..data.metrics import majority_score
-from ..evaluation.frontier import Point, grid, judging, layer_scores, never, sweep
+from ..evaluation.frontier import Point, grid, judging, layer_scores, sweep
 from ..evaluation.tables import spread
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.exit_policy import ExitPolicy, configured_policy
+from ..model.exit_policy import FULL_DEPTH, ExitPolicy, configured_policy
 from .results import group
 from .trainings import Trained
 
@@ -44,7 +44,7 @@ def points(config: PFBerxitConfig, kept: Trained, goals: list[float]) -> list[di
     """One for each share of layers to save; None where the rule cannot judge the task or comes nowhere near."""
     if kept.facts["token_layers"] is not None:  # tokens leave on their own, where they were told before training
         saved = 1 - kept.facts["token_layers"] / kept.reported_on.layers
-        (full,) = sweep(kept.reported_on, [never(kept.reported_on)], kept.facts["metric"])
+        (full,) = sweep(kept.reported_on, [FULL_DEPTH], kept.facts["metric"])
         point = {"saved": saved, "score": full.score, "macs_saved": kept.facts["macs_saved"]}
         return [point if abs(saved - goal) <= ABOUT else None for goal in goals]
     if config.exit_criterion not in judging(kept.chosen_on):
@@ -60,9 +60,7 @@ def point_near(goal: float, tried: list[Point], kept: Trained) -> dict[str, Any]
     if policy is None:
         return None
     (point,) = sweep(kept.reported_on, [policy], kept.facts["metric"])
-    fields = ("criterion", "threshold", "patience", "window", "appointed_layer")
-    chosen = {name: getattr(policy, name) for name in fields}
-    return {"goal": goal, "saved": point.saved, "score": point.score, **chosen}
+    return {"goal": goal, "saved": point.saved, "score": point.score, **policy.stated()}
 
 
 def setting_near(goal: float, tried: list[Point]) -> ExitPolicy | None:

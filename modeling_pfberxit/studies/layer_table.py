@@ -4,18 +4,17 @@ One model per task, mode and seed. Thresholds are chosen on rows held out of the
 evaluation split. Every training is kept, so a table that was interrupted goes on where it stopped.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.metrics import majority_score
-from ..evaluation.frontier import layer_scores, sweep, thresholds_for
+from ..evaluation.frontier import layer_scores, settings_for, sweep
 from ..evaluation.recording import Recording
 from ..evaluation.tables import header, line
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.evidence import REGRESSION
+from ..model.criteria import able
 from ..model.exit_policy import ExitPolicy
 from .runs import Run
 from .trainings import Trained, trained
@@ -53,9 +52,8 @@ def measure(kept: Trained, mode: str, saved: list[float]) -> dict[str, Any]:
 
 def exit_points(chosen_on: Recording, reported_on: Recording, metric: str, saved: list[float]) -> list[dict]:
     """Divergence (regression: distance of values) with patience 1, at the thresholds that save the shares asked for."""
-    policy = ExitPolicy(criterion="patience" if chosen_on.problem_type == REGRESSION else "divergence_v1", patience=1)
-    policies = [replace(policy, threshold=tau) for tau in thresholds_for(chosen_on, policy, saved)]
-    points = sweep(reported_on, policies, metric)
+    policy = ExitPolicy(able(chosen_on.problem_type)[0], patience=1)
+    points = sweep(reported_on, settings_for(chosen_on, policy, saved), metric)
     return [{"threshold": each.policy.threshold, "saved": each.saved, "score": each.score} for each in points]
 
 

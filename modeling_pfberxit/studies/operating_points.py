@@ -49,10 +49,9 @@ def measure(config: PFBerxitConfig, kept: Trained, speed_ups: tuple[float, ...])
 
 def as_dict(found: Calibrated) -> dict[str, Any]:
     """The policy, and what it did: on the rows it was chosen on (`chosen_...`), and on others."""
-    policy = {name: value for name, value in vars(found.policy).items() if value is not None}
     chosen, reported = found.chosen, found.reported
     return {
-        "policy": policy, "chosen_score": chosen.score, "chosen_saved": chosen.saved,
+        "policy": found.policy.stated(), "chosen_score": chosen.score, "chosen_saved": chosen.saved,
         "score": reported.score, "saved": reported.saved, "macs": reported.macs,
     }  # fmt: skip
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.source import Source
+from ..model.adapters import SUBLEARNERS
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.evidence import REGRESSION
 from . import paper_values as printed
@@ -18,7 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "alternating": {"system": "pabee", "training_strategy": "alternating", "exit_weights": "uniform"},
     "two-stage": {"system": "deebert"},
     "berxit": {"system": "berxit"},
-    **{f"pf-{module}": {"adapter_sublearner": module} for module in ("identity", "conv", "self_attention", "mlp")},
+    **{f"pf-{module}": {"adapter_sublearner": module} for module in SUBLEARNERS},
 }
 DIMENSIONS = {f"r={r}": {"adapter_dim": r, "adapter_num_heads": min(4, r)} for r in printed.BY_DIMENSION}
 PLACEMENTS = {place: {"adapter_placement": place} for place in printed.BY_PLACEMENT}

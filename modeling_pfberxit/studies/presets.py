@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 
+from ..model.adapters import SUBLEARNERS
 from ..model.configuration_pfberxit import CHECKS, PFBerxitConfig
 from ..model.systems import SYSTEMS, TRAINED
 from ..training.recipes import RECIPES
@@ -28,7 +29,6 @@ ENCODERS: dict[str, PreTrainedConfig] = {
     "google-bert/bert-base-uncased": BertConfig(),
     "fnlp/elasticbert-base": BertConfig(),
 }
-SUBLEARNERS = ("identity", "self_attention", "conv", "mlp")
 HEAD = """# Ready-made configurations
 
 Written by `python -m modeling_pfberxit.studies.presets`. `PFBerxitConfig.from_pretrained(file)` reads one,

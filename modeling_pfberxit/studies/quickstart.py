@@ -13,11 +13,11 @@ from transformers import set_seed
 from ..data import DIFFICULTIES
 from ..data.tasks import Task, encode, load_task
 from ..evaluation import plots
-from ..evaluation.frontier import Point, frontier, grid, sweep, thresholds_for, with_intervals
+from ..evaluation.frontier import Point, frontier, grid, settings_for, sweep, with_intervals
 from ..evaluation.recording import Recording, record
 from ..evaluation.settings import Setting, as_table, earlier, histogram, measure
-from ..model.criteria import CRITERIA
-from ..model.exit_policy import ExitPolicy, configured_policy
+from ..model.criteria import CRITERIA, able
+from ..model.exit_policy import ExitPolicy, configured_policy, describe
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import sha256_of
 from ..model.systems import SYSTEMS, check_system
@@ -82,8 +82,13 @@ def quickstart(
     policies = choose_policies(model, record(model, chosen_on))
     settings = measure(model, task, evaluation, tokenizer, policies)
     print("\n" + as_table(settings, task.metric) + "\n")
-    groups = depth_groups(data[task.evaluation_split], settings[2])
-    print(f"Where rows left at '{settings[2].name}':\n{histogram(groups, settings[2].layers)}\n")
+    for name, policy in policies.items():
+        print(f"{name}: {describe(policy)}")
+    if missing := [name for name in POINTS if name not in policies]:
+        print(f"Not named, since the rule has no setting of its own for them: {', '.join(missing)}")
+    middle = settings[(len(settings) + 1) // 2]
+    groups = depth_groups(data[task.evaluation_split], middle)
+    print(f"\nWhere rows left at '{middle.name}':\n{histogram(groups, middle.layers)}\n")
     notes = difficulty_note(groups) if len(groups) > 1 else ""
     print(notes)
 
@@ -91,7 +96,7 @@ def quickstart(
     model.config.operating_points = {each.name: stored(each, task) for each in settings[1:]}
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    plots.exit_depths(groups, settings[2].layers, folder / "exit_depths.png", f"Exit depths at '{settings[2].name}'")
+    plots.exit_depths(groups, middle.layers, folder / "exit_depths.png", f"Exit depths at '{middle.name}'")
     found = own_frontier(model, record(model, evaluation), task.metric)
     plots.frontiers(found, settings[0].score, task.metric, folder / "frontier.png", f"{task.name}: one model, one seed")
     write_card(
@@ -101,7 +106,7 @@ def quickstart(
         texts=SENTENCES, notes=notes, plot="exit_depths.png", frontier=found,
     )  # fmt: skip
     print(f"\nWrote {folder} ({os.path.getsize(folder / 'model.safetensors') / 1e6:.2f} MB of weights).")
-    classify_in_a_fresh_process(folder, task)
+    classify_in_a_fresh_process(folder, task, middle.name)
 
 
 def choice_of(system: str, task: Task) -> dict:
@@ -111,18 +116,22 @@ def choice_of(system: str, task: Task) -> dict:
         ValueError: an unknown system, or one without a rule by which rows leave.
     """
     check_system(system)
-    rule = SYSTEMS[system].knobs(6).get("exit_criterion", "divergence_v1")
+    rule = SYSTEMS[system].criterion
     if rule is None:
         refuse("system", system, "one whose rows leave by a rule; `pfberxit compare` knows all of them")
     fits = task.problem_type in CRITERIA[rule].problem_types
-    return {"system": system, "exit_patience": 1, "exit_criterion": rule if fits else "patience"}
+    return {"system": system, "exit_patience": 1, "exit_criterion": rule if fits else able(task.problem_type)[0]}
 
 
 def choose_policies(model: PFBerxitForSequenceClassification, chosen_on: Recording) -> dict[str, ExitPolicy]:
-    """The system's own rule at each of `POINTS`, its threshold chosen on held-out rows."""
-    policy = configured_policy(model.config)
-    taus = thresholds_for(chosen_on, policy, list(POINTS.values()))
-    return {name: replace(policy, threshold=float(f"{tau:.6g}")) for name, tau in zip(POINTS, taus)}
+    """The system's own rule at each of `POINTS`, turned on held-out rows; of equal settings one keeps its name."""
+    policies = [rounded(each) for each in settings_for(chosen_on, configured_policy(model.config), [*POINTS.values()])]
+    return {name: each for number, (name, each) in enumerate(zip(POINTS, policies)) if each not in policies[:number]}
+
+
+def rounded(policy: ExitPolicy) -> ExitPolicy:
+    """With a threshold that can be read."""
+    return policy if policy.threshold is None else replace(policy, threshold=float(f"{policy.threshold:.6g}"))
 
 
 def own_frontier(model: PFBerxitForSequenceClassification, recording: Recording, metric: str) -> dict[str, list[Point]]:
@@ -135,7 +144,7 @@ def own_frontier(model: PFBerxitForSequenceClassification, recording: Recording,
 def stored(setting: Setting, task: Task) -> dict:
     """An operating point as the config keeps it: the policy, and what it was measured to do."""
     return {
-        **{name: value for name, value in vars(setting.policy).items() if value is not None},
+        **setting.policy.stated(),
         "dataset": task.dataset,
         "metric": task.metric,
         "score": round(setting.score, 4),
@@ -164,10 +173,10 @@ def difficulty_note(groups: dict[str, np.ndarray]) -> str:
     )
 
 
-def classify_in_a_fresh_process(folder: Path, task: Task) -> None:
+def classify_in_a_fresh_process(folder: Path, task: Task, point: str) -> None:
     """Load the folder as any user would, with the code it carries, and classify three sentences."""
     print("Loading it back in a fresh process, with the code in the folder:\n")
-    code = usage_snippet(str(folder), SENTENCES, task.problem_type, "balanced")
+    code = usage_snippet(str(folder), SENTENCES, task.problem_type, point)
     code += "print(f\"\\n(model class from {type(model).__module__.split('.')[0]})\")\n"
     environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

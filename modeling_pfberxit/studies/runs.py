@@ -18,6 +18,7 @@ from ..evaluation.macs import token_macs
 from ..evaluation.recording import Recording, record
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.strategies import in_last_stage
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, start_at_base_rates, training_arguments
 from ..training.model_card import display_name
 from ..training.strategies import train
@@ -112,9 +113,8 @@ def split_rows(run: Run) -> tuple[Dataset, Dataset, Dataset]:
 def trainer_of(model: PFBerxitForSequenceClassification, task: Task, tokenizer, run: Run, folder: str, rows: Dataset):
     """A stock `Trainer` with the budget; a stage that moves only exits has the learning rate of new parameters."""
     config = model.config
-    only_exits = config.training_strategy == "two_stage" and config.training_stage == 2
     arguments = training_arguments(
-        folder, train_backbone=config.train_backbone and not only_exits, num_train_epochs=run.budget.epochs,
+        folder, train_backbone=config.train_backbone and not in_last_stage(config), num_train_epochs=run.budget.epochs,
         seed=run.seed, per_device_train_batch_size=run.budget.batch_size, disable_tqdm=True, report_to="none",
         logging_strategy="no",
     )  # fmt: skip

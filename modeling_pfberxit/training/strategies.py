@@ -6,7 +6,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.strategies import TrainingProgress, exit_groups
+from ..model.strategies import STRATEGIES, TrainingProgress, exit_groups
 from ..model.validation import refuse
 
 LOSS_WEIGHT_LEARNING_RATE = 1e-2  # ELBERT's, for theta
@@ -73,7 +73,8 @@ def train(model: PFBerxitForSequenceClassification, trainer: Callable[[], Traine
     Returns:
         The trainers, after their runs.
     """
-    stages = (1, 2) if model.config.training_strategy == "two_stage" else (model.config.training_stage,)
+    several = STRATEGIES[model.config.training_strategy].runs > 1
+    stages = (1, 2) if several else (model.config.training_stage,)
     runs = []
     for stage in stages:
         model.config.training_stage = stage
