@@ -1,6 +1,7 @@
 """Calibration: targets are kept on the rows they were chosen on, and the conformal guarantee on rows never seen."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ from modeling_pfberxit.evaluation.calibration import (
     agreement,
     calibrate,
     conformal,
-    critical_thresholds,
     ladder,
     policy_for,
 )
 from modeling_pfberxit.evaluation.frontier import frontier, grid, judging, sweep, with_intervals
 from modeling_pfberxit.evaluation.recording import Recording
+from modeling_pfberxit.evaluation.replay import Scores, same_answers
 from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 EXITS = 6
@@ -110,7 +111,8 @@ def test_a_rule_that_cannot_judge_what_was_recorded_is_refused():
 CONFORMAL = [
     ("divergence_v1", SINGLE_LABEL), ("divergence_v2", SINGLE_LABEL), ("divergence_v3", SINGLE_LABEL),
     ("entropy", SINGLE_LABEL), ("entropy", MULTI_LABEL), ("divergence_v1", MULTI_LABEL), ("pcee", SINGLE_LABEL),
-    ("dge", SINGLE_LABEL), ("patience", REGRESSION),
+    ("dge", SINGLE_LABEL), ("patience", REGRESSION), ("patience", MULTI_LABEL), ("max_prob", SINGLE_LABEL),
+    ("voting", SINGLE_LABEL), ("pcee-all", SINGLE_LABEL), ("window", SINGLE_LABEL), ("appointed", SINGLE_LABEL),
 ]  # fmt: skip
 
 
@@ -119,16 +121,23 @@ CONFORMAL = [
 def test_early_answers_agree_with_the_full_model_as_often_as_promised(criterion, problem_type, epsilon):
     labels = 1 if problem_type == REGRESSION else 3
     pool = recording(20_000, 11, problem_type, labels)
-    generator, agreed, policy = torch.Generator().manual_seed(0), [], ExitPolicy(criterion, patience=2, window=3)
+    name, _, ensemble = criterion.partition("-")
+    window = EXITS if name == "window" else 3  # what settles earlier is wrong too often, whatever the threshold
+    if name in ("max_prob", "voting") or ensemble:  # answers of several exits are seldom full depth's on such noisy rows
+        epsilon = 0.45 + epsilon
+    policy = ExitPolicy(name, patience=2, window=window, ensemble=ensemble or "none", window_rule="narrow")
+    generator, agreed = torch.Generator().manual_seed(0), []
     for _ in range(60):
         rows = torch.randperm(len(pool), generator=generator)
         calibrated = conformal(pool.select(rows[:200]), policy, epsilon)
         fresh = pool.select(rows[200:700])
-        _, layers = fresh.replay(calibrated)
-        agreed.append(agreement(fresh)[torch.arange(len(fresh)), layers - 1].float().mean().item())
+        answers, _ = fresh.replay(calibrated)
+        same = same_answers(answers, fresh.evidence.logits[:, -1], problem_type, tolerance=0.5)
+        agreed.append(same.float().mean().item())
     error = np.std(agreed) / math.sqrt(len(agreed))
     assert np.mean(agreed) >= 1 - epsilon - 3 * error
-    assert np.mean(agreed) < 1, "the promise was never put to the test"
+    if name not in ("patience", "appointed"):  # where the next step may be one too many
+        assert np.mean(agreed) < 1, "the promise was never put to the test"
 
 
 def test_it_uses_what_the_guarantee_leaves_room_for():
@@ -162,26 +171,38 @@ def test_the_threshold_by_hand():
     assert conformal(kept, ExitPolicy("entropy"), epsilon=0.1).threshold == 0.0
 
 
-def test_an_exit_fires_exactly_below_its_critical_threshold():
-    kept = recording(50, 13)
-    for policy in (ExitPolicy(patience=2), ExitPolicy("divergence_v3", patience=2, window=3), ExitPolicy("entropy")):
-        critical = critical_thresholds(kept, policy)
-        for tau in critical[critical.isfinite()].quantile(torch.tensor([0.1, 0.5, 0.9])).tolist():
-            first = (critical < tau)[:, :-1].float()
-            expected = torch.where(first.any(1), first.argmax(1) + 1, EXITS)
-            layers = kept.replay(ExitPolicy(policy.criterion, patience=policy.patience, window=3, threshold=tau))[1]
-            assert torch.equal(layers, expected)
+@pytest.mark.parametrize("criterion", ["divergence_v1", "divergence_v3", "entropy", "max_prob", "voting"])
+def test_no_other_threshold_is_faster_and_keeps_the_promise(criterion):
+    kept, epsilon = recording(50, 13), 0.6 if criterion == "max_prob" else 0.2
+    policy = ExitPolicy(criterion, patience=2, window=3)
+    full, allowed = kept.evidence.logits[:, -1], math.floor(epsilon * 51) - 1
+
+    def wrong(tau: float) -> torch.Tensor:
+        answers, _ = kept.replay(replace(policy, threshold=tau))
+        return ~same_answers(answers, full, SINGLE_LABEL, 0.5)
+
+    scores = Scores(kept.evidence, policy, SINGLE_LABEL).exits
+    occurring = torch.cat([each.score.flatten() for each in scores])
+    taus = occurring[occurring.isfinite()].unique().tolist()
+    found = conformal(kept, policy, epsilon).threshold
+    rising = criterion in ("max_prob", "voting")  # careful above, fast below
+    careful = [tau for tau in taus if (tau >= found if rising else tau <= found)]
+    faster = [tau for tau in taus if (tau < found if rising else tau > found)]
+    ever_wrong = torch.stack([wrong(tau) for tau in (*careful, found)]).any(0)
+    assert ever_wrong.sum() <= allowed
+    nearest = (max if rising else min)(faster)
+    beyond = nearest if rising else float(np.nextafter(np.float32(nearest), np.float32("inf")))
+    just_past = found - 1e-7 if rising else float(np.nextafter(np.float32(found), np.float32("inf")))
+    assert (ever_wrong | wrong(just_past) | wrong(beyond)).sum() > allowed
 
 
-@pytest.mark.parametrize("criterion", ["max_prob", "voting", "patience", "appointed"])
-def test_rules_without_a_threshold_or_with_answers_of_several_exits_are_refused(criterion):
-    with pytest.raises(ValueError, match=f"criterion='{criterion}': must be one with a threshold"):
-        conformal(recording(), ExitPolicy(criterion, appointed_layer=2), 0.1)
-
-
-def test_a_rule_that_fires_whatever_the_threshold_is_refused():
-    with pytest.raises(ValueError, match="window leaves whatever the threshold"):
+def test_a_rule_that_cannot_judge_or_is_wrong_whatever_the_threshold_is_refused():
+    with pytest.raises(ValueError, match="larger for window: even where it is most careful"):
         conformal(recording(), ExitPolicy("window", window=2), 0.05)
+    with pytest.raises(ValueError, match="criterion='lte': must be one that judges what was recorded: divergence_v1"):
+        conformal(recording(), ExitPolicy("lte"), 0.1)
+    with pytest.raises(ValueError, match="criterion=None: must be one that judges"):
+        conformal(recording(), ExitPolicy(None), 0.1)
 
 
 # ---- ladder, frontier -----------------------------------------------------------------------------------------------

@@ -128,7 +128,8 @@ def conformal(recording: Recording, policy: ExitPolicy, epsilon: float, toleranc
         last = int(kept[rank - 1]) if rank else min(1, int(kept[0]))
         found = steps[last - 1] if last else None
     if found is None:
-        refuse("epsilon", epsilon, f"larger: {policy.criterion} leaves whatever the threshold on rows it gets wrong")
+        careful = "even where it is most careful, too many rows are told something else than by full depth"
+        refuse("epsilon", epsilon, f"larger for {policy.criterion}: {careful}")
     return found
 
 
