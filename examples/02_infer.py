@@ -42,9 +42,10 @@ def main() -> None:
     criterion = options.criterion or able(task.problem_type)[0]
     base = ExitPolicy(divergence=options.divergence)
     policies = [FULL_DEPTH, *grid(recording, criterion, base, options.steps, options.patience)]
-    print(f"| policy | {task.metric} | mean depth | layers saved |\n|---|---:|---:|---:|")
+    print(f"| policy | {task.metric} | mean depth | speed-up | layers saved |\n|---|---:|---:|---:|---:|")
     for point in sweep(recording, policies, task.metric):
-        print(f"| {describe(point.policy)} | {point.score:.3f} | {point.layers:.2f} | {100 * point.saved:.0f} % |")
+        cells = f"{point.score:.3f} | {point.layers:.2f} | {point.speed_up:.2f} | {100 * point.saved:.0f} %"
+        print(f"| {describe(point.policy)} | {cells} |")
 
     text = data[task.evaluation_split][0][task.texts[0]]
     with torch.inference_mode():

@@ -123,7 +123,9 @@ def test_early_answers_agree_with_the_full_model_as_often_as_promised(criterion,
     pool = recording(20_000, 11, problem_type, labels)
     name, _, ensemble = criterion.partition("-")
     window = EXITS if name == "window" else 3  # what settles earlier is wrong too often, whatever the threshold
-    if name in ("max_prob", "voting") or ensemble:  # answers of several exits are seldom full depth's on such noisy rows
+    if (
+        name in ("max_prob", "voting") or ensemble
+    ):  # answers of several exits are seldom full depth's on such noisy rows
         epsilon = 0.45 + epsilon
     policy = ExitPolicy(name, patience=2, window=window, ensemble=ensemble or "none", window_rule="narrow")
     generator, agreed = torch.Generator().manual_seed(0), []

@@ -17,7 +17,7 @@ from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.criteria import rule_of
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.validation import refuse
-from .frontier import Point, frontier, grid, judging, sweep, turned
+from .frontier import Point, first_values, frontier, grid, judging, sweep, turned
 from .recording import Recording
 from .replay import Scores, same_answers
 
@@ -123,7 +123,7 @@ def conformal(recording: Recording, policy: ExitPolicy, epsilon: float, toleranc
         found = safe_threshold(recording, policy, rank, tolerance)
         found = None if found is None else replace(policy, threshold=max(found, 0.0))
     else:
-        steps = turned(recording, policy, steps=0)
+        steps = turned(recording, policy, first_values(recording, policy, steps=0))
         kept = safe_steps(recording, (recording.replay(each)[0] for each in steps), tolerance).sort().values
         last = int(kept[rank - 1]) if rank else min(1, int(kept[0]))
         found = steps[last - 1] if last else None
