@@ -8,12 +8,14 @@ import torch
 from tiny import enliven, save_backbone
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
+from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.evaluation import calibrate
 from modeling_pfberxit.evaluation.calibrate import store
 from modeling_pfberxit.evaluation.clock import Clock, measure_clock
-from modeling_pfberxit.evaluation.recording import Recording
+from modeling_pfberxit.evaluation.frontier import sweep
+from modeling_pfberxit.evaluation.recording import Recording, record
+from modeling_pfberxit.model.exit_policy import POLICY_CHECKS
 from modeling_pfberxit.training.finetuning import new_model
 from pfberxit.cli import main
 
@@ -47,6 +49,20 @@ def test_every_target_becomes_a_point_with_what_it_was_measured_to_do(points):
             point
         )
         assert point["dataset"] == "support_desk" and point["split"] == "test" and point["rows"] == 102
+
+
+def test_points_are_reported_on_rows_they_were_not_chosen_on(saved, points):
+    model = PFBerxitForSequenceClassification.from_pretrained(saved).eval()
+    task, data = load_task("support_desk", "intent")
+    rows = encode(task, data["test"], AutoTokenizer.from_pretrained(saved))
+    chosen_on, reported_on = record(model, rows).split(0.5, seed=0)
+    differ = []
+    for point in points.values():
+        policy = ExitPolicy(**{name: value for name, value in point.items() if name in POLICY_CHECKS})
+        here, there = (sweep(part, [policy], "accuracy")[0] for part in (reported_on, chosen_on))
+        assert (point["score"], point["layers"]) == (round(here.score, 4), round(here.layers, 3))
+        differ.append((here.score, here.layers) != (there.score, there.layers))
+    assert any(differ), "or these rows could not tell"
 
 
 def test_a_stored_point_is_used_by_its_name_and_does_what_it_says(saved, points):
@@ -138,3 +154,25 @@ def test_a_length_the_encoder_has_no_places_for_is_refused(saved):
         measure_clock(model, (1,), (8, 81))
     clock = measure_clock(model, (1, 2), (8,), repeats=1)
     assert set(clock.lines) == {(1, 8), (2, 8)}
+
+
+class Costly:
+    """A model whose calls take 2 milliseconds and half of one for every layer, a row; a clock of its own tells them."""
+
+    def __init__(self, model: PFBerxitForSequenceClassification):
+        self.config, self.exit_depths, self.device, self.now = model.config, model.exit_depths, model.device, 0.0
+
+    def eval(self) -> None:
+        pass
+
+    def __call__(self, input_ids: torch.Tensor, exit_policy: ExitPolicy) -> None:
+        self.now += len(input_ids) * (2.0 + 0.5 * exit_policy.appointed_layer) / 1000
+
+
+def test_a_clock_tells_the_part_of_every_call_from_that_of_every_layer(saved, monkeypatch):
+    costly = Costly(PFBerxitForSequenceClassification.from_pretrained(saved))
+    monkeypatch.setattr("time.perf_counter", lambda: costly.now)
+    clock = measure_clock(costly, (1, 4), (8, 16))
+    for size in [(1, 8), (1, 16), (4, 8), (4, 16)]:
+        assert clock.lines[size] == pytest.approx((2.0, 0.5))
+        assert clock.at(*size)(4) == pytest.approx(4.0)

@@ -7,13 +7,15 @@ import torch
 from tiny import save_backbone
 
 from modeling_pfberxit.data.source import Source
+from modeling_pfberxit.evaluation.frontier import Point
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.exit_policy import ExitPolicy
 from modeling_pfberxit.model.systems import SYSTEMS
 from modeling_pfberxit.studies import trainings
 from modeling_pfberxit.studies.compare import compare
 from modeling_pfberxit.studies.compared import compared_config
-from modeling_pfberxit.studies.comparison_table import as_markdown, points, system_row
+from modeling_pfberxit.studies.comparison_table import as_markdown, points, setting_near, system_row
 from modeling_pfberxit.studies.runs import Budget, Run
 from modeling_pfberxit.studies.trainings import Trained, key_of
 from pfberxit.cli import main
@@ -43,6 +45,8 @@ def test_every_system_gets_a_line_and_its_numbers_are_kept(finished):
     for each in results:
         assert len(each["points"]) == len(GOALS) and each["full"] == each["layers"][-1]
         assert (each["train_rows"], each["seed"]) == (24, 1)
+        stages = 2 if SYSTEMS[each["system"]].knobs(6).get("training_strategy") == "two_stage" else 1
+        assert each["steps"] == 3 * stages, "24 rows, 8 in a batch"
 
 
 def test_systems_that_differ_only_in_their_rule_share_one_trained_model(finished, backbone):
@@ -100,6 +104,18 @@ def test_settings_are_chosen_on_held_out_rows_and_reported_on_the_others(backbon
     assert point["score"] == 0.0 and point["saved"] == 0.5
     (point,) = points(config, recorded(wrong, right, labels), [0.5])
     assert point["score"] == 1.0 and point["saved"] == 0.5
+
+
+def tried(saved: float, score: float, patience: int) -> Point:
+    return Point(ExitPolicy(threshold=0.1, patience=patience), score, 6 * (1 - saved), saved)
+
+
+def test_of_the_settings_about_equally_near_the_best_one_is_taken():
+    near = [tried(0.5, 0.8, 1), tried(0.515, 0.9, 2), tried(0.48, 0.7, 3)]
+    assert setting_near(0.5, near).patience == 2
+    assert setting_near(0.5, [*near, tried(0.53, 0.99, 4)]).patience == 2, "too far to compete with the nearest"
+    assert setting_near(0.45, near).patience == 3
+    assert setting_near(0.38, near) is None and setting_near(0.62, near) is None and setting_near(0.5, []) is None
 
 
 def test_a_share_that_a_rule_never_comes_near_is_not_reachable(backbone):

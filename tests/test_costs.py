@@ -1,8 +1,10 @@
 """Multiply-adds as ELUE counts them."""
 
+import math
+
 import pytest
 import torch
-from tiny import tiny_batch, tiny_config, tiny_model
+from tiny import hooked, tiny_batch, tiny_config, tiny_model
 from torch import nn
 from transformers import AlbertConfig, BertConfig
 
@@ -45,6 +47,34 @@ def test_the_linear_part_is_what_the_linear_modules_do(family):
     encoder, d, heads = model.backbone.config, 32, 4
     beside = heads * 2 * tokens * tokens + 2 * tokens * tokens * d + 2 * 2 * tokens * d  # attention and norms
     assert sum(seen) == 6 * (layer_macs(encoder, tokens) - beside)
+
+
+def linear_macs(model: torch.nn.Module, tokens: int) -> int:
+    """Multiply-adds of all linear and convolution modules that run for a row of so many tokens, by their shapes."""
+    seen = []
+
+    def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        per_value = module.in_features if isinstance(module, nn.Linear) else math.prod(module.weight.shape[1:])
+        seen.append(output.numel() * per_value)
+
+    batch = tiny_batch(1, longest=tokens, shortest=tokens)
+    with hooked([m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d))], after=count):
+        model(**batch, exit_policy={"criterion": None})
+    return sum(seen)
+
+
+@pytest.mark.parametrize("sublearner", ["identity", "mlp", "conv", "self_attention"])
+@pytest.mark.parametrize("placement", ["none", "ffn", "attention", "sequential", "both", "bypass"])
+def test_adapters_and_exits_cost_what_their_modules_do(placement, sublearner):
+    tokens, d, r, heads = 11, 32, 8, 2
+    knobs = {"adapter_placement": placement, "adapter_sublearner": sublearner, "exit_layers": [2, 5, 6]}
+    model = tiny_model("bert", exit_pooler="own", use_lte=True, lte_shared=False, num_labels=3, **knobs)
+    norms = 2 * d + (2 * r + 2 * tokens * (heads + r) if sublearner == "self_attention" else 0)
+    adapters = {"none": 0, "both": 12, "bypass": 3}.get(placement, 6)  # so many run, one at each place
+    beside = 6 * (4 * 2 * tokens * tokens + 2 * tokens * tokens * d + 2 * 2 * tokens * d) + adapters * tokens * norms
+    costs = depth_macs(model.config, tokens, [2, 5, 6])
+    assert linear_macs(model, tokens) + beside == costs[-1]
+    assert costs[3] - costs[2] == costs[1] - costs[0], "a layer without an exit costs the same everywhere"
 
 
 def test_a_token_that_left_costs_its_key_and_value_alone():

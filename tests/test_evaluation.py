@@ -48,6 +48,12 @@ def test_the_majority_score_is_that_of_a_constant_answer(metric):
     assert majority_score("correlation", labels) == 0.0
 
 
+def test_of_several_labels_the_majority_gives_those_that_most_rows_have():
+    labels = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]])  # 3, 1 and 0 of 4 rows
+    assert majority_score("micro_f1", labels) == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))  # 1 wrongly given, 1 missed
+    assert majority_score("micro_f1", labels[:, 1:]) == 0.0
+
+
 def test_thresholds_save_what_was_asked():
     torch.manual_seed(0)
     model = tiny_model("bert", num_labels=2)
