@@ -1,16 +1,23 @@
-"""What is learned from which columns: the package's own tasks, GLUE, and whatever a data set's columns say."""
+"""What is learned from which columns: the package's own tasks, GLUE, and data sets and files of the user's."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
 
 from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from ..model.validation import refuse
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import one_of, optional, refuse
 from . import INTENTS, TOPICS, read_support_desk
+from .columns import check_split, choose_label, choose_texts
+from .labels import CLASS, LISTS, PROBLEM_TYPES, VALUE, VECTORS, LabelColumn, label_column, read_form
+from .readers import hold_out, name_of, read_splits
+from .targets import check_alike, read_names, read_targets
 
-SOURCE = "source of labels"  # the label column while rows are encoded
+METRIC_OF = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "micro_f1", REGRESSION: "correlation"}
 
 
 @dataclass(frozen=True)
@@ -18,20 +25,24 @@ class Task:
     """A data set and how to read it.
 
     Args:
-        dataset, config: as for `load_dataset`; `support_desk` is the one in the package.
+        dataset, config: as for `load_dataset`, or a file; `support_desk` is the one in the package.
         texts: one column, or two for pairs of sentences.
-        metric: a name in `training.metrics.METRICS`.
+        label: the label's column, or a column of 0 and 1 for every label.
+        labels: the names of the model's outputs, in their order.
+        metric: a name in `data.metrics.METRICS`.
+        form: how a row's label is written (`data.labels`).
     """
 
     name: str
     dataset: str
     config: str | None
     texts: tuple[str, ...]
-    label: str = "label"
+    label: str | tuple[str, ...] = "label"
     problem_type: str = SINGLE_LABEL
     labels: tuple[str, ...] = ()
     metric: str = "accuracy"
     evaluation_split: str = "validation"
+    form: str = CLASS
 
     @property
     def num_labels(self) -> int:
@@ -43,11 +54,12 @@ DESK = Task("intent", "support_desk", "intent", ("text",), "intent", labels=INTE
 SUPPORT_DESK_TASKS = {
     "intent": DESK,
     "topics": replace(
-        DESK, name="topics", config="topics", label="topics", problem_type=MULTI_LABEL, labels=TOPICS, metric="micro_f1"
+        DESK, name="topics", config="topics", label="topics", problem_type=MULTI_LABEL, labels=TOPICS, form=LISTS,
+        metric="micro_f1",
     ),
     "urgency": replace(
         DESK, name="urgency", config="urgency", label="urgency", problem_type=REGRESSION, labels=("urgency",),
-        metric="correlation",
+        form=VALUE, metric="correlation",
     ),
 }  # fmt: skip
 PAIR, GLUE = ("sentence1", "sentence2"), "nyu-mll/glue"
@@ -55,7 +67,7 @@ GLUE_TASKS = {
     "cola": Task("cola", GLUE, "cola", ("sentence",), metric="matthews"),
     "sst2": Task("sst2", GLUE, "sst2", ("sentence",)),
     "mrpc": Task("mrpc", GLUE, "mrpc", PAIR, metric="accuracy_f1"),
-    "stsb": Task("stsb", GLUE, "stsb", PAIR, problem_type=REGRESSION, metric="correlation"),
+    "stsb": Task("stsb", GLUE, "stsb", PAIR, problem_type=REGRESSION, metric="correlation", form=VALUE),
     "qqp": Task("qqp", GLUE, "qqp", ("question1", "question2"), metric="accuracy_f1"),
     "mnli": Task("mnli", GLUE, "mnli", ("premise", "hypothesis"), evaluation_split="validation_matched"),
     "qnli": Task("qnli", GLUE, "qnli", ("question", "sentence")),
@@ -63,88 +75,117 @@ GLUE_TASKS = {
 }
 
 
-def load_task(dataset: str = "support_desk", config: str | None = None) -> tuple[Task, DatasetDict]:
-    """A task and its data.
+def load_task(
+    dataset: str | os.PathLike = "support_desk",
+    config: str | None = None,
+    *,
+    text: str | None = None,
+    pair: str | None = None,
+    label: str | Sequence[str] | None = None,
+    problem_type: str | None = None,
+    label_form: str | None = None,
+    model: PFBerxitForSequenceClassification | None = None,
+) -> tuple[Task, DatasetDict]:
+    """A task and its data. Columns are named or certain (`data.columns`), and so is how labels are written.
+
+    Without a split to evaluate on, a fifth of the train split, drawn with seed 0, becomes `validation`.
 
     Args:
-        dataset: `support_desk`, or anything `load_dataset` takes: a Hub id or a folder.
+        dataset: `support_desk`, a Hub id, a folder, or one file (csv, tsv, json, jsonl, parquet).
         config: for `support_desk` one of intent, topics, urgency; for GLUE the task.
+        text, pair, label: the columns of the text, of the second text, and of the label or of each label.
+        problem_type: where numbers could be classes or values, which.
+        label_form: where lists could be ids or a 0 or 1 for every label, `lists` or `vectors`.
+        model: a saved model: the data's labels are found among its own, and no split `train` is needed.
 
     Raises:
-        ValueError, OSError: the data set is not there, or has no columns to learn from.
+        ValueError, OSError: the data set is not there, or what its columns mean is in doubt.
     """
+    optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION))("problem_type", problem_type)
+    optional(one_of(LISTS, VECTORS))("label_form", label_form)
+    dataset = os.fspath(dataset)
+    data, known = find(dataset, config)
+    evaluation = evaluation_split(data, known, trains=model is None)
+    first = "train" if "train" in data else str(evaluation)
+    features = data[first].features
+    name = choose_label(features, known.label if known and label is None else label)
+    texts = known.texts if known and text is None and pair is None else choose_texts(features, text, pair, name)
+    if known is None or name != known.label or problem_type not in (None, known.problem_type):
+        known = Task(config or name_of(dataset), dataset, config, texts)
+    else:
+        problem_type = known.problem_type
+    task = replace(known, dataset=dataset, texts=texts, label=name, evaluation_split=evaluation or "validation")
+    columns = {split: checked_labels(task, data[split], split) for split in dict.fromkeys((first, evaluation or first))}
+    task = read_labels(task, columns[first], problem_type, label_form, model)
+    for column in columns.values():
+        check_alike(columns[first], column, task.labels)
+        read_targets(column, task.form, task.labels)
+    return task, data if evaluation else DatasetDict({**data, **hold_out(data["train"])})
+
+
+def find(dataset: str, config: str | None) -> tuple[DatasetDict, Task | None]:
+    """The splits, and the task if it is one of the package's or, by config and columns, of GLUE."""
     if dataset == "support_desk":
         config = config or "intent"
         if config not in SUPPORT_DESK_TASKS:
             refuse("config", config, f"one of {', '.join(SUPPORT_DESK_TASKS)} for support_desk")
-        task = SUPPORT_DESK_TASKS[config]
-        return task, DatasetDict({split: Dataset.from_list(desk_rows(split, task)) for split in ("train", "test")})
-    try:
-        data = load_dataset(dataset, config)
-    except Exception as error:  # the loader raises many kinds
-        raise OSError(f"dataset={dataset!r}, config={config!r}: could not be loaded ({error}).") from error
-    task = GLUE_TASKS.get(config or "")
-    if task is None or not set(task.texts) <= set(data["train"].column_names):
-        task = Task(config or os.path.basename(dataset), dataset, config, text_columns(data["train"]))
-    return read_labels(replace(task, dataset=dataset), data), data
+        splits = {split: Dataset.from_list(read_support_desk(split)) for split in ("train", "test")}
+        return DatasetDict(splits), SUPPORT_DESK_TASKS[config]
+    data, known = read_splits(dataset, config), GLUE_TASKS.get(config or "")
+    in_all = set.intersection(*(set(part.column_names) for part in data.values()))
+    return data, known if known and in_all.issuperset((*known.texts, str(known.label))) else None
 
 
-def desk_rows(split: str, task: Task) -> list[dict]:
-    """Rows of the support desk with the task's column as `label`, classes as ids and topics as a 0/1 list."""
-    rows = read_support_desk(split)
-    for row in rows:
-        if task.problem_type == SINGLE_LABEL:
-            row[task.label] = task.labels.index(row[task.label])
-        elif task.problem_type == MULTI_LABEL:
-            row[task.label] = [task.labels.index(topic) for topic in row[task.label]]
-    return rows
-
-
-def text_columns(data: Dataset) -> tuple[str, ...]:
-    """The columns that hold text: those of type string, two at most."""
-    found = tuple(name for name, kind in data.features.items() if getattr(kind, "dtype", None) == "string")
-    if not 1 <= len(found) <= 2:
-        refuse("dataset", list(data.features), "one with one or two columns of text (string)")
+def evaluation_split(data: DatasetDict, known: Task | None, trains: bool) -> str | None:
+    """The split to evaluate on; `None` where it has to be held out of the train split."""
+    if trains and "train" not in data:
+        refuse("splits", list(data), "with one called train, to learn from")
+    names = (*([known.evaluation_split] if known else []), "validation", "test")
+    found = next((name for name in names if name in data), None)
+    if found is None and "train" not in data:
+        return next(iter(data)) if len(data) == 1 else refuse("splits", list(data), "with validation or test")
     return found
 
 
-def read_labels(task: Task, data: DatasetDict) -> Task:
-    """Fill in what the label column says: names, problem type, metric, and which split to evaluate on."""
-    train = data["train"]
-    label = next((name for name in (task.label, "label", "labels") if name in train.features), None)
-    if label is None:
-        refuse("dataset", list(train.features), "one with a column `label` or `labels`")
-    kind, known = train.features[label], task.name in GLUE_TASKS
-    inner = getattr(kind, "feature", None)
-    split = next((name for name in (task.evaluation_split, "validation", "test") if name in data), "train")
-    task = replace(task, label=label, evaluation_split=split)
-    if inner is not None:
-        names = inner.names if isinstance(inner, ClassLabel) else _numbers(max(map(max, filter(None, train[label]))))
-        return replace(task, problem_type=MULTI_LABEL, labels=tuple(names), metric="micro_f1")
-    if getattr(kind, "dtype", "").startswith("float"):
-        return replace(task, problem_type=REGRESSION, labels=(label,), metric="correlation")
-    names = kind.names if isinstance(kind, ClassLabel) else _numbers(max(train[label]))
-    return replace(task, labels=tuple(names), metric=task.metric if known else "accuracy")
+def read_labels(
+    task: Task, column: LabelColumn, problem_type: str | None, label_form: str | None,
+    model: PFBerxitForSequenceClassification | None,
+) -> Task:  # fmt: skip
+    """Fill in what the labels say: how they are written, the outputs' names (a model's own), problem type, metric."""
+    labels, name = task.labels, task.label
+    if model is not None:
+        labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
+        if problem_type not in (None, model._problem_type(None)):
+            refuse("problem_type", problem_type, f"the model's, {model._problem_type(None)}")
+        problem_type = model._problem_type(None)
+    form = read_form(column, problem_type, label_form, len(labels) or None)
+    if isinstance(name, tuple) and labels:
+        name = labels if sorted(name) == sorted(labels) else refuse("label", name, f"the model's, {', '.join(labels)}")
+    same = task.problem_type == PROBLEM_TYPES[form]
+    return replace(
+        task, label=name, labels=labels or read_names(column, form), form=form, problem_type=PROBLEM_TYPES[form],
+        metric=task.metric if same else METRIC_OF[PROBLEM_TYPES[form]],
+    )  # fmt: skip
 
 
-def encode(task: Task, data: Dataset, tokenizer, max_length: int = 128) -> Dataset:
-    """Tokens and `labels`, ready for `Trainer`; texts are cut to `max_length` tokens."""
+def encode(task: Task, data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int = 128) -> Dataset:
+    """Tokens and `labels`, ready for `Trainer`; texts are cut to `max_length` tokens.
 
-    # Under a name of its own: a new column called as an old one would be given the old one's type.
-    data = data.rename_column(task.label, SOURCE)
+    Raises:
+        ValueError: a row without a text, or with a label that is none of the task's; by its number.
+    """
+    texts, targets = list(task.texts), read_targets(checked_labels(task, data, "the rows"), task.form, task.labels)
 
-    def encode_batch(batch: dict) -> dict:
-        """Columns of texts and labels -> columns of tokens and `labels`."""
-        tokens = tokenizer(*(batch[name] for name in task.texts), truncation=True, max_length=max_length)
-        values = batch[SOURCE]
-        if task.problem_type == MULTI_LABEL:
-            values = [np.isin(np.arange(task.num_labels), ids).astype(np.float32).tolist() for ids in values]
-        elif task.problem_type == REGRESSION:
-            values = [float(value) for value in values]
-        return {**tokens, "labels": values}
+    def tokens(batch: dict[str, list[str]]) -> dict[str, Any]:
+        """Columns of texts -> columns of tokens."""
+        return dict(tokenizer(*(batch[name] for name in texts), truncation=True, max_length=max_length))
 
-    return data.map(encode_batch, batched=True, remove_columns=data.column_names, desc=f"Tokenising {task.name}")
+    data = data.select_columns(texts)
+    encoded = data.map(tokens, batched=True, remove_columns=texts, desc=f"Tokenising {task.name}")
+    return encoded.add_column("labels", targets)
 
 
-def _numbers(highest: int) -> list[str]:
-    return [str(number) for number in range(highest + 1)]
+def checked_labels(task: Task, data: Dataset, split: str) -> LabelColumn:
+    """The labels of a split, once every row is seen to have its texts and a label."""
+    check_split(data, task.texts, task.label, split)
+    return label_column(data, task.label, split)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer
 
 from ..data.tasks import Task, encode, load_task
@@ -24,23 +24,29 @@ from .recording import Recording, record
 
 
 def model_and_rows(
-    model: str, dataset: str, config: str | None, split: str | None, rows: int
+    model: str, dataset: str, config: str | None, split: str | None, rows: int, columns: dict[str, Any] | None = None
 ) -> tuple[PFBerxitForSequenceClassification, Task, Dataset]:
-    """A saved model, the task, and a split of its data, encoded."""
+    """A saved model, the task with the model's own labels, and a split of its data (or `all` of them), encoded.
+
+    Args:
+        columns: what of the data set's columns is named, as `load_task` takes it.
+    """
     loaded = PFBerxitForSequenceClassification.from_pretrained(model).eval()
-    task, data = load_task(dataset, config)
+    task, data = load_task(dataset, config, **(columns or {}), model=loaded)
     split = split or task.evaluation_split
+    if split == "all":
+        data[split] = concatenate_datasets(list(data.values()))
     if split not in data:
-        refuse("split", split, f"one of {', '.join(data)}")
+        refuse("split", split, f"one of {', '.join(data)}, or all")
     part = data[split] if not rows else data[split].select(range(min(rows, len(data[split]))))
     return loaded, task, encode(task, part, AutoTokenizer.from_pretrained(model, padding_side="right"))
 
 
 def recorded(
-    model: str, dataset: str, config: str | None, split: str | None, rows: int
+    model: str, dataset: str, config: str | None, split: str | None, rows: int, columns: dict[str, Any] | None = None
 ) -> tuple[PFBerxitForSequenceClassification, Task, Recording]:
     """A saved model, the task, and what the model's exits say about a split of its data."""
-    loaded, task, encoded = model_and_rows(model, dataset, config, split, rows)
+    loaded, task, encoded = model_and_rows(model, dataset, config, split, rows, columns)
     split = split or task.evaluation_split
     source = {"dataset": task.dataset, "config": task.config, "split": split, "metric": task.metric}
     return loaded, task, record(loaded, encoded, **source)
@@ -49,9 +55,10 @@ def recorded(
 def run_calibration(
     model: str, dataset: str, config: str | None, split: str | None, rows: int, seed: int, criteria: list[str] | None,
     speed_up: list[float], max_drop: list[float], milliseconds: list[float], agreement: list[float],
+    columns: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Find a point for every target on half of the rows, report it on the others, store it in the model's config."""
-    loaded, task, whole = recorded(model, dataset, config, split, rows)
+    loaded, task, whole = recorded(model, dataset, config, split, rows, columns)
     chosen_on, reported_on = whole.split(0.5, seed)
 
     tried = all_points(chosen_on, task.metric, criteria) if speed_up or max_drop or milliseconds else None
@@ -127,10 +134,10 @@ def as_table(found: dict[str, Calibrated], full: float, metric: str) -> str:
 
 def run_frontier(
     model: str, dataset: str, config: str | None, split: str | None, rows: int, output: str, batch_sizes: list[int],
-    lengths: list[int],
+    lengths: list[int], columns: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Every criterion's frontier: a recording, a CSV, a picture and a table in a folder; milliseconds if asked for."""
-    loaded, task, recording = recorded(model, dataset, config, split, rows)
+    loaded, task, recording = recorded(model, dataset, config, split, rows, columns)
     clock = measure_clock(loaded, batch_sizes, lengths) if batch_sizes else None
     folder = Path(output)
     recording.save(folder / "recording.safetensors")
@@ -152,9 +159,10 @@ def run_precision(
     rows: int,
     precisions: list[str],
     policy: str | None,
+    columns: dict[str, Any] | None = None,
 ) -> list[Changed]:
     """Record a split in every precision, and print what changes under a policy."""
-    loaded, task, encoded = model_and_rows(model, dataset, config, split, rows)
+    loaded, task, encoded = model_and_rows(model, dataset, config, split, rows, columns)
     asked = resolve_policy(policy, loaded.config, loaded.exit_depths, problem_type_of(loaded.config))
     if asked is None:
         refuse("policy", policy, "an operating point, or a config with a threshold: without one no row leaves early")

@@ -1,6 +1,7 @@
 """Is there anything to gain from leaving early? An answer before any training, from unlabelled rows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,11 @@ from ..training.finetuning import new_model, new_tokenizer
 from .recording import padded_batches
 
 
-def run_suitability(backbone: str, dataset: str, config: str | None, rows: int) -> list[float]:
+def run_suitability(
+    backbone: str, dataset: str, config: str | None, rows: int, columns: dict[str, Any] | None = None
+) -> list[float]:
     """`pfberxit suitability`: a bar for every layer of the bare encoder, from the texts of some training rows."""
-    task, data = load_task(dataset, config)
+    task, data = load_task(dataset, config, **(columns or {}))
     model, tokenizer = new_model(backbone, task).eval(), new_tokenizer(backbone)
     encoded = encode(task, data["train"].shuffle(seed=0).select(range(min(rows, len(data["train"])))), tokenizer)
     batches = padded_batches(encoded, torch.arange(len(encoded)), 32, model.config.pad_token_id or 0)

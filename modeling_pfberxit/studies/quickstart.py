@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -55,11 +56,13 @@ def packaged_backbone() -> str:
 
 def quickstart(
     backbone: str | None, dataset: str, config: str | None, system: str, output: str, epochs: float, held_out: int,
-    seed: int,
+    seed: int, columns: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Run it; everything it prints is measured in this run."""
     backbone = backbone or packaged_backbone()
-    task, data = load_task(dataset, config)
+    task, data = load_task(dataset, config, **(columns or {}))
+    if not 0 < held_out < len(data["train"]):
+        refuse("held_out", held_out, f"at least 1 and fewer than the {len(data['train'])} training rows")
     knobs = choice_of(system, task)
     tokenizer = new_tokenizer(backbone)
     shuffled = data["train"].shuffle(seed=seed)
@@ -87,7 +90,7 @@ def quickstart(
     if missing := [name for name in POINTS if name not in policies]:
         print(f"Not named, since the rule has no setting of its own for them: {', '.join(missing)}")
     middle = settings[(len(settings) + 1) // 2]
-    groups = depth_groups(data[task.evaluation_split], middle)
+    groups = depth_groups(data[task.evaluation_split], middle, task)
     print(f"\nWhere rows left at '{middle.name}':\n{histogram(groups, middle.layers)}\n")
     notes = difficulty_note(groups) if len(groups) > 1 else ""
     print(notes)
@@ -152,9 +155,9 @@ def stored(setting: Setting, task: Task) -> dict:
     }
 
 
-def depth_groups(rows: Dataset, setting: Setting) -> dict[str, np.ndarray]:
-    """Executed layers by difficulty, where the data set says how difficult its rows are."""
-    if "difficulty" not in rows.column_names:
+def depth_groups(rows: Dataset, setting: Setting, task: Task) -> dict[str, np.ndarray]:
+    """Executed layers by difficulty, which the support desk says of its rows."""
+    if task.dataset != "support_desk":
         return {"all": setting.depths}
     kinds = np.asarray(rows["difficulty"])
     return {kind: setting.depths[kinds == kind] for kind in DIFFICULTIES}
