@@ -5,9 +5,11 @@
 
     python examples/01_finetune.py --dataset nyu-mll/glue --config mrpc --num_train_epochs 5 --output_dir runs/mrpc
     python examples/01_finetune.py --dataset support_desk --config topics --output_dir runs/topics
+    python examples/01_finetune.py --dataset reviews.csv --text review --label stars --output_dir runs/reviews
     python examples/01_finetune.py --recipe sst2 --output_dir runs/sst2
 
-Any data set with one or two text columns and a `label` will do. `--dataset` also takes a folder, `--backbone` any Hub
+`--dataset` takes a Hub id, a folder, or one file (csv, tsv, json, jsonl, parquet), of which a fifth of the rows, drawn
+with seed 0, is held out to evaluate on. Columns are named where they are not certain. `--backbone` takes any Hub
 id or folder of an ALBERT, BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA or DistilBERT. All of `TrainingArguments` may
 be given; their defaults here suit adapters (learning rate 1e-3). A recipe stands for arguments; those beside it win.
 """
@@ -38,8 +40,13 @@ class Arguments:
         default="albert/albert-base-v2", metadata={"help": "Hub id or folder of a pretrained encoder"}
     )
     revision: str | None = field(default=None, metadata={"help": "the encoder's commit on the Hub (default: newest)"})
-    dataset: str = field(default="support_desk", metadata={"help": "Hub id, folder, or the one in the package"})
+    dataset: str = field(default="support_desk", metadata={"help": "Hub id, folder, file, or the one in the package"})
     config: str | None = field(default=None, metadata={"help": "the data set's configuration, e.g. a GLUE task"})
+    text: str | None = field(default=None, metadata={"help": "the column of texts, where it is not certain"})
+    pair: str | None = field(default=None, metadata={"help": "the column of second texts"})
+    label: list[str] | None = field(default=None, metadata={"help": "the column of labels, or one of 0 and 1 for each"})
+    problem_type: str | None = field(default=None, metadata={"help": "where numbers may be classes or values"})
+    label_form: str | None = field(default=None, metadata={"help": "where lists may be ids or 0 and 1 for each label"})
     max_length: int = field(default=128, metadata={"help": "texts are cut to this many tokens"})
     rows: int = field(default=0, metadata={"help": "training rows at most, 0: all"})
     adapter_sublearner: str = field(default="mlp", metadata={"help": "identity, self_attention, conv or mlp"})
@@ -55,7 +62,8 @@ def main() -> None:
         parser.set_defaults(**load_recipe(recipe))
     options, arguments = parser.parse_args_into_dataclasses()
 
-    task, data = load_task(options.dataset, options.config)
+    named = {name: getattr(options, name) for name in ("text", "pair", "label", "problem_type", "label_form")}
+    task, data = load_task(options.dataset, options.config, **named)
     tokenizer = new_tokenizer(options.backbone, options.revision)
     train = data["train"].shuffle(seed=arguments.seed)
     train = train.select(range(min(options.rows, len(train)) or len(train)))

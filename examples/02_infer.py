@@ -27,6 +27,9 @@ def main() -> None:
     parser.add_argument("model", help="folder or Hub id of a fine-tuned model")
     parser.add_argument("--dataset", default="support_desk")
     parser.add_argument("--config")
+    parser.add_argument("--text", help="the column of texts, where it is not certain")
+    parser.add_argument("--pair", help="the column of second texts")
+    parser.add_argument("--label", nargs="+", help="the column of labels, or one of 0 and 1 for each")
     parser.add_argument("--criterion", choices=CRITERIA)
     parser.add_argument("--divergence", default="kl")
     parser.add_argument("--patience", type=int, nargs="+", default=[1, 2, 3])
@@ -35,7 +38,8 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
     model = AutoModelForSequenceClassification.from_pretrained(options.model, trust_remote_code=True).eval()
-    task, data = load_task(options.dataset, options.config)
+    columns = {"text": options.text, "pair": options.pair, "label": options.label}
+    task, data = load_task(options.dataset, options.config, **columns, model=model)
     rows = encode(task, data[task.evaluation_split], tokenizer)
     recording = record(model, rows)
 
@@ -47,9 +51,10 @@ def main() -> None:
         cells = f"{point.score:.3f} | {point.layers:.2f} | {point.speed_up:.2f} | {100 * point.saved:.0f} %"
         print(f"| {describe(point.policy)} | {cells} |")
 
-    text = data[task.evaluation_split][0][task.texts[0]]
+    first = data[task.evaluation_split][0]
     with torch.inference_mode():
-        output = model(**tokenizer(text, return_tensors="pt"), exit_policy=point.policy)
+        tokens = tokenizer(*(first[name] for name in task.texts), return_tensors="pt")
+        output = model(**tokens, exit_policy=point.policy)
     print(f"\nBy the last of these the first text left after layer {output.exit_layer.item()}.")
 
 

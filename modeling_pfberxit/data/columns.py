@@ -25,7 +25,7 @@ def choose_label(features: Features, label: str | Sequence[str] | None) -> str |
     if label is None:
         found = [name for name in LABELS if name in features]
         if len(found) != 1:
-            refuse("dataset", list(features), f"one with a column `label` or `labels`, or {how('label')}")
+            refuse("dataset", list(features), f"one with a single column `label` or `labels`, or {how('label')}")
         return found[0]
     names = [label] if isinstance(label, str) else list(label)
     names = [part.strip() for name in names for part in ([name] if name in features else name.split(","))]

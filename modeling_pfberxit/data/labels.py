@@ -60,10 +60,10 @@ class LabelColumn:
 def label_column(data: Dataset, name: str | tuple[str, ...], split: str) -> LabelColumn:
     """The labels of a split; no row may be without."""
     if isinstance(name, tuple):
-        for each in name:
-            if isinstance(data.features[each], (List, LargeList)):
-                refuse("label", each, "a column of 0 and 1 where several are named, no lists")
-        column = LabelColumn(name, "int64", (), True, list(zip(*(data[each][:] for each in name))), split)
+        columns = [data[each][:] for each in name]
+        for each, values in zip(name, columns):
+            _refuse_all_but_bits(each, values, split)
+        column = LabelColumn(name, "int64", (), True, list(zip(*columns)), split)
     else:
         feature, is_list = data.features[name], False
         if isinstance(feature, (List, LargeList)):
@@ -73,8 +73,14 @@ def label_column(data: Dataset, name: str | tuple[str, ...], split: str) -> Labe
         column = LabelColumn(name, kind, tuple(feature.names) if named else (), is_list, data[name][:], split)
     for row, value in enumerate(column.values):
         if any(map(_missing, value if column.is_list and value is not None else [value])):
-            column.refuse(row, "a label: none is missing")
+            column.refuse(row, "given: every row has a label")
     return column
+
+
+def _refuse_all_but_bits(name: str, values: list[Any], split: str) -> None:
+    for row, value in enumerate(values):
+        if value not in (0, 1):
+            refuse(f"{name}[{row}]", value, f"0 or 1, of a label's own column (row {row} of {split}, counted from 0)")
 
 
 def read_form(column: LabelColumn, problem_type: str | None, label_form: str | None, outputs: int | None) -> str:

@@ -8,7 +8,8 @@ strictly: a header of different names, as many cells in every row, only an empty
 import csv
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,56 +27,72 @@ def read_splits(dataset: str, config: str | None) -> DatasetDict:
     """The splits of one data file (all its rows as `train`), of a folder, or of a data set on the Hub.
 
     Raises:
-        ValueError, OSError: it is not there, is empty or cannot be read; one line says why.
+        ValueError, OSError: it is empty or malformed; it is not there or cannot be read. One line says why.
     """
     path = Path(dataset)
-    is_file = path.suffix.lower() in READERS and not path.is_dir()
-    if is_file and config is not None:
+    if path.is_dir():
+        return read_folder(path, config)
+    if path.suffix.lower() not in READERS:
+        with loading(dataset, config):
+            return load_dataset(dataset, config)
+    if config not in (None, "default"):
         refuse("config", config, f"left out for a single file, {path.name}")
-    try:
-        if is_file:
-            return DatasetDict(train=read_file(path))
-        return read_folder(path, config) if path.is_dir() else load_dataset(dataset, config)
-    except Exception as error:  # readers raise many kinds
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise OSError(f"dataset={dataset!r}, config={config!r}: could not be loaded ({reason}).") from error
+    return DatasetDict(train=read_file(path))
 
 
 def read_folder(folder: Path, config: str | None) -> DatasetDict:
     """The splits of a folder as `load_dataset` sees them, by file names or by what its README declares."""
-    builder = load_dataset_builder(str(folder), config)
-    files = {str(split): [Path(file) for file in names] for split, names in (builder.config.data_files or {}).items()}
-    if not files or {file.suffix.lower() for names in files.values() for file in names} - set(READERS):
-        return load_dataset(str(folder), config)
-    splits = {split: concatenate_datasets([read_file(file) for file in names]) for split, names in files.items()}
-    declared = builder.info.features
-    return DatasetDict({split: part.cast(declared) if declared else part for split, part in splits.items()})
+    with loading(str(folder), config):
+        builder = load_dataset_builder(str(folder), config)
+    splits = {str(name): [Path(file) for file in files] for name, files in (builder.config.data_files or {}).items()}
+    if not splits or {file.suffix.lower() for files in splits.values() for file in files} - set(READERS):
+        with loading(str(folder), config):
+            return load_dataset(str(folder), config)
+    parts = {name: [read_file(file) for file in files] for name, files in splits.items()}
+    with loading(str(folder), config):
+        whole = {name: concatenate_datasets(part) for name, part in parts.items()}
+        declared = builder.info.features
+        return DatasetDict({name: part.cast(declared) if declared else part for name, part in whole.items()})
 
 
 def read_file(path: Path) -> Dataset:
     """The rows of one CSV, TSV, JSON, JSON Lines or Parquet file; there is at least one."""
-    with open(path, "rb") as file:
-        rows = READERS[path.suffix.lower()](path) if file.read(4096).strip() else ()
-    if not len(rows):
-        raise ValueError(f"{path.name} is empty: a file with rows is needed")
+    with loading(str(path)), open(path, "rb") as file:
+        empty = file.read(4096).strip() in (b"", b"[]", b"{}")
+    if empty or not len(rows := READERS[path.suffix.lower()](path)):
+        refuse("dataset", str(path), "a file with rows; this one is empty")
     return rows
+
+
+@contextmanager
+def loading(dataset: str, config: str | None = None) -> Iterator[None]:
+    """Turn whatever goes wrong inside into one `OSError` of one line; readers raise many kinds."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        raise OSError(f"dataset={dataset!r}, config={config!r}: could not be loaded ({reason}).") from error
 
 
 def read_table(path: Path, separator: str = ",") -> Dataset:
     """A CSV with a header; quotes as RFC 4180 has them."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        lines, rows = csv.reader(file, delimiter=separator, strict=True), []
-        try:
-            for row in filter(None, lines):
-                rows.append(row)
-                if len(row) != len(rows[0]):
-                    raise csv.Error(f"{len(row)} cells under a header of {len(rows[0])}")
-        except csv.Error as error:
-            raise ValueError(f"{path.name}, line {lines.line_num}: {error}") from error
-    header, *rows = rows
+    rows: list[tuple[int, list[str]]] = []
+    with loading(str(path)), open(path, encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, delimiter=separator, strict=True)
+        rows.extend((lines.line_num, row) for row in lines if row)
+    (_, header), *body = rows
     if len(set(header)) < len(header):
-        raise ValueError(f"{path.name}: columns {header} must have different names")
-    return Dataset.from_dict({name: typed([row[i] for row in rows]) for i, name in enumerate(header)})
+        refuse(f"columns of {path.name}", header, "columns with different names")
+    for line, row in body:
+        if len(row) != len(header):
+            refuse(f"{path.name}, line {line}", row, f"{len(header)} cells, as many as the header has")
+    return Dataset.from_dict({name: typed([row[i] for _, row in body]) for i, name in enumerate(header)})
+
+
+def load_file(kind: str, path: Path) -> Dataset:
+    """A file that `datasets` reads."""
+    with loading(str(path)):
+        return load_dataset(kind, data_files=str(path), split="train")
 
 
 def typed(cells: list[str]) -> list[Any]:
@@ -110,7 +127,7 @@ def hold_out(rows: Dataset) -> DatasetDict:
 READERS: dict[str, Callable[[Path], Dataset]] = {
     ".csv": read_table,
     ".tsv": lambda path: read_table(path, "\t"),
-    ".json": lambda path: Dataset.from_json(str(path)),
-    ".jsonl": lambda path: Dataset.from_json(str(path)),
-    ".parquet": lambda path: Dataset.from_parquet(str(path)),
+    ".json": lambda path: load_file("json", path),
+    ".jsonl": lambda path: load_file("json", path),
+    ".parquet": lambda path: load_file("parquet", path),
 }

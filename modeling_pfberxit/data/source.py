@@ -4,10 +4,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from .tasks import Task, load_task
+from .tasks import Task, load_task, targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,7 +16,7 @@ class Source:
     """What a data set's name stood for when it was read.
 
     Args:
-        dataset, config: as for `load_dataset`; `support_desk` is the one in the package.
+        dataset, config: as for `load_task`; `support_desk` is the one in the package.
     """
 
     dataset: str
@@ -24,21 +25,21 @@ class Source:
     data: DatasetDict
 
     @classmethod
-    def read(cls, dataset: str, config: str | None = None) -> "Source":
-        """Load it; what `load_task` refuses is refused."""
-        return cls(dataset, config, *load_task(dataset, config))
+    def read(cls, dataset: str, config: str | None = None, **columns: Any) -> "Source":
+        """Load it; `columns` as for `load_task`, and what that refuses is refused."""
+        return cls(dataset, config, *load_task(dataset, config, **columns))
 
     @cached_property
     def sha256(self) -> dict[str, str]:
-        """Hashes of the texts and labels that are trained on (`train`) and reported on (`evaluation`)."""
-        columns = [*self.task.texts, self.task.label]
+        """Hashes of the texts and targets that are trained on (`train`) and reported on (`evaluation`)."""
         splits = {"train": "train", "evaluation": self.task.evaluation_split}
-        return {part: content_hash(self.data[split], columns) for part, split in splits.items()}
+        return {part: content_hash(self.task, self.data[split]) for part, split in splits.items()}
 
 
-def content_hash(rows: Dataset, columns: list[str]) -> str:
-    """The sha256 of some columns' values in the rows' order; what the columns are called is not in it."""
+def content_hash(task: Task, rows: Dataset) -> str:
+    """The sha256 of the rows' texts and targets in their order; what columns and labels are called is not in it."""
     digest = hashlib.sha256()
-    for batch in rows.select_columns(columns).iter(1000):
-        digest.update(json.dumps([batch[name] for name in columns]).encode())
+    for batch in rows.select_columns(list(task.texts)).iter(1000):
+        digest.update(json.dumps([batch[name] for name in task.texts]).encode())
+    digest.update(json.dumps(targets(task, rows, "the rows")).encode())
     return digest.hexdigest()

@@ -1,8 +1,9 @@
 """What a model's outputs are called, in which order, and what it is to answer for every row.
 
 Classes stand in the order of `ClassLabel`, by number where all are numbers, else alphabetically. Whole numbers are
-called what they are ("10", "20"), so 0 to n-1 stay as they are. Against outputs whose names are no numbers (those of a
-saved model, mostly) whole numbers are ids. Booleans are called "False" and "True".
+called what they are ("10", "20"), so 0 to n-1 stay as they are; ids in lists that begin at 0 are places from 0 to the
+highest, also those that no row has. Against outputs whose names are no numbers (those of a saved model, mostly) whole
+numbers are ids. Booleans are called "False" and "True".
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ def read_names(column: LabelColumn, form: str) -> tuple[str, ...]:
         return column.name if isinstance(column.name, tuple) else tuple(map(str, range(len(column.values[0]))))
     values = column.values if form == CLASS else [value for row in column.values for value in row]
     names = sorted({name_of(value) for value in values})
+    if form == LISTS and column.holds == "whole number" and "0" in names:
+        return tuple(map(str, range(max(values) + 1)))
     if len({name.strip() for name in names}) < len(names):
         refuse(f"labels of {column.name}", names, "names that differ by more than the space around them")
     if all(NUMBER.fullmatch(name) for name in names):
@@ -42,10 +45,9 @@ def read_targets(column: LabelColumn, form: str, labels: Sequence[str]) -> list[
     if form == VALUE:
         return [_value(column, row) for row in range(len(column.values))]
     if form == VECTORS:
-        row = unlike_vectors(column, len(labels))
-        return [list(map(float, each)) for each in column.values] if row is None else column.refuse(
-            row, f"{len(labels)} entries of 0 and 1, one for every label"
-        )  # fmt: skip
+        if (row := unlike_vectors(column, len(labels))) is not None:
+            column.refuse(row, f"{len(labels)} entries of 0 and 1, one for every label")
+        return [list(map(float, each)) for each in column.values]
     ids, index = id_names(column, labels), {name: number for number, name in enumerate(labels)}
     if column.holds == "bool":
         index = {name.capitalize(): number for name, number in index.items()}
@@ -90,8 +92,8 @@ def shown(names: Sequence[str], most: int = 20) -> str:
 
 def _refuse_unknown(column: LabelColumn, row: int, labels: Sequence[str]) -> NoReturn:
     if all(value == -1 for value in column.values):
-        column.refuse(row, f"a label: all rows of {column.split} have -1, as in a split whose labels are withheld")
-    column.refuse(row, f"of the labels that are known: {shown(labels)}")
+        column.refuse(row, f"a label: all rows of {column.split} have -1, as where labels are withheld")
+    column.refuse(row, f"one of the known labels {shown(labels)}")
 
 
 def _value(column: LabelColumn, row: int) -> float:

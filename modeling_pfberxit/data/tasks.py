@@ -111,7 +111,7 @@ def load_task(
     name = choose_label(features, known.label if known and label is None else label)
     texts = known.texts if known and text is None and pair is None else choose_texts(features, text, pair, name)
     if known is None or name != known.label or problem_type not in (None, known.problem_type):
-        known = Task(config or name_of(dataset), dataset, config, texts)
+        known = Task(name_of(dataset) if config in (None, "default") else config, dataset, config, texts)
     else:
         problem_type = known.problem_type
     task = replace(known, dataset=dataset, texts=texts, label=name, evaluation_split=evaluation or "validation")
@@ -174,7 +174,7 @@ def encode(task: Task, data: Dataset, tokenizer: PreTrainedTokenizerBase, max_le
     Raises:
         ValueError: a row without a text, or with a label that is none of the task's; by its number.
     """
-    texts, targets = list(task.texts), read_targets(checked_labels(task, data, "the rows"), task.form, task.labels)
+    texts, labels = list(task.texts), targets(task, data, "the rows")
 
     def tokens(batch: dict[str, list[str]]) -> dict[str, Any]:
         """Columns of texts -> columns of tokens."""
@@ -182,7 +182,12 @@ def encode(task: Task, data: Dataset, tokenizer: PreTrainedTokenizerBase, max_le
 
     data = data.select_columns(texts)
     encoded = data.map(tokens, batched=True, remove_columns=texts, desc=f"Tokenising {task.name}")
-    return encoded.add_column("labels", targets)
+    return encoded.add_column("labels", labels)
+
+
+def targets(task: Task, data: Dataset, split: str) -> list[Any]:
+    """What a model is to answer for every row: a class id, a value, or a list of 0.0 and 1.0."""
+    return read_targets(checked_labels(task, data, split), task.form, task.labels)
 
 
 def checked_labels(task: Task, data: Dataset, split: str) -> LabelColumn:

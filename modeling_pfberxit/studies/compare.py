@@ -17,17 +17,18 @@ from .trainings import trained
 
 def compare(
     systems: list[str], tasks: list[tuple[str, str]], backbone: str, seeds: list[int], budget: Budget,
-    goals: list[float], output: str,
+    goals: list[float], output: str, columns: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Train what is missing; print and write the table as results come in.
 
     Args:
         tasks: pairs of a data set (Hub id or folder) and its configuration.
         goals: the shares of layers to save at which systems are compared.
+        columns: what of the data sets' columns is named, as `load_task` takes it.
         output: a folder: `recordings/` of trained models, `results.json`, `table.md` and `comparison.png`.
     """
     folder, results, started = Path(output), [], time.perf_counter()
-    sources = [Source.read(dataset, config) for dataset, config in tasks]
+    sources = [Source.read(dataset, config, **(columns or {})) for dataset, config in tasks]
     runs = [Run(source, backbone, seed, budget) for seed in seeds for source in sources]
     for number, run in enumerate(runs, start=1):
         for system in systems:

@@ -40,12 +40,13 @@ class Study:
     seeds: tuple[int, ...]
     budget: Budget
     folder: Path
+    columns: dict[str, Any] = field(default_factory=dict)  # what of them is named, as `load_task` takes it
     sources: dict[str, Source] = field(default_factory=dict, init=False, repr=False)
 
     def source(self, task: str) -> Source:
         """A task's data, read once."""
         if task not in self.sources:
-            self.sources[task] = Source.read(self.dataset, task)
+            self.sources[task] = Source.read(self.dataset, task, **self.columns)
         return self.sources[task]
 
     def models(self, knobs: dict[str, Any], task: str) -> list[tuple[PFBerxitConfig, Trained]]:
