@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..model.labels import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import one_of, optional, refuse
 from . import INTENTS, TOPICS, read_support_desk
@@ -155,9 +156,12 @@ def read_labels(
     labels, name = task.labels, task.label
     if model is not None:
         labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
-        if problem_type not in (None, model._problem_type(None)):
-            refuse("problem_type", problem_type, f"the model's, {model._problem_type(None)}")
-        problem_type = model._problem_type(None)
+        own = problem_type_of(model.config)
+        if model.config.problem_type is None and column.is_list:
+            own = MULTI_LABEL  # the model leaves it to its labels
+        if problem_type not in (None, own):
+            refuse("problem_type", problem_type, f"the model's, {own}")
+        problem_type = own
     form = read_form(column, problem_type, label_form, len(labels) or None)
     if isinstance(name, tuple) and labels:
         name = labels if sorted(name) == sorted(labels) else refuse("label", name, f"the model's, {', '.join(labels)}")
