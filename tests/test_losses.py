@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
+from modeling_pfberxit.model.blueprint import rebuilt
 from modeling_pfberxit.model.criteria import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from modeling_pfberxit.model.labels import check_labels, problem_type_of
 from modeling_pfberxit.model.losses import exit_losses, lte_loss
@@ -322,7 +323,7 @@ def test_lte_heads_do_not_steer_the_exits(problem_type):
     model = tiny_model("bert", use_lte=True, problem_type=problem_type, num_labels=OUTPUTS[problem_type])
     labels = some_labels(problem_type)
     with_lte = gradients(model, labels)
-    model.config.use_lte = False
+    rebuilt(model, use_lte=False)
     without = gradients(model, labels)
     lte = {name for name in with_lte if ".ltes." in name}
     assert lte and set(with_lte) - lte == set(without) - lte

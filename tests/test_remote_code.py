@@ -16,13 +16,7 @@ from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.model import modeling_pfberxit
 
 PACKAGE = Path(modeling_pfberxit.__file__).parent
-CODE = {
-    "adapted_layer.py", "adapters.py", "backbones.py", "checkpoints.py", "configuration_pfberxit.py", "criteria.py",
-    "divergences.py", "evidence.py", "execution.py", "exit_policy.py", "exits.py", "identity.py", "labels.py",
-    "loop.py", "losses.py", "modeling_pfberxit.py", "objective.py", "persistence.py", "prompts.py", "reading.py",
-    "rows.py", "scores.py", "strategies.py", "streams.py", "sublayers.py", "systems.py", "token_exits.py",
-    "token_first.py", "tracing.py", "trained.py", "under_peft.py", "validation.py", "walk.py",
-}  # fmt: skip
+CODE = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}  # the room `model` is what travels
 MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
 VARIANTS = {
     "plain": ("bert", {}),

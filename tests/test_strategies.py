@@ -15,6 +15,7 @@ from train_script import NO_DROPOUT
 from transformers import AutoModel
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
+from modeling_pfberxit.model.blueprint import rebuilt
 from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from modeling_pfberxit.model.execution import Execution
 from modeling_pfberxit.model.losses import distillation_losses, prototype_losses
@@ -351,7 +352,7 @@ def test_lte_heads_learn_of_all_exits_in_every_phase_and_never_steer_the_rest(
     for number, gradient in enumerate(expected):
         assert gradient.any()
         assert_close(found[f"exits.ltes.{number}.weight"], gradient)
-    model.config.use_lte = False
+    rebuilt(model, use_lte=False)
     without = model(**BATCH, labels=labels)
     assert_close(output.loss, without.loss + extra)
     rest = gradients(model, without.loss)

@@ -20,6 +20,7 @@ from train_script import CLASSES, NO_DROPOUT, PLAIN_SGD, in_two_processes, new_m
 from transformers import TrainerCallback
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit.model.blueprint import rebuilt
 from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from modeling_pfberxit.model.strategies import TrainingProgress, needs_progress
 from modeling_pfberxit.model.systems import SYSTEMS
@@ -658,7 +659,7 @@ def test_berxit_alternates_and_its_lte_head_learns_at_every_step_without_steerin
     for heads_learn in (True, False):
         model, steps = system_model(encoders["bert"], "berxit", SINGLE_LABEL, train_backbone=train_backbone), Steps()
         assert len(model.exits.ltes) == 1
-        model.config.use_lte = heads_learn
+        rebuilt(model, use_lte=heads_learn)
         # Clipping by the norm of all gradients would let the heads steer the others' length.
         counted_trainer(model, tmp_path, steps, max_steps=5, max_grad_norm=0.0).train()
         ends.append(weights(model))

@@ -17,6 +17,7 @@ from transformers.utils.logging import warning_once
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.model.adapters import OutputNorm
+from modeling_pfberxit.model.blueprint import rebuilt
 
 PROBLEMS = ["single_label_classification", "multi_label_classification", "regression"]
 EARLY = {"criterion": "patience", "patience": 1}
@@ -263,7 +264,7 @@ def test_losses_and_gradients_are_fp32_under_autocast(dtype, problem_type, check
     assert found.keys() == trained_names(model)
     assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in found.values())
 
-    model.config.use_lte = False
+    rebuilt(model, use_lte=False)
     with torch.autocast("cpu", dtype=dtype):
         loss = model(**batch).loss.double()
     exact = exact_loss(output.exit_logits.double(), batch["labels"], problem_type)

@@ -6,7 +6,8 @@ apart from the rows that query them, so that a layer can be run for some positio
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -133,6 +134,17 @@ def check_supported(config: PreTrainedConfig) -> None:
         refuse("model_type", config.model_type, f"a supported backbone: {', '.join(LAYERS)}")
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         refuse("is_decoder", True, "False: backbones are bidirectional encoders")
+
+
+def architecture(config: PreTrainedConfig) -> dict[str, Any]:
+    """What makes an encoder's shape: the fields of its own class, without its old task and how to generate from it."""
+    common = {field.name for field in fields(PreTrainedConfig)}
+    own = {field.name for field in fields(config)} - common | {"is_decoder", "add_cross_attention"}
+    values = config.to_dict()
+    return {
+        "model_type": config.model_type,
+        **{name: values[name] for name in sorted(own) if values.get(name) is not None},
+    }
 
 
 def longest_input(config: PreTrainedConfig) -> int:

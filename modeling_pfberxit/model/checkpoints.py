@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -11,11 +12,32 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .backbones import HAVE_POOLER
+from .blueprint import (
+    check_blueprint,
+    check_carried_over,
+    drop_measured,
+    keep_exits,
+    loadable,
+    rebuilt,
+    stored_depths,
+)
+from .checkpoint_kinds import commit_of, read_checkpoint
 from .identity import share
-from .persistence import (
+from .load_options import (
+    LOADER_OPTIONS,
+    PUSH_OPTIONS,
     SHARED_OPTIONS,
+    check_load_options,
+    check_pretrained_name,
+    check_save_options,
+    take_device,
+    take_dtype,
+)
+from .persistence import (
     check_adapter_only,
+    check_base,
     check_shared,
+    check_sharing,
     load_backbone,
     record_hashes,
     verify_checkpoint,
@@ -35,72 +57,122 @@ class CheckpointMixin:
         Args:
             backbone: a Hub id, a folder, a `PFBerxitConfig` (its base is loaded), or another `transformers` config
                 (random weights, no base to refer to).
-            knobs: fields of the config, `revision` of the encoder, `dtype`, `attn_implementation`, and Hub options
-                (`token`, `cache_dir`, `local_files_only`).
+            knobs: fields of the config, `revision` of the encoder, `dtype` (default: float32; "auto" takes the
+                encoder's own), `device_map` (one device), `attn_implementation`, and Hub options (`token`,
+                `cache_dir`, `local_files_only`, `force_download`, `proxies`).
+
+        Raises:
+            OSError: there is no such encoder, or it is not the one that was pinned.
+            ValueError: it is of another kind, or a knob or its value is unknown.
         """
-        dtype, attention = knobs.pop("dtype", torch.float32), knobs.pop("attn_implementation", None)
+        dtype, device = take_dtype(knobs, default=torch.float32), take_device(knobs)
+        attention = knobs.pop("attn_implementation", None)
         options = {name: knobs.pop(name) for name in SHARED_OPTIONS if name in knobs}
         config = cls.config_class.from_backbone(backbone, **knobs, **options)
         config._attn_implementation = attention
-        model = cls(config).to(dtype)
+        check_base(config)
         if config.base_model_name_or_path is None:
-            return model.eval()
-        wants_pooler = config.exit_pooler != "none" and model.backbone.config.model_type in HAVE_POOLER
+            model = cls(config).to(torch.float32 if dtype == "auto" else dtype)
+        else:
+            model = cls._on_base(config, dtype, options)
+        config.dtype = model.dtype
+        return model.to(device).eval()
+
+    @classmethod
+    def _on_base(cls, config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]) -> CheckpointMixin:
+        """A new model on the encoder its config refers to."""
+        wants_pooler = config.exit_pooler != "none" and config.encoder_config().model_type in HAVE_POOLER
         encoder = load_backbone(config, wants_pooler, dtype=dtype, **options)
-        config.base_model_sha256 = encoder.identity.file_sha256
         check_pooler(config, encoder)
+        config.base_model_sha256 = encoder.identity.file_sha256
+        model = cls(config).to(encoder.dtype)
         if wants_pooler and not reads_backbone_pooler(config):
             model.exits.init_poolers(encoder)
             encoder.pooler = None
-        return model.attach_backbone(encoder).eval()
+        return model.attach_backbone(encoder)
 
     @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         *args: Any,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
         backbone: nn.Module | None = None,
         **kwargs: Any,
     ):
         """Load a checkpoint; an adapter checkpoint fetches the encoder it is pinned to.
 
         Args:
-            backbone: another model's `.backbone`, to be shared in memory instead of loaded.
+            config: another config than the checkpoint's own.
+            backbone: another model's `.backbone`, whose weights are shared in memory instead of loaded.
             kwargs: as in `transformers`; config fields may stand among them (`exit_threshold=0.3`), and
-                `base_model_name_or_path=` says where the encoder is if not where the config has it.
+                `base_model_name_or_path=` says where the encoder is if not where the config has it. `exit_layers=`
+                keeps the exits after these layers.
 
         Raises:
             OSError: a file is missing or damaged, or the encoder is not the one that was pinned.
+            ValueError: it is a checkpoint of another kind, or its weights do not fit the options.
         """
-        where = ("revision", "subfolder", *SHARED_OPTIONS)
-        options = {name: kwargs[name] for name in where if name in kwargs}
-        config = kwargs.pop("config", None)
-        if not isinstance(config, PreTrainedConfig):
-            source = pretrained_model_name_or_path if config is None else config
-            config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
-        if not kwargs.get("variant"):
-            verify_checkpoint(pretrained_model_name_or_path, config, **options)
-        kwargs = {**kwargs, **options, "config": config, "use_safetensors": True}
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        name = pretrained_model_name_or_path
+        check_load_options(kwargs)
+        dtype, device = take_dtype(kwargs, default="auto"), take_device(kwargs)
+        where = {each: kwargs.pop(each) for each in ("revision", "subfolder", *SHARED_OPTIONS) if each in kwargs}
+        check_pretrained_name("pretrained_model_name_or_path", name)
+        if commit := commit_of(name, **{"revision": None, **where}):
+            where["revision"] = commit  # all files come from one
+        stored = cls.config_class.from_dict(read_checkpoint("pretrained_model_name_or_path", name, **where))
+        wanted, given, kwargs = cls._wanted_config(name if config is None else config, where, kwargs)
+        check_carried_over(stored, wanted)
+        check_sharing(stored, wanted, backbone)
+        verify_checkpoint(name, wanted.weights_sha256 and stored.weights_sha256, **where)
+        drop_measured(stored, wanted, given)
+
+        as_stored = loadable(stored, wanted)
+        kwargs |= {**where, "config": as_stored, "use_safetensors": True}
+        if backbone is not None:  # the adapters go where the encoder is
+            dtype, device = backbone.dtype if dtype == "auto" else dtype, device or backbone.device
+        loaded = super().from_pretrained(name, *args, dtype=dtype, device_map=device and {"": device}, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
-        model._complete(backbone, {name: options[name] for name in SHARED_OPTIONS if name in options})
+        model._complete(wanted, backbone, {each: where[each] for each in SHARED_OPTIONS if each in where})
         return loaded
 
-    def _complete(self, backbone: PreTrainedModel | None, options: dict[str, Any]) -> None:
-        """After the checkpoint's own weights: the encoder they refer to, and what is frozen (loading forgets it)."""
+    @classmethod
+    def _wanted_config(
+        cls, source: PreTrainedConfig | str | os.PathLike, where: dict[str, Any], kwargs: dict[str, Any]
+    ) -> tuple[PreTrainedConfig, set[str], dict[str, Any]]:
+        """The config to load with, the fields that `kwargs` set in it, and what else is in `kwargs`."""
+        if isinstance(source, PreTrainedConfig):
+            return copy.deepcopy(source), set(), kwargs
+        loader = {name: kwargs.pop(name) for name in LOADER_OPTIONS if name in kwargs}
+        config, unused = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **where, **kwargs)
+        unused = {name: value for name, value in unused.items() if name not in where}
+        return config, kwargs.keys() - unused.keys(), {**loader, **unused}
+
+    def _complete(self, wanted: PreTrainedConfig, backbone: PreTrainedModel | None, options: dict[str, Any]) -> None:
+        """After the checkpoint's own weights: its encoder, the exits that were asked for, and what is frozen."""
         if not self.config.adapter_only:
-            self.backbone.requires_grad_(self.config.train_backbone)
-            return
-        if self.config.base_model_sha256 is None:
-            logger.warning_once("The config has no base_model_sha256, so the encoder cannot be checked against it.")
-        if backbone is not None:
-            check_shared(self.config, backbone)
-            self.attach_backbone(share(backbone))
+            self.backbone.requires_grad_(self.config.train_backbone)  # loading forgets it
         else:
-            pooler = reads_backbone_pooler(self.config)
-            self.attach_backbone(load_backbone(self.config, pooler, dtype=self.dtype, **options))
-        identity = getattr(self.backbone, "identity", None)
-        self.config.base_model_sha256 = identity and identity.file_sha256
+            if getattr(self, "_hf_peft_config_loaded", False):
+                refuse("adapter_config.json", "...", "loaded with peft.PeftModel.from_pretrained(model, folder): the "
+                       "encoder of this checkpoint comes after its own weights")  # fmt: skip
+            if self.config.base_model_sha256 is None:
+                logger.warning_once("The config has no base_model_sha256, so the encoder cannot be checked against it.")
+            if backbone is not None:
+                check_shared(self.config, backbone)
+                backbone = share(backbone).to(self.dtype)
+            else:
+                pooler = reads_backbone_pooler(self.config)
+                backbone = load_backbone(self.config, pooler, dtype=self.dtype, **options)
+            self.attach_backbone(backbone)
+            identity = getattr(self.backbone, "identity", None)
+            self.config.base_model_sha256 = identity and identity.file_sha256
+        layers = stored_depths(wanted)
+        if layers != self.exit_depths:
+            keep_exits(self, layers)
+        rebuilt(self, exit_layers=wanted.exit_layers)
+        self.config.adapter_only = wanted.adapter_only
+        self._mark_backbone_keys()
 
     def attach_backbone(self, backbone: PreTrainedModel) -> CheckpointMixin:
         """Put a pretrained encoder in the placeholder's place, frozen unless the config trains it."""
@@ -130,24 +202,28 @@ class CheckpointMixin:
         Raises:
             ValueError: the adapters alone could not be loaded again. Nothing is written then.
         """
-        if self.config.adapter_only:
-            check_adapter_only(self)
-        self._mark_backbone_keys()
-        hub = {
-            name: kwargs.pop(name) for name in ("repo_id", "commit_message", "private", "create_pr") if name in kwargs
-        }
+        check_save_options(kwargs, push_to_hub)
+        self._check_saveable()
+        hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:
             self.config.weights_sha256 = record_hashes(save_directory)
             if push_to_hub:
                 hub.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
-                self.push_to_hub(token=kwargs.get("token"), **hub)
+                hub |= {name: kwargs[name] for name in ("token", "max_shard_size") if name in kwargs}
+                self.push_to_hub(**hub)
+
+    def _check_saveable(self) -> None:
+        """Refuse to write what would not be this model when it is loaded."""
+        check_blueprint(self)
+        if self.config.adapter_only:
+            check_adapter_only(self)
+        self._mark_backbone_keys()
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload code, config and weights as one commit; warns if the encoder is a folder of this machine."""
         base = self.config.base_model_name_or_path
-        if self.config.adapter_only:
-            check_adapter_only(self)  # before a repository is made
+        self._check_saveable()  # before a repository is made
         if self.config.adapter_only and os.path.isdir(base):
             logger.warning(
                 f"These adapters refer to the encoder in {base}, a folder of this machine. Whoever loads {repo_id} "

@@ -5,14 +5,15 @@ from dataclasses import asdict, fields, make_dataclass
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import cached_file
 
 from .adapters import ACTIVATIONS, PLACEMENTS, SUBLEARNERS
-from .backbones import num_depths
+from .backbones import architecture, check_supported, num_depths
+from .checkpoint_kinds import commit_of, read_encoder
 from .divergences import DIVERGENCE_ALIASES, DIVERGENCES
 from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .exit_policy import POLICY_CHECKS, requested_policy
 from .exits import POOLERS, POOLINGS
+from .load_options import SHARED_OPTIONS, check_pretrained_name
 from .policy_fields import PolicyFields
 from .prompts import GENERATORS
 from .strategies import EXIT_WEIGHTS, STRATEGIES
@@ -279,21 +280,26 @@ class PFBerxitConfig(ExitFields, PreTrainedConfig):
         """
         if (system := knobs.get("system")) is not None:
             check_system(system)
-        hub = {name: knobs.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in knobs}
-        if unknown := [name for name in knobs if not hasattr(cls(), name)]:
-            refuse("knobs", unknown, "fields of PFBerxitConfig")
+        hub = {name: knobs.pop(name) for name in SHARED_OPTIONS if name in knobs}
+        if unknown := knobs.keys() - {field.name for field in fields(cls)} - {"num_labels"}:
+            refuse("knobs", sorted(unknown), "fields of PFBerxitConfig")
+        if isinstance(backbone, PreTrainedConfig) and revision is not None:
+            refuse("revision", revision, "left out with a config object: it names no repository")
         if getattr(backbone, "model_type", None) == cls.model_type:  # change what is there
             published = {} if system is None else SYSTEMS[system].knobs(num_depths(backbone.encoder_config()))
-            values = {**backbone.to_dict(), **published, **knobs}
-            if "train_backbone" in {**published, **knobs} and "adapter_only" not in knobs:
-                values["adapter_only"] = None  # what it is by default depends on that
-            return cls.from_dict(values)
+            changes = {"operating_points": {}, **published, **knobs}  # those were measured on another model's exits
+            if {"train_backbone", "base_model_name_or_path"} & changes.keys():
+                changes.setdefault("adapter_only", None)  # what it is by default depends on these
+            return cls.from_dict({**backbone.to_dict(), **changes})
         base = {}
         if not isinstance(backbone, PreTrainedConfig):
-            name = os.path.abspath(backbone) if os.path.isdir(backbone) else str(backbone)
+            check_pretrained_name("backbone", backbone)
+            name = os.path.abspath(backbone) if os.path.isdir(backbone) else os.fspath(backbone)
             commit = commit_of(name, revision, **hub) or revision
+            read_encoder("backbone", name, revision=commit, **hub)
             base |= {"base_model_name_or_path": name, "base_model_revision": commit}
             backbone = AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False, **hub)
+        check_supported(backbone)
         base |= {"backbone_config": architecture(backbone), "pad_token_id": backbone.pad_token_id}
         layers = num_depths(backbone)
         published = {} if system is None else SYSTEMS[system].knobs(layers)
@@ -333,26 +339,3 @@ class PFBerxitConfig(ExitFields, PreTrainedConfig):
     @vocab_size.setter
     def vocab_size(self, value: int) -> None:
         self.backbone_config = {**self.backbone_config, "vocab_size": value}
-
-
-def architecture(config: PreTrainedConfig) -> dict[str, Any]:
-    """What makes an encoder's shape: the fields of its own class, without its old task and how to generate from it."""
-    common = {field.name for field in fields(PreTrainedConfig)}
-    own = {field.name for field in fields(config)} - common | {"is_decoder", "add_cross_attention"}
-    values = config.to_dict()
-    return {
-        "model_type": config.model_type,
-        **{name: values[name] for name in sorted(own) if values.get(name) is not None},
-    }
-
-
-def commit_of(name: str, revision: str | None, **hub: Any) -> str | None:
-    """The commit that a revision of a Hub repository names today: the cache keeps files in a folder called after it.
-
-    None for a folder, and where there is no config.json.
-    """
-    if os.path.isdir(name):
-        return None
-    found = cached_file(name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
-    folder = os.path.basename(os.path.dirname(found or ""))
-    return folder if len(folder) == 40 else None

@@ -123,6 +123,14 @@ class Exits(nn.Module):
         if len(self.prototypes) and self.prototypes[0].points.shape[:2] != outcomes(num_labels, problem_type):
             refuse("problem_type", problem_type, "set before the model is made: its prototypes are for another problem")
 
+    def keep(self, numbers: list[int]) -> None:
+        """Leave only the exits with these numbers (0-based, the last one among them)."""
+        for name in ("bypass_adapters", "poolers", "classifiers", "ltes", "prototypes"):
+            if len(parts := getattr(self, name)) > 1:  # one is shared by all exits
+                setattr(self, name, nn.ModuleList(parts[number] for number in numbers))
+        if self.loss_weights is not None:
+            self.loss_weights.theta = nn.Parameter(self.loss_weights.theta.detach()[numbers[:-1]])
+
     @torch.no_grad()
     def init_poolers(self, backbone: PreTrainedModel) -> None:
         """Start the exits' own poolers from the encoder's pretrained one, where its checkpoint has one."""

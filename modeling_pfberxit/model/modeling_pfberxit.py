@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from .adapted_layer import AdaptedLayer
 from .adapters import init_adapter_weights
 from .backbones import build_backbone, check_supported, embed, num_depths
+from .blueprint import blueprint, check_blueprint, rebuilt
 from .checkpoints import CheckpointMixin, reads_backbone_pooler
 from .configuration_pfberxit import PFBerxitConfig
 from .execution import Execution
@@ -106,6 +107,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         self.post_init()
         self._mark_backbone_keys()
         self.backbone.requires_grad_(config.train_backbone)
+        self.built_from = blueprint(config)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "exit_loss":
@@ -127,6 +129,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if self.token_exits is not None:
             resize(self.token_exits, embeddings.num_embeddings)
+        rebuilt(self, backbone_config=self.config.backbone_config)
         return embeddings
 
     def print_trainable_parameters(self) -> None:
@@ -163,6 +166,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
             ValueError: labels, mask or policy do not fit, before any layer runs. Early exit is on while the call is
                 traced or exported, or its tensors have no values.
         """
+        check_blueprint(self)
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         self._check_inputs(input_ids, inputs_embeds, want_attentions)
@@ -221,6 +225,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         """
         if is_recorded(self.exits.classifiers[0].weight):
             refuse("predict", "...", "called outside torch.jit.trace and torch.export, on a model that has weights")
+        check_blueprint(self)
         problem_type = problem_type_of(self.config)
         self.exits.check_prototypes(self.num_labels, problem_type)
         policy = resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)

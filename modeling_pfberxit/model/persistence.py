@@ -20,14 +20,14 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .backbones import pooler_option
+from .checkpoint_kinds import read_encoder
 from .identity import difference, identify, is_shared
+from .load_options import SHARED_OPTIONS
 from .under_peft import in_use, own_parameters
 from .validation import refuse
 
 logger = hf_logging.get_logger(__name__)
 
-# Options of a load that hold for the encoder's repository as well. Never `revision`, never `trust_remote_code`.
-SHARED_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 SHAPE = (
     "model_type", "hidden_size", "embedding_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
     "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size",
@@ -71,16 +71,16 @@ def record_hashes(folder: str | os.PathLike) -> dict[str, str]:
     return hashes
 
 
-def verify_checkpoint(name: str, config: PreTrainedConfig, **options: Any) -> None:
-    """Hold a checkpoint's weights against the hashes in its config, before they are read.
+def verify_checkpoint(name: str, hashes: dict[str, str] | None, **options: Any) -> None:
+    """Hold a checkpoint's weights against the hashes that its config has of its files, before they are read.
 
     Raises:
         OSError: a file is missing, truncated or altered.
     """
-    if not config.weights_sha256:
+    if not hashes:
         logger.warning_once(f"{name}: config.json has no weights_sha256, so its weights cannot be checked for damage.")
         return
-    for file, expected in config.weights_sha256.items():
+    for file, expected in hashes.items():
         found = cached_file(name, os.path.basename(file), _raise_exceptions_for_missing_entries=False, **options)
         if found is None:
             raise OSError(f"{name}: {file} is missing, though config.json lists it in weights_sha256.")
@@ -105,6 +105,7 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
     """
     name, revision = config.base_model_name_or_path, config.base_model_revision
     try:
+        read_encoder("base_model_name_or_path", name, revision=revision, **options_for_config(options))
         found = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=False, **options_for_config(options)
         )
@@ -113,6 +114,7 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
         with without_load_report():
             backbone, info = AutoModel.from_pretrained(
                 name,
+                config=config.encoder_config(),
                 revision=revision,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -161,6 +163,20 @@ def check_same_shape(expected: PreTrainedConfig, found: PreTrainedConfig, name: 
                 f"base_model_name_or_path={name!r} has {field}={getattr(found, field, None)!r}, but these adapters "
                 f"were trained on {field}={getattr(expected, field, None)!r}."
             )
+
+
+def check_sharing(stored: PreTrainedConfig, wanted: PreTrainedConfig, backbone: Any) -> None:
+    """Refuse a `backbone=` that could not be used as it is, before anything is loaded."""
+    if backbone is None:
+        return
+    if not isinstance(backbone, PreTrainedModel) or hasattr(backbone, "backbone"):
+        refuse("backbone", type(backbone).__name__, "another model's `.backbone`: an encoder in memory")
+    if not stored.adapter_only:
+        refuse("backbone", "...", "left out: this checkpoint holds its encoder (adapter_only=False)")
+    if wanted.train_backbone:
+        refuse("train_backbone", True, "False with backbone=: another model stands on these weights")
+    if not wanted.adapter_only:
+        refuse("adapter_only", False, "True with backbone=: the encoder is another model's")
 
 
 def check_shared(config: PreTrainedConfig, backbone: PreTrainedModel) -> None:

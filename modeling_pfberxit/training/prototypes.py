@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..model.blueprint import rebuilt
 from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.exit_policy import FULL_DEPTH
 from ..model.exits import Prototypes
@@ -44,7 +45,8 @@ def fit_prototypes(model: PFBerxitForSequenceClassification, loader: DataLoader)
     for number, prototypes in enumerate(model.exits.prototypes):
         states = torch.cat([part[:, number] for part in pooled])  # (N, d)
         prototypes.points.copy_(torch.einsum("nlk,nd->lkd", members, states.float()))
-    model.config.use_prototypes, model.config.problem_type = True, problem_type
+    rebuilt(model, use_prototypes=True)
+    model.config.problem_type = problem_type
 
 
 def memberships(labels: Tensor, num_labels: int, problem_type: str) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
+from ..model.blueprint import rebuilt
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.token_exits import DRAWN
 from ..model.validation import refuse
@@ -55,7 +56,7 @@ def fit_token_exits(
     if method == "random_each_time":
         table[seen] = DRAWN
         model.token_exits.low, model.token_exits.high, model.token_exits.seed = low, high, seed
-        model.config.token_exit_range, model.config.token_exit_seed = [low, high], seed
+        rebuilt(model, token_exit_range=[low, high], token_exit_seed=seed)
     elif method == "random":
         table[seen] = np.random.default_rng(seed).integers(low, high + 1, len(seen))
     else:

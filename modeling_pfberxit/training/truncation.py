@@ -2,7 +2,7 @@
 
 import torch
 
-from ..model.configuration_pfberxit import architecture
+from ..model.backbones import architecture
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 
