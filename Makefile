@@ -3,8 +3,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+# As many test processes as cores; torch runs one thread in each.
+WORKERS ?= auto
 
-.PHONY: help install quickstart test test-slow style clean
+.PHONY: help install quickstart test test-slow test-oldest test-newest style style-check types docs clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,14 +25,37 @@ quickstart: install  ## fine-tune on the data set in the package, exit early, sa
 
 test: install  ## the tests that run in minutes
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-slow: install  ## the long ones as well
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow"
+
+# Environments of their own, so that the usual one stays as it is.
+test-oldest:  ## the tests on the oldest transformers that is supported
+	$(MAKE) VENV=.venv-oldest PYTHON=$(PYTHON) install
+	.venv-oldest/bin/pip install --disable-pip-version-check --quiet -r tests/oldest.txt
+	.venv-oldest/bin/python -m pytest -n $(WORKERS)
+
+test-newest:  ## the tests on the newest transformers 5 there is
+	$(MAKE) VENV=.venv-newest PYTHON=$(PYTHON) install
+	.venv-newest/bin/pip install --disable-pip-version-check --quiet --upgrade "transformers<6"
+	.venv-newest/bin/python -m pytest -n $(WORKERS)
 
 style: install  ## sort imports, format, mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+style-check: install  ## what `style` would mend, without mending it
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## static types
+	$(BIN)/pip install --disable-pip-version-check --quiet mypy
+	$(BIN)/mypy
+
+docs: install  ## the pages of docs/ as a site in site/; a broken link is an error
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest site .pytest_cache .ruff_cache *.egg-info
