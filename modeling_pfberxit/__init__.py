@@ -4,14 +4,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from .model.configuration_pfberxit import PFBerxitConfig
 from .model.exit_policy import ExitPolicy
-from .model.modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
+from .model.modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitModel, PFBerxitOutput
 
 AutoConfig.register(PFBerxitConfig.model_type, PFBerxitConfig, exist_ok=True)
-for auto_class in (AutoModel, AutoModelForSequenceClassification):
-    auto_class.register(PFBerxitConfig, PFBerxitForSequenceClassification, exist_ok=True)
+AutoModel.register(PFBerxitConfig, PFBerxitModel, exist_ok=True)
+AutoModelForSequenceClassification.register(PFBerxitConfig, PFBerxitForSequenceClassification, exist_ok=True)
 # Whatever is saved carries its code along.
 PFBerxitConfig.register_for_auto_class()
+PFBerxitModel.register_for_auto_class("AutoModel")
 PFBerxitForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
 __version__ = "0.1.0"
-__all__ = ["ExitPolicy", "PFBerxitConfig", "PFBerxitForSequenceClassification", "PFBerxitOutput"]
+__all__ = ["ExitPolicy", "PFBerxitConfig", "PFBerxitForSequenceClassification", "PFBerxitModel", "PFBerxitOutput"]

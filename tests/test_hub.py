@@ -19,7 +19,7 @@ from transformers import (
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
 
-LOADERS = [PFBerxitForSequenceClassification, AutoModel, AutoModelForSequenceClassification]
+LOADERS = [PFBerxitForSequenceClassification, AutoModelForSequenceClassification]
 TEXTS = ["w1 w2 w3", "w40 w50 w60 w70 w80"]
 IN_A_FRESH_PROCESS = """
 from safetensors.torch import load_file
@@ -31,7 +31,8 @@ results = {}
 for auto_class in (AutoModel, AutoModelForSequenceClassification):
     model = auto_class.from_pretrained(repo, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
-    results[auto_class.__name__] = (model(**batch).logits - wanted["logits"]).abs().max().item()
+    wanted_part, part = (wanted["states"], 0) if auto_class is AutoModel else (wanted["logits"], "logits")
+    results[auto_class.__name__] = (model(**batch)[part] - wanted_part).abs().max().item()
 classify = pipeline("text-classification", model=repo, trust_remote_code=True)
 results["pipeline"] = classify(sys.argv[5:], top_k=None)
 if sys.argv[4]:
@@ -112,7 +113,9 @@ def test_without_the_package_a_pushed_model_loads_classifies_forks_and_works_off
     model.push_to_hub(repo)
     tokenizer = AutoTokenizer.from_pretrained(hub_backbone)
     tokenizer.push_to_hub(repo)
-    save_file({"logits": predict(model), **tiny_batch(4)}, tmp_path / "wanted")
+    with torch.no_grad():
+        states = model(**tiny_batch(4), output_hidden_states=True).hidden_states[-1]
+    save_file({"logits": predict(model), "states": states, **tiny_batch(4)}, tmp_path / "wanted")
     wanted = pipeline("text-classification", model=model, tokenizer=tokenizer)(TEXTS, top_k=None)
     arguments, home = (IN_A_FRESH_PROCESS, repo, str(tmp_path / "wanted")), str(tmp_path / "home")
 

@@ -87,6 +87,12 @@ def difference(model, wanted, policy):
         "early exit_layer": (early.exit_layer - wanted["early_exit_layer"]).abs().max().item(),
     }
 
+def features_differ(model, wanted):
+    assert type(model).__name__ == "PFBerxitModel"
+    with torch.no_grad():
+        output = model(input_ids=wanted["input_ids"], attention_mask=wanted["attention_mask"])
+    return {"states": (output.last_hidden_state - wanted["states"]).abs().max().item()}
+
 def loaded(auto_class, folder):
     model = auto_class.from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
@@ -105,7 +111,7 @@ def train_a_step(model, wanted):
 results = {}
 for name, (folder, policy) in json.loads(sys.argv[2]).items():
     wanted = load_file(f"{folder}-wanted.safetensors")
-    result = results[name] = {"AutoModel": difference(loaded(AutoModel, folder), wanted, policy)}
+    result = results[name] = {"AutoModel": features_differ(loaded(AutoModel, folder), wanted)}
     model = loaded(AutoModelForSequenceClassification, folder)
     result["AutoModelForSequenceClassification"] = difference(model, wanted, policy)
     model.save_pretrained(f"{folder}-fork")
@@ -239,10 +245,11 @@ def strangers_results(tmp_path_factory, without_package):
         model, batch = new_model(root / f"encoder{number}", family, **knobs), tiny_batch(7, seed=3)
         policy = telling_policy(model, batch)
         with torch.no_grad():
-            full, early = model(**batch), model(**batch, exit_policy=policy)
+            full, early = model(**batch, output_hidden_states=True), model(**batch, exit_policy=policy)
         folder = str(root / f"variant{number}")
         model.save_pretrained(folder)
         wanted = {"logits": full.logits, "exit_logits": full.exit_logits, "early_logits": early.logits}
+        wanted["states"] = full.hidden_states[-1].contiguous()
         save_file({**wanted, "early_exit_layer": early.exit_layer, **batch}, f"{folder}-wanted.safetensors")
         cases[name] = (folder, policy)
     results = without_package(IN_A_FRESH_PROCESS, json.dumps(cases))

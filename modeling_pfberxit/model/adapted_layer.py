@@ -6,6 +6,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .adapters import PLACEMENTS, Adapter
 from .backbones import EncoderLayer
+from .hooks import through
 from .sublayers import Sublayers
 
 
@@ -33,5 +34,13 @@ class AdaptedLayer(GradientCheckpointingLayer):
         compiled: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, n, d) -> (B, n, d), and the attention weights where there are any; the first `queries` positions only."""
-        kept = layer.keys_values(hidden_states)
-        return self.beside(layer, compiled).output(hidden_states, *kept, attention_mask, padding_mask, queries)
+        weights = None
+
+        def run(hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            """In the place of the stock layer's forward."""
+            nonlocal weights
+            kept, sublayers = layer.keys_values(hidden_states), self.beside(layer, compiled)
+            states, weights = sublayers.output(hidden_states, *kept, attention_mask, padding_mask, queries)
+            return states
+
+        return through(layer.stock, run, hidden_states, attention_mask), weights

@@ -25,6 +25,8 @@ FUSED: dict[type, nn.Module] = {NewGELUActivation: nn.GELU("tanh")}  # ALBERT's
 class EncoderLayer:
     """A view of one stock layer: y = O(attention(Q x, k, v)); a = LN1(x + y); h = LN2(a + FFN(a))."""
 
+    stock: nn.Module
+    containers: tuple[nn.Module, ...]  # inside the layer, never called: their parts are
     attention: nn.Module  # the stock attention, for its head size, scaling and config
     query: nn.Linear
     key: nn.Linear
@@ -67,6 +69,7 @@ def albert_layer(layer: nn.Module) -> EncoderLayer:
     """ALBERT's layer has no dropout after its FFN."""
     attention = layer.attention
     return EncoderLayer(
+        layer, (attention,),
         attention, attention.query, attention.key, attention.value, attention.dense, attention.LayerNorm,
         layer.ffn, layer.activation, layer.ffn_output, layer.full_layer_layer_norm,
         attention.attention_dropout, attention.output_dropout, NO_DROPOUT,
@@ -78,6 +81,7 @@ def bert_layer(layer: nn.Module) -> EncoderLayer:
     attention, output = layer.attention, layer.output
     own = attention.self
     return EncoderLayer(
+        layer, (attention, own, attention.output, layer.intermediate, output),
         own, own.query, own.key, own.value, attention.output.dense, attention.output.LayerNorm,
         layer.intermediate.dense, layer.intermediate.intermediate_act_fn, output.dense, output.LayerNorm,
         own.dropout, attention.output.dropout, output.dropout,
@@ -88,6 +92,7 @@ def distilbert_layer(layer: nn.Module) -> EncoderLayer:
     """DistilBERT's attention has no dropout after its output projection."""
     attention, ffn = layer.attention, layer.ffn
     return EncoderLayer(
+        layer, (attention, ffn),
         attention, attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, layer.sa_layer_norm,
         ffn.lin1, ffn.activation, ffn.lin2, layer.output_layer_norm,
         attention.dropout, NO_DROPOUT, ffn.dropout,
@@ -196,6 +201,16 @@ def encoder_layers(backbone: PreTrainedModel, fused: bool = False) -> list[Encod
         return layers
     swapped = {id(layer): replace(layer, activation=FUSED[type(layer.activation)]) for layer in layers}
     return [swapped[id(layer)] for layer in layers]
+
+
+def never_called(backbone: PreTrainedModel, layers: list[EncoderLayer]) -> list[nn.Module]:
+    """The stock modules whose parts are called in their place, shared ones as often as they are run."""
+    stack = backbone.transformer if backbone.config.model_type == "distilbert" else backbone.encoder
+    outer = [backbone, stack, *getattr(stack, "albert_layer_groups", ())]
+    pooler = getattr(backbone, "pooler", None)
+    if pooler is not None and backbone.config.model_type != "albert":
+        outer.append(pooler)
+    return outer + [module for layer in layers for module in layer.containers]
 
 
 def embed(

@@ -50,9 +50,11 @@ def check_blueprint(model: nn.Module) -> None:
     """
     for name, built in model.built_from.items():
         if (value := getattr(model.config, name)) != built:
-            shown = "another encoder's" if name == "backbone_config" else value
-            refuse(name, shown, f"{'as' if name == 'backbone_config' else repr(built)} when the model was made: it is "
-                   f"read only then; give it to from_backbone or from_pretrained")  # fmt: skip
+            if name == "backbone_config":  # told by the encoder's own field
+                name = next((each for each in {**value, **built} if value.get(each) != built.get(each)), name)
+                value, built = value.get(name), built.get(name)
+            refuse(name, value, f"{built!r}, as when the model was made: it is read only then; give it to "
+                   "from_backbone or from_pretrained")  # fmt: skip
 
 
 def rebuilt(model: nn.Module, **values: Any) -> None:
@@ -116,7 +118,8 @@ def parts_per_exit(config: PreTrainedConfig) -> bool:
 
 def keep_exits(model: nn.Module, layers: list[int]) -> None:
     """Leave a model the exits after these layers, each with all it had."""
-    model.exits.keep([model.exit_depths.index(layer) for layer in layers])
+    if model.exits is not None:
+        model.exits.keep([model.exit_depths.index(layer) for layer in layers])
     model.exit_depths = list(layers)
 
 

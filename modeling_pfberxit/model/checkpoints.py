@@ -87,7 +87,8 @@ class CheckpointMixin:
         config.base_model_sha256 = encoder.identity.file_sha256
         model = cls(config).to(encoder.dtype)
         if wants_pooler and not reads_backbone_pooler(config):
-            model.exits.init_poolers(encoder)
+            if model.exits is not None:
+                model.exits.init_poolers(encoder)
             encoder.pooler = None
         return model.attach_backbone(encoder)
 

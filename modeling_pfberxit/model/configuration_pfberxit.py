@@ -10,8 +10,9 @@ from .adapters import ACTIVATIONS, PLACEMENTS, SUBLEARNERS
 from .backbones import architecture, check_supported, num_depths
 from .checkpoint_kinds import commit_of, read_encoder
 from .divergences import DIVERGENCE_ALIASES, DIVERGENCES
+from .encoder_fields import EncoderFields
 from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from .exit_policy import POLICY_CHECKS, requested_policy
+from .exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, requested_policy
 from .exits import POOLERS, POOLINGS
 from .load_options import SHARED_OPTIONS, check_pretrained_name
 from .policy_fields import PolicyFields
@@ -27,6 +28,7 @@ from .validation import (
     increasing,
     layer_range,
     mapping,
+    no_misspelling,
     one_of,
     optional,
     real,
@@ -36,6 +38,11 @@ from .validation import (
 )
 
 FORMAT_VERSION = 1  # of the checkpoints this code writes; it reads this one and the ones before
+AUTO_MAP = {
+    "AutoConfig": "configuration_pfberxit.PFBerxitConfig",
+    "AutoModel": "modeling_pfberxit.PFBerxitModel",
+    "AutoModelForSequenceClassification": "modeling_pfberxit.PFBerxitForSequenceClassification",
+}
 
 
 def readable_format(field: str, value: Any) -> int:
@@ -103,7 +110,7 @@ ExitFields = make_dataclass(
 )
 
 
-class PFBerxitConfig(ExitFields, PreTrainedConfig):
+class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):
     """The configuration of a [`PFBerxitForSequenceClassification`]. Values are checked when they are assigned.
 
     Args:
@@ -233,14 +240,8 @@ class PFBerxitConfig(ExitFields, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.adapter_only is None:
             self.adapter_only = not self.train_backbone and self.base_model_name_or_path is not None
-        kwargs.setdefault(
-            "auto_map",
-            {
-                "AutoConfig": "configuration_pfberxit.PFBerxitConfig",
-                "AutoModel": "modeling_pfberxit.PFBerxitForSequenceClassification",
-                "AutoModelForSequenceClassification": "modeling_pfberxit.PFBerxitForSequenceClassification",
-            },
-        )
+        self.take_back(kwargs)
+        kwargs["auto_map"] = {**(kwargs.get("auto_map") or {}), **AUTO_MAP}  # an older checkpoint's may be another
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -250,21 +251,37 @@ class PFBerxitConfig(ExitFields, PreTrainedConfig):
             # Another place: the commit was of the old one, and only the hash still says which encoder it must be.
             self.base_model_revision = None
             value = os.path.abspath(value) if isinstance(value, (str, os.PathLike)) and os.path.isdir(value) else value
+        if not self._knows(name):
+            if (field := self._encoder_fields().get(name)) is not None:
+                name, value = "backbone_config", {**self.backbone_config, field: value}
+            else:
+                no_misspelling(name, self.__dataclass_fields__, POLICY_CHECKS)
         super().__setattr__(name, CHECKS[name](name, value) if name in CHECKS else value)
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], *, exit_policy: Any = None, **kwargs: Any) -> Any:
-        """Like `PreTrainedConfig.from_dict`; `exit_policy`, as a call takes it, becomes the config's own.
+    def _knows(self, name: str) -> bool:
+        return name.startswith("_") or name in self.__dataclass_fields__ or hasattr(type(self), name)
+
+    @property
+    def exit_policy(self) -> ExitPolicy:
+        """The `exit_*` fields as one. May be set to whatever a call takes; so may a keyword at load.
 
         Example:
             >>> AutoModelForSequenceClassification.from_pretrained(repo, trust_remote_code=True, exit_policy="fast")
         """
-        made = super().from_dict(config_dict, **kwargs)  # with `return_unused_kwargs` a pair
-        config = made[0] if isinstance(made, tuple) else made
-        if exit_policy is not None:
-            for name, value in asdict(requested_policy(exit_policy, config)).items():
-                setattr(config, f"exit_{name}", value)
-        return made
+        return configured_policy(self)
+
+    @exit_policy.setter
+    def exit_policy(self, request: Any) -> None:
+        for name, value in asdict(requested_policy(request, self)).items():
+            setattr(self, f"exit_{name}", value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Like `PreTrainedConfig.from_dict`, which would drop a misspelt keyword."""
+        known = {*cls.__dataclass_fields__, *dir(cls), "adapter_kwargs", "adapter_name"}
+        for name in kwargs.keys() - known:
+            no_misspelling(name, cls.__dataclass_fields__, POLICY_CHECKS)
+        return super().from_dict(config_dict, **kwargs)
 
     # ---- the backbone -----------------------------------------------------------------------------------------------
 
@@ -290,7 +307,7 @@ class PFBerxitConfig(ExitFields, PreTrainedConfig):
             changes = {"operating_points": {}, **published, **knobs}  # those were measured on another model's exits
             if {"train_backbone", "base_model_name_or_path"} & changes.keys():
                 changes.setdefault("adapter_only", None)  # what it is by default depends on these
-            return cls.from_dict({**backbone.to_dict(), **changes})
+            return cls.from_dict({**backbone.to_diff_dict(), **changes})
         base = {}
         if not isinstance(backbone, PreTrainedConfig):
             check_pretrained_name("backbone", backbone)
@@ -330,12 +347,3 @@ class PFBerxitConfig(ExitFields, PreTrainedConfig):
         if depths[-1] > num_layers:
             refuse("exit_layers", depths, f"layers of this backbone, 1 to {num_layers}")
         return depths if depths[-1] == num_layers else [*depths, num_layers]
-
-    @property
-    def vocab_size(self) -> int | None:
-        """Of the encoder."""
-        return self.encoder_config().vocab_size if self.backbone_config else None
-
-    @vocab_size.setter
-    def vocab_size(self, value: int) -> None:
-        self.backbone_config = {**self.backbone_config, "vocab_size": value}

@@ -11,38 +11,37 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .backbones import encoder_layers, pooler_dense
+from .backbones import pooler_dense
 from .checkpoints import reads_backbone_pooler
 from .criteria import chance, rule_of, start, step
+from .encoding import Encoding
 from .evidence import Evidence, ExitState
 from .exit_policy import ExitPolicy
 from .rows import Rows
 from .strategies import Phase, branch
-from .sublayers import ByDepth, Sublayers
 from .token_first import begin, finish
-from .tracing import is_recorded
 from .walk import Walk
 
 if TYPE_CHECKING:
     from .modeling_pfberxit import PFBerxitForSequenceClassification
 
 
-class Loop:
-    """The parts of a model that rows pass on their way, and what one call asks of them."""
+class Loop(Encoding):
+    """The layers, the exits above them, and what one call asks of both."""
 
     def __init__(
         self, model: PFBerxitForSequenceClassification, walk: Walk, policy: ExitPolicy | None, phase: Phase | None,
         problem_type: str,
     ):  # fmt: skip
-        self.depths, self.exits, self.exit_depths = model.depths, model.exits, model.exit_depths
-        self.prompts, self.prompt_layer = model.prompts, model.config.prompt_layer
-        self.layers, self.execution = encoder_layers(model.backbone, model.execution.fused), model.execution
+        super().__init__(model, walk)
+        self.exits, self.exit_depths = model.exits, model.exit_depths
         self.pooler = pooler_dense(model.backbone) if reads_backbone_pooler(model.config) else None
-        self.walk, self.policy, self.phase = walk, policy, phase
+        self.policy, self.phase = policy, phase
         self.num_labels, self.problem_type = model.num_labels, problem_type
         self.forgetful = policy is not None and not rule_of(policy).looks_back(policy, len(self.exit_depths))
-        # How many positions, the first ones, exits read; None: all.
-        self.wide = None if walk.watched or model.token_exits is not None else model.exits.positions
+        # Layers sharded over processes are run by all of them together, for every row.
+        self.watched = walk.watched or self.sharded
+        self.wide = None if self.watched or self.hooked or model.token_exits is not None else model.exits.positions
 
     def run(self, rows: Rows) -> None:
         """All the way: until every row has its answer."""
@@ -62,7 +61,6 @@ class Loop:
     def step(self, rows: Rows) -> Rows | None:
         """One layer; the rows that go on, or None where none does."""
         rows = self.enter(rows)
-        rows.descend()
         if self.token_first_pays(rows):
             sublayers = self.sublayers(rows)
             rows.begun = begin(sublayers, rows, self.wide)
@@ -71,44 +69,8 @@ class Loop:
                 own, left.begun = left.begun, None
                 left.hidden_states = finish(self.sublayers(left), left, own.keys, own.values)
             return left
-        hidden_states, weights = self.run_layer(rows)
-        rows.advance(hidden_states, rows.groups[0][0])
-        self.walk.see(rows, weights)
+        self.ascend(rows)
         return self.judge(rows, rows.hidden_states)
-
-    def enter(self, rows: Rows) -> Rows:
-        """Before a layer: prompts join the rows above the layer they belong to."""
-        if self.prompts is None or rows.groups[0][0] != self.prompt_layer or rows.prompts:
-            return rows
-        return rows.join(self.prompts(rows.tokens(), rows.padding_mask))
-
-    # ---- layers -----------------------------------------------------------------------------------------------------
-
-    def run_layer(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        """The layer's output; at the last layer only for the positions its exit reads.
-
-        Not so in a graph that is kept: how many that are depends on the length, which must stay open there.
-        """
-        states, depth = rows.hidden_states, rows.groups[0][0]
-        if len(rows.groups) > 1:
-            sublayers = self.sublayers(rows)
-            return finish(sublayers, rows, *sublayers.layer.keys_values(states)), None
-        queries = rows.queries(depth)
-        if depth == len(self.depths) and self.wide is not None and self.execution.token_first:
-            queries = None if is_recorded(states) else min(self.wide, states.shape[1])
-        masks, compiled = (rows.attention_mask, rows.padding_mask), self.execution.compiled
-        return self.depths[depth - 1](states, self.layers[depth - 1], *masks, queries, compiled)
-
-    def sublayers(self, rows: Rows) -> Sublayers:
-        """The layer the rows share, with the adapters of every row's depth."""
-        layer = self.layers[rows.groups[0][0] - 1]
-        if len(rows.groups) == 1:
-            return self.depths[rows.groups[0][0] - 1].beside(layer, self.execution.compiled)
-        own = [self.depths[depth - 1].beside(layer) for depth, _ in rows.groups]
-        sizes, first = [size for _, size in rows.groups], own[0]
-        beside_attention = first.attention_adapter and ByDepth([each.attention_adapter for each in own], sizes)
-        beside_ffn = first.ffn_adapter and ByDepth([each.ffn_adapter for each in own], sizes)
-        return Sublayers(layer, beside_attention, beside_ffn, first.sequential)
 
     def token_first_pays(self, rows: Rows) -> bool:
         """Whether to run what the exits read first, and the rest for those that stay."""
@@ -199,7 +161,7 @@ class Loop:
     def dismiss(self, rows: Rows, done: Tensor) -> Rows | None:
         """The rows without those that are done; while they are few, those are computed on with the others."""
         gone, size = int(done.sum()), len(done)
-        if self.walk.watched:  # someone wants to see every layer of every row
+        if self.watched:  # someone wants to see every layer of every row
             rows.done = done
             return None if rows.groups[0][0] == len(self.depths) else rows
         if gone in (0, size):

@@ -6,28 +6,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from .adapted_layer import AdaptedLayer
-from .adapters import init_adapter_weights
-from .backbones import build_backbone, check_supported, embed, num_depths
-from .blueprint import blueprint, check_blueprint, rebuilt
-from .checkpoints import CheckpointMixin, reads_backbone_pooler
-from .configuration_pfberxit import PFBerxitConfig
-from .execution import Execution
+from .backbones import pooler_dense
+from .blueprint import check_blueprint
+from .checkpoints import reads_backbone_pooler
+from .encoding import Encoding
 from .exit_policy import FULL_DEPTH, ExitPolicy, resolve_policy
-from .exits import Exits, init_exit_weights
+from .exits import POOLINGS, Exits, mean_weights
 from .labels import check_labels, problem_type_of
 from .loop import Loop
 from .objective import ExitLoss, check_objective, check_weights, task_losses, training_loss
-from .persistence import check_base, check_trainable
-from .prompts import GENERATORS
-from .rows import Rows
+from .persistence import check_trainable
+from .pretrained import PFBerxitPreTrainedModel
 from .strategies import Phase, TrainingProgress, current_phase, whole_objective
 from .streams import predict
-from .token_exits import TokenExits, check_reach, init_token_exits, resize
 from .tracing import is_recorded
 from .trained import check_trained, watch_gradients
 from .under_peft import name_heads
@@ -63,7 +57,89 @@ class PFBerxitOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
+class PFBerxitModel(PFBerxitPreTrainedModel):
+    """Encoder and adapters at full depth: what the last exit reads, for whoever wants features and no classes.
+
+    Its checkpoints have the classifier's keys without `exits.*`, so each loads the other's. The config's exit policy
+    takes effect where there are exits.
+
+    Example:
+        >>> model = AutoModel.from_pretrained(repo, trust_remote_code=True)
+        >>> model(**batch).last_hidden_state  # (B, n, d)
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^exits\."]
+
+    @classmethod
+    def of(cls, model: PFBerxitPreTrainedModel) -> "PFBerxitModel":
+        """A view: a module of its own, hooks included, on another model's parts, config and mode."""
+        view = cls.__new__(cls)
+        nn.Module.__init__(view)
+        for name, value in model.__dict__.items():  # but not what stands in the place of the other's methods
+            if name not in view.__dict__ and not callable(getattr(cls, name, None)):
+                view.__dict__[name] = value
+        for name, part in model.named_children():
+            if name != "exits":
+                view.add_module(name, part)
+        view.exits, view.training = None, model.training
+        view._keys_to_ignore_on_load_unexpected = set(cls._keys_to_ignore_on_load_unexpected)
+        return view
+
+    @property
+    def base_model(self) -> "PFBerxitModel":
+        """Itself."""
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        exit_policy: None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """Run every row through all layers.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B, n), padded on the right.
+            exit_policy: refused; without exits nothing leaves early.
+
+        Returns:
+            `last_hidden_state` (B, n, d); `pooler_output` (B, d) where exits read the encoder's own pooler.
+        """
+        if exit_policy is not None:
+            refuse(
+                "exit_policy",
+                exit_policy,
+                "left out: PFBerxitModel has no exits; see AutoModelForSequenceClassification",
+            )
+        want_states, want_attentions = self._wanted(output_hidden_states, output_attentions)
+        self._check_inputs(input_ids, inputs_embeds, want_attentions)
+        rows, _ = self._start(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        walk = Walk([] if want_states else None, [] if want_attentions else None)
+        states = Encoding(self, walk).encode(rows).tokens()
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=self._pooled(states, attention_mask),
+            hidden_states=None if walk.hidden_states is None else tuple(walk.hidden_states),
+            attentions=None if walk.attentions is None else tuple(walk.attentions),
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _pooled(self, states: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """(B, n, d) -> (B, d) as exits read it through the encoder's own pooler, or None where they do not."""
+        if not reads_backbone_pooler(self.config):
+            return None
+        weights = None if attention_mask is None else mean_weights(attention_mask, states.dtype)
+        return torch.tanh(pooler_dense(self.backbone)(POOLINGS[self.config.exit_pooling].pool(states, weights)))
+
+
+class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
     """A text classifier that stops as soon as its exits agree.
 
     Example:
@@ -72,42 +148,11 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         >>> model(**batch).exit_layer  # layers executed for each row
     """
 
-    config_class = PFBerxitConfig
-    base_model_prefix = "backbone"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
     # The loss is a mean over this call's rows; with **kwargs or True, Trainer would not divide it by the accumulation.
     accepts_loss_kwargs = False
     training_progress: TrainingProgress | None = None  # for strategies that follow the steps; StrategyCallback sets it
     # Takes one exit's logits (B, C) and the labels, returns a scalar; every exit then learns from it. Not saved.
     exit_loss: ExitLoss | None = None
-    execution = Execution()  # which short cuts the loop takes; answers are the same without them
-
-    def __init__(self, config: PFBerxitConfig):
-        super().__init__(config)
-        encoder = config.encoder_config()
-        check_supported(encoder)
-        check_base(config)
-        check_weights(config, config.problem_type)
-        encoder._attn_implementation = config._attn_implementation
-        layers, size = num_depths(encoder), encoder.hidden_size
-        self.num_labels = config.num_labels
-        self.exit_depths = config.exit_depths(layers)
-        self.backbone = build_backbone(encoder, reads_backbone_pooler(config))
-        self.depths = nn.ModuleList(AdaptedLayer(config, size) for _ in range(layers))
-        self.exits = Exits(config, size, len(self.exit_depths))
-        generator = GENERATORS[config.prompt_generator]
-        self.prompts = generator and generator(config, size, layers)
-        self.token_exits = TokenExits(config, encoder.vocab_size, layers) if config.token_exits else None
-        if config.token_exits:
-            check_reach(self.depths, self.exits)
-        if config.adapter_only:  # a placeholder until `attach_backbone`
-            for module in self.backbone.modules():
-                module._is_hf_initialized = True
-        self.post_init()
-        self._mark_backbone_keys()
-        self.backbone.requires_grad_(config.train_backbone)
-        self.built_from = blueprint(config)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "exit_loss":
@@ -119,24 +164,15 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         if name == "peft_config":
             name_heads(self, value)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        for initialise in (init_adapter_weights, init_exit_weights, init_token_exits):
-            initialise(module, init)
+    def _new_exits(self, hidden_size: int) -> Exits:
+        check_weights(self.config, self.config.problem_type)
+        self.num_labels = self.config.num_labels
+        return Exits(self.config, hidden_size, len(self.exit_depths))
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        """As in `transformers`; the table of token depths grows or shrinks with the vocabulary."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
-        if self.token_exits is not None:
-            resize(self.token_exits, embeddings.num_embeddings)
-        rebuilt(self, backbone_config=self.config.backbone_config)
-        return embeddings
-
-    def print_trainable_parameters(self) -> None:
-        """Print how many parameters are trained, of how many."""
-        total = sum(parameter.numel() for parameter in self.parameters())
-        trained = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
-        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
+    @property
+    def base_model(self) -> "PFBerxitModel":
+        """The model without its exits: a view of the very same modules."""
+        return PFBerxitModel.of(self)
 
     # ---- forward ----------------------------------------------------------------------------------------------------
 
@@ -167,8 +203,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
                 traced or exported, or its tensors have no values.
         """
         check_blueprint(self)
-        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        want_states, want_attentions = self._wanted(output_hidden_states, output_attentions)
         self._check_inputs(input_ids, inputs_embeds, want_attentions)
         problem_type = problem_type_of(self.config, labels)
         self.exits.check_prototypes(self.num_labels, problem_type)
@@ -185,9 +220,7 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
             check_trained(self, phase)
             check_trainable(self)
 
-        hidden_states = embed(self.backbone, input_ids, token_type_ids, position_ids, inputs_embeds)
-        token_layers = None if self.token_exits is None else self.token_exits(input_ids, attention_mask)
-        rows = Rows.start(self.backbone.config, hidden_states, attention_mask, token_layers)
+        rows, token_layers = self._start(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         walk = Walk([] if want_states else None, [] if want_attentions else None)
         Loop(self, walk, policy, phase, problem_type).run(rows)
         output = as_output(walk, token_layers)
@@ -231,16 +264,6 @@ class PFBerxitForSequenceClassification(CheckpointMixin, PreTrainedModel):
         policy = resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
         logits, layers = predict(self, rows, policy or FULL_DEPTH, problem_type, batch_size, progress)
         return PFBerxitOutput(logits=logits, exit_layer=layers)
-
-    def _check_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, want_attentions: bool) -> None:
-        """Refuse what this model cannot read or cannot show."""
-        if (input_ids is None) == (inputs_embeds is None):
-            refuse("input_ids", None if input_ids is None else "...", "given, or inputs_embeds: exactly one of them")
-        if want_attentions and self.backbone.config._attn_implementation != "eager":
-            refuse("output_attentions", True, "False unless the model was loaded with attn_implementation='eager'")
-        if self.token_exits is not None and (want_attentions or input_ids is None):
-            name = "output_attentions" if want_attentions else "inputs_embeds"
-            refuse(name, "...", "left out: with token_exits, input_ids say which tokens still ask")
 
     def _check_labels(self, labels: Tensor | None, rows: int, problem_type: str) -> None:
         """Refuse labels and losses that do not fit; in training, labels settle a problem type that was left open."""

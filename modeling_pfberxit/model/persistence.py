@@ -256,6 +256,18 @@ def lost_encoder(model: nn.Module, contents: bool) -> str | None:
     return changed and f"its backbone is no longer what was loaded: {changed}"
 
 
+def commit_of(name: str, revision: str | None, **hub: Any) -> str | None:
+    """The commit that a revision of a Hub repository names today: the cache keeps files in a folder called after it.
+
+    None for a folder, and where there is no config.json.
+    """
+    if os.path.isdir(name):
+        return None
+    found = cached_file(name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
+    folder = os.path.basename(os.path.dirname(found or ""))
+    return folder if len(folder) == 40 else None
+
+
 def options_for_config(options: dict[str, Any]) -> dict[str, Any]:
     """Those of a load's options that concern where files are found."""
     return {name: options[name] for name in SHARED_OPTIONS if name in options}

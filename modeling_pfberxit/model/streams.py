@@ -81,7 +81,8 @@ class Stream:
         if self.model.prompts is not None:  # before prompts join, about to, or after
             joins = self.model.config.prompt_layer
             side = (passed > joins) - (passed < joins)
-        return id(self.loop.layers[passed]), side
+        # Whoever hooked a depth, or the layer that depths share, sees the rows of one depth at a time.
+        return passed if self.loop.hooked else id(self.loop.layers[passed]), side
 
     @torch.inference_mode()
     def drain(self, last: bool = False) -> None:

@@ -40,10 +40,11 @@ def resize(table: TokenExits, vocabulary: int) -> None:
     table.depths = torch.cat([kept, kept.new_full((vocabulary - len(kept),), table.layers)])
 
 
-def check_reach(depths: nn.Module, exits: nn.Module) -> None:
+def check_reach(depths: nn.Module, exits: nn.Module | None) -> None:
     """Refuse adapters that look at a token's neighbours: they may have left, or stand elsewhere than in the text."""
     inside, beside = (
-        [module.reach for module in part.modules() if isinstance(module, Adapter)] for part in (depths, exits)
+        [module.reach for module in part.modules() if isinstance(module, Adapter)]
+        for part in (depths, nn.Module() if exits is None else exits)
     )
     if any(reach != 0 for reach in inside) or any(reach not in (0, None) for reach in beside):
         refuse("token_exits", True, "False with this adapter_sublearner; identity and mlp look at one token alone")

@@ -8,6 +8,7 @@ every assignment, the exit policy when it is made: the same table serves both.
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 Check = Callable[[str, Any], Any]
@@ -16,6 +17,18 @@ Check = Callable[[str, Any], Any]
 def refuse(field: str, value: Any, allowed: str) -> NoReturn:
     """Raise the one-line error every check ends in."""
     raise ValueError(f"{field}={value!r}: must be {allowed}.")
+
+
+OWN = ("exit_", "adapter_", "prompt_", "token_exit", "lte_", "prototype", "distillation")  # how our fields begin
+
+
+def no_misspelling(name: str, fields: Iterable[str], policy: Iterable[str]) -> None:
+    """Refuse a name that nobody knows where it looks like one of ours: it would be kept and have no effect."""
+    if name in policy:
+        refuse("config", name, f"written exit_{name}")
+    near = get_close_matches(name, list(fields), n=1, cutoff=0.8 if not name.startswith(OWN) else 0.0)
+    if near:
+        refuse("config", name, f"a field of PFBerxitConfig; is {near[0]} meant?")
 
 
 def one_of(*names: str) -> Check:

@@ -37,7 +37,7 @@ def truncate(model: PFBerxitForSequenceClassification, layers: int) -> PFBerxitF
 
 def truncated_config(model: PFBerxitForSequenceClassification, encoder: dict, layers: int):
     """The model's config for the smaller encoder; what was measured on the larger one is left behind."""
-    values = model.config.to_dict()
+    values = model.config.to_diff_dict()
     for name in ("base_model_name_or_path", "base_model_revision", "base_model_sha256", "weights_sha256"):
         values[name] = None
     values |= {
