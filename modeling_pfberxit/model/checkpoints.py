@@ -42,6 +42,7 @@ from .persistence import (
     record_hashes,
     verify_checkpoint,
 )
+from .under_peft import check_without_peft
 from .validation import refuse
 
 logger = logging.get_logger(__name__)
@@ -216,6 +217,7 @@ class CheckpointMixin:
 
     def _check_saveable(self) -> None:
         """Refuse to write what would not be this model when it is loaded."""
+        check_without_peft(self)
         check_blueprint(self)
         if self.config.adapter_only:
             check_adapter_only(self)

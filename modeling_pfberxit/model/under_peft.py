@@ -94,6 +94,12 @@ def refuse_frozen(model: PFBerxitForSequenceClassification, parts: list[str]) ->
     refuse(" and ".join(parts), "frozen", f"trained (requires_grad). PEFT trains and saves what it is told to: {line}")
 
 
+def check_without_peft(model: nn.Module) -> None:
+    """Refuse to save PEFT's layers as if they were the model's: no model without them has these names."""
+    if in_use(model):
+        refuse("save_pretrained", "PEFT's layers", "that of PEFT's own model, or follow its merge_and_unload()")
+
+
 def saved_by_peft(model: PFBerxitForSequenceClassification, parameter: Own) -> bool:
     """Whether it is a bias that PEFT's `bias=` unfroze: PEFT saves it."""
     configs = (getattr(model, "peft_config", None) or {}).values()
