@@ -64,7 +64,7 @@ def presets() -> dict[str, PFBerxitConfig]:
 def preset(encoder: str, **knobs) -> PFBerxitConfig:
     """A config on a known encoder, which is named but not looked up."""
     config = PFBerxitConfig.from_backbone(ENCODERS[encoder], **knobs)
-    return PFBerxitConfig.from_dict({**config.to_dict(), "base_model_name_or_path": encoder})
+    return PFBerxitConfig.from_dict({**config.to_dict(), "base_model_name_or_path": encoder, "adapter_only": None})
 
 
 def as_json(config: PFBerxitConfig) -> str:
