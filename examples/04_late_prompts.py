@@ -20,11 +20,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit.data.encoders import packaged_backbone
 from modeling_pfberxit.data.tasks import Task, encode, load_task
 from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.timing import kept_for_backward, seconds
-from modeling_pfberxit.studies.quickstart import packaged_backbone
 from modeling_pfberxit.training.finetuning import (
     new_model,
     new_tokenizer,

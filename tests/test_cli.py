@@ -24,7 +24,7 @@ def called(monkeypatch, place: str, arguments: list[str]) -> tuple[tuple, dict]:
 
 def test_compare_is_told_all_that_was_asked(monkeypatch):
     values, _ = called(monkeypatch, "modeling_pfberxit.studies.compare.compare", COMPARE)
-    systems, tasks, backbone, seeds, budget, goals, output = values
+    systems, tasks, backbone, seeds, budget, goals, output, _ = values
     assert (systems, tasks) == (["pabee", "deebert"], [("glue", "mrpc"), ("here", "mixatis")])
     assert (backbone, seeds, goals, output) == ("encoder", [4, 5], [0.3], "out")
     assert (budget.rows, budget.epochs, budget.batch_size, budget.dropout) == (6, 1.5, 8, False)
@@ -33,7 +33,10 @@ def test_compare_is_told_all_that_was_asked(monkeypatch):
 def test_reproduce_is_told_all_that_was_asked(monkeypatch):
     asked = "reproduce table1 points --dataset glue --tasks rte --backbone encoder --seeds 7 --rows 9 --epochs 2"
     asked = [*asked.split(), "--no-dropout", "--output", "out"]
-    (items, study), _ = called(monkeypatch, "modeling_pfberxit.studies.reproduce.reproduce", asked)
+    seen = []
+    monkeypatch.setattr("modeling_pfberxit.studies.reproduce.reproduce", lambda *values: seen.append(values) or [])
+    main(asked)
+    ((items, study),) = seen
     assert items == ["table1", "points"]
     assert (study.dataset, study.tasks, study.backbone, study.seeds) == ("glue", ("rte",), "encoder", (7,))
     assert (study.budget.rows, study.budget.epochs, study.budget.dropout, study.folder) == (9, 2.0, False, Path("out"))
@@ -46,7 +49,7 @@ def test_the_table_trains_every_task_mode_and_seed_that_was_asked(monkeypatch, t
     )
     seen = []
 
-    def measured(folder, run, mode, knobs, saved):
+    def measured(folder, run, mode, knobs, saved, say):
         seen.append((run.source.config, mode, run.seed))
         assert (folder, run.backbone, saved) == (tmp_path, "encoder", [0.1, 0.2])
         assert knobs == {"exit_pooling": "cls", "adapter_activation": "tanh"}
@@ -64,36 +67,39 @@ def test_the_table_trains_every_task_mode_and_seed_that_was_asked(monkeypatch, t
 @pytest.mark.parametrize(
     ("place", "arguments", "expected"),
     [
-        ("studies.quickstart.quickstart",
+        ("quickstart.run",
          "quickstart --backbone e --dataset d --config c --system pabee --output o --epochs 2 --held-out 7 --seed 3",
          {"backbone": "e", "dataset": "d", "config": "c", "system": "pabee", "output": "o", "epochs": 2.0,
           "held_out": 7, "seed": 3}),
-        ("evaluation.calibrate.run_calibration",
+        ("calibrate.run",
          "calibrate m --dataset d --config c --split s --rows 5 --speed-up 2 --max-drop 0.1 --milliseconds 3 "
          "--agreement 0.9 --criteria entropy --seed 4",
          {"model": "m", "dataset": "d", "config": "c", "split": "s", "rows": 5, "speed_up": [2.0], "max_drop": [0.1],
           "milliseconds": [3.0], "agreement": [0.9], "criteria": ["entropy"], "seed": 4}),
-        ("evaluation.calibrate.run_frontier",
+        ("frontier.run",
          "frontier m --dataset d --config c --split s --rows 5 --output o --batch-sizes 1 2 --lengths 8",
          {"model": "m", "dataset": "d", "config": "c", "split": "s", "rows": 5, "output": "o", "batch_sizes": [1, 2],
           "lengths": [8]}),
-        ("evaluation.calibrate.run_precision",
+        ("precision.run",
          "precision m --dataset d --config c --split s --rows 5 --precisions float16 --policy fast",
          {"model": "m", "dataset": "d", "config": "c", "split": "s", "rows": 5, "precisions": ["float16"],
           "policy": "fast"}),
-        ("benchmark.speed.run_benchmark",
+        ("benchmark.run",
          "benchmark --preset p --paper --pooling mean --sublearner conv --batch-sizes 2 --lengths 4 --saved 0.5 "
          "--recordings r --mix-rows 3 --no-rivals --compiled --repeats 2 --device cuda --dtype bfloat16 --output o",
          {"preset": "p", "paper": True, "pooling": "mean", "sublearner": "conv", "batch_sizes": [2], "lengths": [4],
           "saved": [0.5], "recordings": ["r"], "mix_rows": 3, "rivals": False, "compiled": True, "repeats": 2,
           "device": "cuda", "dtype": "bfloat16", "output": "o"}),
-        ("benchmark.training_step.benchmark_training",
-         "benchmark --training --preset p --repeats 2 --sublearner conv --device cuda",
-         {"preset": "p", "repeats": 2, "sublearner": "conv", "device": "cuda"}),
     ],
-    ids=["quickstart", "calibrate", "frontier", "precision", "benchmark", "benchmark --training"],
+    ids=["quickstart", "calibrate", "frontier", "precision", "benchmark"],
 )  # fmt: skip
 def test_other_commands_are_told_all_that_was_asked(monkeypatch, place, arguments, expected):
-    values, named = called(monkeypatch, f"modeling_pfberxit.{place}", arguments.split())
+    values, named = called(monkeypatch, f"pfberxit.{place}", arguments.split())
     assert values == () and {name: named[name] for name in expected} == expected
-    assert set(named) - set(expected) <= {"replay", "training", "profile"}
+    assert set(named) - set(expected) <= {"replay", "training", "profile", "columns"}
+
+
+def test_what_is_asked_of_training_steps_reaches_them(monkeypatch):
+    asked = "benchmark --training --preset p --repeats 2 --sublearner conv --device cuda"
+    _, named = called(monkeypatch, "modeling_pfberxit.benchmark.training_step.benchmark_training", asked.split())
+    assert named == {"preset": "p", "repeats": 2, "sublearner": "conv", "device": "cuda"}

@@ -33,7 +33,9 @@ def backbone(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def finished(backbone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
-    return folder, compare(list(SYSTEMS), [("support_desk", "intent")], backbone, [1], BUDGET, GOALS, str(folder))
+    return folder, compare(
+        list(SYSTEMS), [("support_desk", "intent")], backbone, [1], BUDGET, GOALS, str(folder), None, print
+    )
 
 
 def test_every_system_gets_a_line_and_its_numbers_are_kept(finished):
@@ -63,13 +65,13 @@ def test_systems_that_differ_only_in_their_rule_share_one_trained_model(finished
 def test_nothing_is_trained_twice(finished, backbone, monkeypatch):
     folder, results = finished
     monkeypatch.setattr(trainings, "train_and_record", lambda *arguments: pytest.fail("trained again"))
-    again = compare(list(SYSTEMS), [("support_desk", "intent")], backbone, [1], BUDGET, GOALS, str(folder))
+    again = compare(list(SYSTEMS), [("support_desk", "intent")], backbone, [1], BUDGET, GOALS, str(folder), None, print)
     assert again == results
 
 
 def test_results_of_other_tasks_and_seeds_stay_in_the_folder(backbone, tmp_path):
     for config, seed in (("intent", 1), ("topics", 1), ("intent", 2)):
-        compare(["pf-berxit"], [("support_desk", config)], backbone, [seed], BUDGET, GOALS, str(tmp_path))
+        compare(["pf-berxit"], [("support_desk", config)], backbone, [seed], BUDGET, GOALS, str(tmp_path), None, print)
     kept = json.loads((tmp_path / "results.json").read_text())
     assert [(each["task"], each["seed"]) for each in kept] == [("intent", 1), ("intent", 2), ("topics", 1)]
     table = (tmp_path / "table.md").read_text()

@@ -28,8 +28,9 @@ def told(tmp_path_factory) -> tuple[dict[str, dict], Recording, Recording]:
         rows = {"text": texts, "label": [i % 2 for i in range(count)]}
         Dataset.from_dict(rows, features=features).to_parquet(data / f"{split}.parquet")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quickstart, "classify_in_a_fresh_process", lambda *_: None)
-        quickstart.quickstart(encoder, str(data), None, "pf-berxit", str(folder / "out"), 1, HELD_OUT, SEED)
+        patch.setattr(quickstart, "classify_in_a_fresh_process", lambda *_: "")
+        output = str(folder / "out")
+        quickstart.quickstart(encoder, str(data), None, "pf-berxit", output, 1, HELD_OUT, SEED, None, print)
     (saved,) = (folder / "out").glob("pfberxit-*")
     model = PFBerxitForSequenceClassification.from_pretrained(saved).eval()
     task, splits = load_task(str(data))

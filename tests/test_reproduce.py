@@ -27,22 +27,22 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_our_parameter_counts_are_those_of_table_2(study):
-    for name, ours, paper, tuned, tuned_paper in cells(reproduce(["table2"], study)["table2"]):
+    for name, ours, paper, tuned, tuned_paper in cells(dict(reproduce(["table2"], study))["table2"]):
         assert (ours, tuned) == (paper, tuned_paper), name
 
 
 def test_tables_and_figures_share_their_trainings(study, monkeypatch):
-    done = reproduce(["table4", "table5", "figure4"], study)
+    done = dict(reproduce(["table4", "table5", "figure4"], study))
     assert [row[0] for row in cells(done["table4"])] == ["attention", "ffn", "sequential"]
     assert [row[0] for row in cells(done["table5"])] == list(RULES)
     assert (study.folder / "table5.md").read_text().strip() == done["table5"]
     assert (study.folder / "figure4.png").stat().st_size > 10_000
     monkeypatch.setattr(trainings, "train_and_record", lambda *arguments: pytest.fail("trained again"))
-    assert reproduce(["table5", "figure4", "figure5"], study)["table5"] == done["table5"]
+    assert dict(reproduce(["table5", "figure4", "figure5"], study))["table5"] == done["table5"]
 
 
 def test_rows_on_their_own_are_batches_of_one_in_table_6(study):
-    ways = [row for row in cells(reproduce(["table6"], study)["table6"]) if row[0] in ("own", "whole", "kept")]
+    ways = [row for row in cells(dict(reproduce(["table6"], study))["table6"]) if row[0] in ("own", "whole", "kept")]
     own = [row for row in ways if row[0] == "own"]
     assert [row[1] for row in own] == [str(size) for size in printed.BY_BATCH]
     assert len({tuple(row[2:]) for row in own}) == 1
@@ -51,9 +51,9 @@ def test_rows_on_their_own_are_batches_of_one_in_table_6(study):
 
 
 def test_frontiers_and_points_tell_every_criterion_of_one_model(study, monkeypatch):
-    done = reproduce(["frontiers"], study)
+    done = dict(reproduce(["frontiers"], study))
     monkeypatch.setattr(trainings, "train_and_record", lambda *arguments: pytest.fail("trained again"))
-    done |= reproduce(["points"], study)
+    done |= dict(reproduce(["points"], study))
     lines = list(csv.DictReader(open(study.folder / "frontier-intent.csv")))
     assert {each["criterion"] for each in lines} == set(CRITERIA)
     assert all(float(each["low"]) <= float(each["high"]) and each["seeds"] == "2" for each in lines)

@@ -58,9 +58,9 @@ def test_one_encoder_and_data_set_at_two_places_are_one_training(data, encoder, 
     moved = str(shutil.copytree(encoder, tmp_path / "renamed"))
     data_too = save_data(tmp_path / "of-another-name", text="question")
     assert key(data, encoder) == key(data_too, moved)
-    first = trained(tmp_path, Run(Source.read(data), encoder, 1, BUDGET), compared_config("pf-berxit", encoder))
+    first = trained(tmp_path, Run(Source.read(data), encoder, 1, BUDGET), compared_config("pf-berxit", encoder), print)
     monkeypatch.setattr("modeling_pfberxit.studies.trainings.train_and_record", lambda *_: pytest.fail("trained again"))
-    again = trained(tmp_path, Run(Source.read(data_too), moved, 1, BUDGET), compared_config("pf-berxit", moved))
+    again = trained(tmp_path, Run(Source.read(data_too), moved, 1, BUDGET), compared_config("pf-berxit", moved), print)
     assert torch.equal(first.reported_on.evidence.logits, again.reported_on.evidence.logits)
     assert [each.facts["run"]["dataset"] for each in (first, again)] == ["data", "of-another-name"]
     assert [each.facts["run"]["backbone"] for each in (first, again)] == ["model", "renamed"]
@@ -184,7 +184,7 @@ def test_an_interrupted_training_leaves_nothing_that_looks_finished(tmp_path, mo
 def test_results_of_another_encoder_or_budget_stand_in_a_table_of_their_own(data, encoder, tmp_path):
     other = save_backbone(tmp_path / "other" / "model", seed=1)
     for backbone, budget in ((encoder, BUDGET), (other, BUDGET), (encoder, replace(BUDGET, rows=8))):
-        compare(["pf-berxit"], [(data, None)], backbone, [1], budget, [0.5], str(tmp_path))
+        compare(["pf-berxit"], [(data, None)], backbone, [1], budget, [0.5], str(tmp_path), None, print)
     kept = json.loads((tmp_path / "results.json").read_text())
     assert len(kept) == 3 and len({each["run"]["encoder"] for each in kept}) == 2
     assert (tmp_path / "table.md").read_text().count("| pf-berxit |") == 3

@@ -1,4 +1,4 @@
-"""`pfberxit elue`: points against a reference, from the files that `frontier` and `reproduce` write."""
+"""Points against a reference, from the files that `pfberxit frontier` and `pfberxit reproduce` write."""
 
 import csv
 import json
@@ -13,22 +13,17 @@ from .recording import Recording
 from .tables import header, line
 
 
-def run_elue(
-    points: str, reference: str | None, static: str | None, cost: str, metric: str | None, policy: str | None,
-    dynamic_flops: str | None,
-) -> None:  # fmt: skip
-    """Score the points, print what was left out; the file for ELUE's server needs a recording and a policy.
+def scores(points: str, reference: str | None, static: str | None, cost: str, metric: str | None) -> str:
+    """A table of the points' scores, and what was left out.
 
     Args:
+        points: a CSV or a recording.
         reference: a file whose points, all of them, are the reference.
         static: a file whose static truncations are; default: those among `points`.
     """
-    if dynamic_flops:
-        write_dynamic_flops(points, policy, dynamic_flops)
     methods = read_points(points, cost, metric)
     against = reference_points(reference, cost, metric) if reference else static_points(static or points, cost, metric)
-    methods = {name: part for name, part in methods.items() if name != STATIC or reference}
-    print(as_markdown(methods, against, cost))
+    return as_markdown({name: part for name, part in methods.items() if name != STATIC or reference}, against, cost)
 
 
 def read_points(path: str, cost: str, metric: str | None) -> dict[str, Points]:
@@ -98,7 +93,6 @@ def write_dynamic_flops(points: str, policy: str | None, path: str) -> None:
     recording = Recording.load(points)
     _, layers = recording.replay(read_policy(policy, recording))
     Path(path).write_text(dynamic_flops_file(recording.lengths.tolist(), layers.tolist()), encoding="utf-8")
-    print(f"Wrote {path}\n")
 
 
 def read_policy(text: str | None, recording: Recording) -> ExitPolicy:

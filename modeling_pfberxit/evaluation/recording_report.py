@@ -1,4 +1,4 @@
-"""`pfberxit report`: what a recording tells beside scores, as tables, pictures and a line for every row."""
+"""What a recording tells beside scores, as tables, pictures and a line for every row."""
 
 import csv
 from pathlib import Path
@@ -11,34 +11,11 @@ from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.exit_policy import ExitPolicy
 from ..model.validation import refuse
 from . import plots
-from .elue_report import read_policy
-from .exit_patterns import Drift, drift, exits_by_class, exits_by_length, overthinking, settled_depth
+from .exit_patterns import Drift, exits_by_class, exits_by_length, overthinking, settled_depth
 from .recording import Recording
-from .settings import histogram
 from .tables import header, line
 
 Groups = dict[str, dict[str, np.ndarray]]
-
-
-def run_report(recording: str, policy: str | None, against: str | None, output: str | None) -> None:
-    """Print where answers settle; under a policy also who leaves where, and how that has drifted from before.
-
-    Args:
-        policy: JSON with an exit policy's fields.
-        against: an earlier recording of the same model.
-        output: a folder for pictures and `rows.csv`.
-    """
-    kept = Recording.load(recording)
-    asked = None if policy is None else read_policy(policy, kept)
-    before = None if against is None else comparable(Recording.load(against), kept, asked)
-    print(f"{len(kept)} rows, {kept.layers} layers\n\n{settling(kept)}")
-    groups = {} if asked is None else leaving(kept, asked)
-    for title, depths in groups.items():
-        print(f"\n{title}\n\n{histogram(depths, kept.layers)}")
-    if before is not None:
-        print("\n" + drifting(drift(before, kept, asked)))
-    if output:
-        save(kept, asked, groups, Path(output))
 
 
 def comparable(before: Recording, after: Recording, policy: ExitPolicy | None) -> Recording:
@@ -114,4 +91,3 @@ def save(recording: Recording, policy: ExitPolicy | None, groups: Groups, folder
         writer.writerow(["row", *columns])
         for number, values in enumerate(torch.stack([*columns.values()], dim=1).tolist()):
             writer.writerow([number, *values])
-    print(f"\nWrote {folder}/rows.csv" + (f" and {len(groups)} pictures" if groups else ""))

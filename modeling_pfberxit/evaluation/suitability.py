@@ -1,35 +1,14 @@
 """Is there anything to gain from leaving early? An answer before any training, from unlabelled rows."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.tasks import encode, load_task
 from ..model.exit_policy import FULL_DEPTH
 from ..model.exits import mean_weights
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
-from ..training.finetuning import new_model, new_tokenizer
-from .recording import padded_batches
-
-
-def run_suitability(
-    backbone: str, dataset: str, config: str | None, rows: int, columns: dict[str, Any] | None = None
-) -> list[float]:
-    """`pfberxit suitability`: a bar for every layer of the bare encoder, from the texts of some training rows."""
-    task, data = load_task(dataset, config, **(columns or {}))
-    model, tokenizer = new_model(backbone, task).eval(), new_tokenizer(backbone)
-    encoded = encode(task, data["train"].shuffle(seed=0).select(range(min(rows, len(data["train"])))), tokenizer)
-    batches = padded_batches(encoded, torch.arange(len(encoded)), 32, model.config.pad_token_id or 0)
-    found = suitability(model, list(batches))
-    print(f"{task.name}, {len(encoded)} rows: how much of the last layer's states each layer foretells\n")
-    for layer, share in enumerate(found, start=1):
-        print(f"layer {layer:2d} {'█' * round(40 * share):40s} {share:.2f}")
-    half_way = found[(len(found) - 1) // 2]
-    print(f"\nHalf-way up: {half_way:.2f}. Of two encoders, that with more has more room to leave early.")
-    return found
 
 
 @torch.inference_mode()

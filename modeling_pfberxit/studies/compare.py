@@ -1,7 +1,8 @@
-"""`pfberxit compare`: from systems and tasks to a table."""
+"""From systems and tasks to a table."""
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from .trainings import trained
 
 def compare(
     systems: list[str], tasks: list[tuple[str, str]], backbone: str, seeds: list[int], budget: Budget,
-    goals: list[float], output: str, columns: dict[str, Any] | None = None,
+    goals: list[float], output: str, columns: dict[str, Any] | None, say: Callable[[str], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Train what is missing; print and write the table as results come in.
+    """Train what is missing; say and write the table as results come in.
 
     Args:
         tasks: pairs of a data set (Hub id or folder) and its configuration.
         goals: the shares of layers to save at which systems are compared.
         columns: what of the data sets' columns is named, as `load_task` takes it.
         output: a folder: `recordings/` of trained models, `results.json`, `table.md` and `comparison.png`.
+        say: is told what is trained, and the tables.
     """
     folder, results, started = Path(output), [], time.perf_counter()
     sources = [Source.read(dataset, config, **(columns or {})) for dataset, config in tasks]
@@ -33,22 +35,24 @@ def compare(
     for number, run in enumerate(runs, start=1):
         for system in systems:
             minutes = (time.perf_counter() - started) / 60
-            results.append(measured(folder, run, system, goals, f"[{number}/{len(runs)}, {minutes:.0f} min] "))
+            results.append(measured(folder, run, system, goals, say, f"[{number}/{len(runs)}, {minutes:.0f} min] "))
         write(folder, results, goals)
-        print("\n" + as_markdown([each for each in results if group(each) == group(results[-1])], goals) + "\n")
+        say("\n" + as_markdown([each for each in results if group(each) == group(results[-1])], goals) + "\n")
     return results
 
 
-def measured(folder: Path, run: Run, system: str, goals: list[float], progress: str) -> dict[str, Any]:
+def measured(
+    folder: Path, run: Run, system: str, goals: list[float], say: Callable[[str], None], progress: str
+) -> dict[str, Any]:
     """A system's result on one task and seed."""
     config = compared_config(system, run.backbone)
     if not config.token_exits:
-        return measure(system, config, trained(folder, run, config, progress), goals)
+        return measure(system, config, trained(folder, run, config, say, progress), goals)
     # Where tokens leave is settled before training, so every share is a training of its own.
     results = []
     for goal in goals:
         config.token_exit_range = token_range(config, goal)
-        results.append(measure(system, config, trained(folder, run, config, progress), [goal]))
+        results.append(measure(system, config, trained(folder, run, config, say, progress), [goal]))
     return {**results[-1], "points": [each["points"][0] for each in results]}
 
 

@@ -4,6 +4,7 @@ One model per task, mode and seed. Thresholds are chosen on rows held out of the
 evaluation split. Every training is kept, so a table that was interrupted goes on where it stopped.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,18 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def measured(folder: Path, run: Run, mode: str, knobs: dict[str, Any], saved: list[float]) -> dict[str, Any]:
+def measured(
+    folder: Path, run: Run, mode: str, knobs: dict[str, Any], saved: list[float], say: Callable[[str], None]
+) -> dict[str, Any]:
     """A line of the table for one seed, from a model that `folder` keeps or that is trained now.
 
     Args:
         knobs: fields of the model's config to set, beside the mode's own.
         saved: the shares of layers to save.
+        say: is told what is trained.
     """
     config = PFBerxitConfig.from_backbone(run.backbone, **{**MODES[mode], **knobs})
-    return measure(trained(folder, run, config), " ".join([mode, *map(str, knobs.values())]), saved)
+    return measure(trained(folder, run, config, say), " ".join([mode, *map(str, knobs.values())]), saved)
 
 
 def measure(kept: Trained, mode: str, saved: list[float]) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """A study: what the paper compares, on some tasks and seeds, and where its trainings are kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 from ..data.source import Source
 from ..model.adapters import SUBLEARNERS
@@ -12,6 +15,8 @@ from . import paper_values as printed
 from .compared import COMMON
 from .runs import Budget, Run
 from .trainings import Trained, trained
+
+logger = logging.get_logger(__name__)
 
 # What the paper compares, by its own names: all weights trained in three ways, BERxiT, and adapters with each module.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -41,6 +46,7 @@ class Study:
     budget: Budget
     folder: Path
     columns: dict[str, Any] = field(default_factory=dict)  # what of them is named, as `load_task` takes it
+    say: Callable[[str], None] = logger.info  # is told what is trained
     sources: dict[str, Source] = field(default_factory=dict, init=False, repr=False)
 
     def source(self, task: str) -> Source:
@@ -53,7 +59,7 @@ class Study:
         """One variant on one task, every seed."""
         config = PFBerxitConfig.from_backbone(self.backbone, **{**COMMON, **knobs})
         runs = (Run(self.source(task), self.backbone, seed, self.budget) for seed in self.seeds)
-        return [(config, trained(self.folder, run, config)) for run in runs]
+        return [(config, trained(self.folder, run, config, self.say)) for run in runs]
 
     def judged(self, task: str) -> list[tuple[PFBerxitConfig, Trained]]:
         """PF-BERxiT with learning-to-exit heads and prototypes, so that every criterion can judge the same model.

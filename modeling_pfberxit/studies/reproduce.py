@@ -1,10 +1,10 @@
-"""`pfberxit reproduce`: the tables and figures of PF-BERxiT's paper, ours beside the printed values.
+"""The tables and figures of PF-BERxiT's paper, ours beside the printed values.
 
 Every table is a set of variants, each trained once per task and seed and kept, as in `compare`; what several tables
 need is trained once. `frontiers` and `points` say what the paper does not: what every rule reaches on its model.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +145,16 @@ ITEMS = {
 }
 
 
-def reproduce(items: list[str], study: Study) -> dict[str, str]:
-    """Tables and figures by name, printed and written to the study's folder as they are finished."""
+def reproduce(items: list[str], study: Study) -> Iterator[tuple[str, str]]:
+    """Tables and figures by name, and their text; written to the study's folder as they are finished.
+
+    Raises:
+        ValueError: an unknown name, before anything is trained.
+    """
     if unknown := [item for item in items if item not in ITEMS]:
         refuse("items", unknown, f"among {', '.join(ITEMS)}")
-    done = {}
     for item in items:
-        done[item] = ITEMS[item](study)
+        text = ITEMS[item](study)
         study.folder.mkdir(parents=True, exist_ok=True)
-        (study.folder / f"{item}.md").write_text(done[item] + "\n", encoding="utf-8")
-        print(f"\n{item}\n\n{done[item]}\n", flush=True)
-    return done
+        (study.folder / f"{item}.md").write_text(text + "\n", encoding="utf-8")
+        yield item, text

@@ -48,14 +48,14 @@ class Trained:
         return self.reported_on.source
 
 
-def trained(folder: Path, run: Run, config: PFBerxitConfig, progress: str = "") -> Trained:
-    """The recordings of one training, from `folder` or made now; they are told what this run calls its parts."""
+def trained(folder: Path, run: Run, config: PFBerxitConfig, say: Callable[[str], None], progress: str = "") -> Trained:
+    """The recordings of one training, from `folder` or made now, which is said; told what this run calls its parts."""
     key, facts = key_of(run, config), run.facts()
     # What is loaded for the training is checked against the hash in the key.
     config = PFBerxitConfig.from_backbone(config, base_model_sha256=key["encoder"]["weights"])
 
     def train() -> tuple[Recording, Recording]:
-        print(f"{progress}training {config.system or 'a model'} on {facts['task']}, seed {run.seed} ...", flush=True)
+        say(f"{progress}training {config.system or 'a model'} on {facts['task']}, seed {run.seed} ...")
         return train_and_record(run, config)
 
     kept = cached(folder, key, train)

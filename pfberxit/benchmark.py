@@ -1,0 +1,54 @@
+"""`pfberxit benchmark`: speed against the stock `transformers` model, in one run."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+HELP = "speed against the stock transformers model, in one run"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """What is run on what; three options measure something else instead."""
+    parser.add_argument("--preset", default="albert-base-v2-mlp", help="a file of configuration/, without .json")
+    parser.add_argument(
+        "--paper", action="store_true", help="the preset's exits (backbone pooler, LTE), not the defaults"
+    )
+    parser.add_argument("--pooling", default="cls", help="what exits read: cls or mean")
+    parser.add_argument("--sublearner", default="mlp", help="of the adapters; an unknown name lists them")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--lengths", nargs="*", type=int, default=[16, 64, 128])
+    parser.add_argument("--saved", nargs="*", type=float, default=[0.25, 0.5, 0.75], help="shares of layers to save")
+    parser.add_argument(
+        "--recordings", nargs="*", default=[], metavar="FILE",
+        help="of `pfberxit frontier`: how long rows are, and what exits say of them",
+    )  # fmt: skip
+    parser.add_argument("--mix-rows", type=int, default=192, help="how many of them are run at their own lengths")
+    parser.add_argument("--no-rivals", action="store_false", dest="rivals", help="without ONNX Runtime")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile as well: the stock model's and ours")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--output", help="a folder for numbers, table and picture")
+    parser.add_argument("--replay", action="store_true", help="time 10,000 settings on a recording instead")
+    parser.add_argument("--training", action="store_true", help="time training steps instead: 32 x 64 tokens")
+    parser.add_argument("--profile", action="store_true", help="say what our time is spent on instead")
+
+
+def run(replay: bool, training: bool, profile: bool, **options: Any) -> None:
+    """Measure what was asked for, and print it."""
+    if replay:
+        from modeling_pfberxit.benchmark.replay import benchmark_replay
+
+        benchmark_replay()
+    elif training:
+        from modeling_pfberxit.benchmark.training_step import benchmark_training
+
+        chosen = ("preset", "repeats", "sublearner", "device")
+        benchmark_training(**{name: options[name] for name in chosen})
+    elif profile:
+        from modeling_pfberxit.benchmark.profiling import run_profile
+
+        run_profile(**options)
+    else:
+        from modeling_pfberxit.benchmark.speed import run_benchmark
+
+        run_benchmark(**options)

@@ -1,0 +1,56 @@
+"""Arguments that several commands share: where rows come from, what their columns mean, which saved model."""
+
+import os
+from argparse import Action, ArgumentParser, Namespace
+from typing import Any
+
+
+class ColumnOption(Action):
+    """Keeps what is said about the data's columns together, in one dictionary `columns`."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Add the option under its name."""
+        namespace.columns = {**namespace.columns, self.option_strings[0][2:].replace("-", "_"): values}
+
+
+def add_data(parser: ArgumentParser, default: str = "support_desk") -> None:
+    """Where rows come from, and what their columns mean where that is not certain."""
+    column: dict[str, Any] = {"dest": "columns", "default": {}, "action": ColumnOption}
+    parser.add_argument(
+        "--dataset",
+        default=default,
+        help="Hub id, folder or one file (csv, tsv, json, jsonl, parquet; default: %(default)s); without a split to "
+        "evaluate on, a fifth of the rows, drawn with seed 0, is held out as validation",
+    )
+    parser.add_argument("--text", **column, metavar="COLUMN", help="of texts, where it is not certain")
+    parser.add_argument("--pair", **column, metavar="COLUMN", help="of second texts")
+    parser.add_argument("--label", **column, metavar="COLUMN", nargs="+", help="of labels; or one of 0 and 1 for each")
+    parser.add_argument("--problem-type", **column, metavar="TYPE", help="where numbers may be classes or values")
+    parser.add_argument(
+        "--label-form", **column, metavar="FORM", help="where lists may be ids or 0 and 1 for each label"
+    )
+
+
+def add_model_and_data(parser: ArgumentParser) -> None:
+    """A saved model, and the rows it is to judge."""
+    parser.add_argument("model", help="folder or Hub id of a fine-tuned model")
+    add_data(parser)
+    parser.add_argument("--config", help="its configuration, e.g. a GLUE task")
+    parser.add_argument(
+        "--split", help="of rows the model was not trained on (default: the task's evaluation split); all: every row"
+    )
+    parser.add_argument("--rows", type=int, default=0, help="rows at most; 0: all")
+
+
+def add_budget(parser: ArgumentParser, seeds: list[int], rows: int, epochs: float) -> None:
+    """What every training of a study may cost."""
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    parser.add_argument("--rows", type=int, default=rows, help="training rows at most (0: all)")
+    parser.add_argument("--epochs", type=float, default=epochs)
+
+
+def tasks_of(dataset: str, tasks: list[str] | None, *usual: str) -> list[str]:
+    """The configurations asked for, or the usual ones; of a file the only one."""
+    return tasks or (["default"] if os.path.isfile(dataset) else list(usual))

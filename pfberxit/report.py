@@ -1,0 +1,36 @@
+"""`pfberxit report`: what a recording tells beside scores."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+HELP = "overthinking, who leaves where, and drift, from a recording"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """A recording, perhaps a policy and an earlier recording to compare with."""
+    parser.add_argument("recording", help="of `pfberxit frontier` (.safetensors)")
+    parser.add_argument("--policy", metavar="JSON", help='who leaves where: {"threshold": 0.3, "patience": 1}')
+    parser.add_argument("--against", metavar="FILE", help="an earlier recording: has anything changed?")
+    parser.add_argument("--output", help="a folder for pictures and a line for every row")
+
+
+def run(recording: str, policy: str | None, against: str | None, output: str | None) -> None:
+    """Print where answers settle; under a policy also who leaves where, and how that has drifted from before."""
+    from modeling_pfberxit.evaluation import recording_report as report
+    from modeling_pfberxit.evaluation.elue_report import read_policy
+    from modeling_pfberxit.evaluation.exit_patterns import drift
+    from modeling_pfberxit.evaluation.recording import Recording
+    from modeling_pfberxit.evaluation.settings import histogram
+
+    kept = Recording.load(recording)
+    asked = None if policy is None else read_policy(policy, kept)
+    before = None if against is None else report.comparable(Recording.load(against), kept, asked)
+    print(f"{len(kept)} rows, {kept.layers} layers\n\n{report.settling(kept)}")
+    groups = {} if asked is None else report.leaving(kept, asked)
+    for title, depths in groups.items():
+        print(f"\n{title}\n\n{histogram(depths, kept.layers)}")
+    if before is not None and asked is not None:
+        print("\n" + report.drifting(drift(before, kept, asked)))
+    if output:
+        report.save(kept, asked, groups, Path(output))
+        print(f"\nWrote {output}/rows.csv" + (f" and {len(groups)} pictures" if groups else ""))

@@ -1,0 +1,70 @@
+"""The rooms of the house: who may import whom, no import in a circle, and what a Hub repository carries."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A room may import those before it, and itself; `studies` and `benchmark` stand side by side.
+ORDER = {"model": 0, "data": 1, "evaluation": 2, "training": 3, "studies": 4, "benchmark": 4, "pfberxit": 5}
+FRONT_DOORS = {"modeling_pfberxit", "modeling_pfberxit.__main__", "modeling_pfberxit.calibration"}  # re-exports only
+REMOTE = {"torch", "transformers", "huggingface_hub", "safetensors"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of both packages by its dotted name; a package by its own."""
+    files = [*(ROOT / "modeling_pfberxit").rglob("*.py"), *(ROOT / "pfberxit").rglob("*.py")]
+    names = {file: ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
+    return {name.removesuffix(".__init__"): file for file, name in names.items()}
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> set[str]:
+    """Everything a module imports by dotted name: at its top, in functions, and for type checkers alone."""
+    file, found = MODULES[name], set()
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            inner = {f"{source}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= inner or {source}
+    return found
+
+
+def room(name: str) -> str | None:
+    """The room a module stands in; None outside the house and for the front doors."""
+    if name.split(".")[0] == "pfberxit":
+        return "pfberxit"
+    parts = name.split(".")
+    return parts[1] if parts[0] == "modeling_pfberxit" and len(parts) > 1 and parts[1] in ORDER else None
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - FRONT_DOORS))
+def test_no_import_runs_back_up(name):
+    own = room(name)
+    assert own is not None, f"{name} stands in no room"
+    for other in map(room, imports(name)):
+        assert other is None or other == own or ORDER[other] < ORDER[own], f"{name} imports from {other}"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) == "model"))
+def test_files_of_a_hub_repository_import_nothing_that_it_lacks(name):
+    import sys
+
+    outside = {other.split(".")[0] for other in imports(name)} - {"modeling_pfberxit"}
+    assert outside <= REMOTE | set(sys.stdlib_module_names), outside
+
+
+def test_the_command_line_imports_nothing_heavy():
+    import subprocess
+    import sys
+
+    heavy = "[name for name in ('torch', 'transformers', 'modeling_pfberxit', 'numpy') if name in sys.modules]"
+    code = f"import sys, pfberxit.cli; pfberxit.cli.parser(); print({heavy})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
