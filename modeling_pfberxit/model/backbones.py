@@ -127,6 +127,11 @@ LAYERS: dict[str, Callable[[PreTrainedModel], list[EncoderLayer]]] = {
     "distilbert": distilbert_layers,
 }
 COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+SHAPE = (
+    "model_type", "hidden_size", "embedding_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
+    "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size",
+    "hidden_act",
+)  # fmt: skip
 HAVE_POOLER = ("albert", "bert", "roberta", "xlm-roberta", "camembert")
 
 

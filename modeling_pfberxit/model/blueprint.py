@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from .backbones import num_depths
+from .backbones import SHAPE, num_depths
 from .evidence import REGRESSION, SINGLE_LABEL
 from .validation import refuse
 
@@ -48,13 +48,22 @@ def check_blueprint(model: nn.Module) -> None:
     Raises:
         ValueError: it names the field, the value and the one the model has.
     """
+    config = model.config
     for name, built in model.built_from.items():
-        if (value := getattr(model.config, name)) != built:
-            if name == "backbone_config":  # told by the encoder's own field
-                name = next((each for each in {**value, **built} if value.get(each) != built.get(each)), name)
-                value, built = value.get(name), built.get(name)
-            refuse(name, value, f"{built!r}, as when the model was made: it is read only then; give it to "
-                   "from_backbone or from_pretrained")  # fmt: skip
+        if (value := getattr(config, name)) == built:
+            continue
+        if name == "backbone_config":  # told by the encoder's own field
+            name, built, value = first_difference(built, value)
+        refuse(name, value, f"{built!r}, as when the model was made: give another to from_backbone or from_pretrained")
+    if config.exit_weights == "learned" and model.exits is not None and model.exits.loss_weights is None:
+        refuse("exit_weights", "learned", "chosen when the model is made: this one has no weights to learn")
+
+
+def first_difference(built: dict[str, Any], value: dict[str, Any] | None) -> tuple[str, Any, Any]:
+    """The first field in which two encoders' configs differ, with both values."""
+    value = value or {}
+    name = min(key for key in built.keys() | value.keys() if built.get(key) != value.get(key))
+    return name, built.get(name), value.get(name)
 
 
 def rebuilt(model: nn.Module, **values: Any) -> None:
@@ -74,6 +83,10 @@ def check_carried_over(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> No
         stored: the checkpoint's own config.
         wanted: the one it is to be loaded with.
     """
+    had, encoder = stored.encoder_config(), wanted.encoder_config()
+    for name in SHAPE:
+        if getattr(encoder, name, None) != (was := getattr(had, name, None)):
+            refuse(name, getattr(encoder, name, None), f"{was!r}, as in the checkpoint")
     for name in FIXED:
         if name == "lte_shared" and not wanted.use_lte or name == "train_pooler" and wanted.exit_pooler != "backbone":
             continue
@@ -114,6 +127,19 @@ def parts_per_exit(config: PreTrainedConfig) -> bool:
     """Whether exits that share their heads have something of their own nevertheless."""
     own_lte = config.use_lte and not config.lte_shared
     return own_lte or config.use_prototypes or config.adapter_placement == "bypass" or config.exit_weights == "learned"
+
+
+def check_state_dict(model: nn.Module, state_dict: dict[str, Any]) -> None:
+    """Refuse weights of which some parts are another model's, where missing and unexpected ones would be passed over.
+
+    Trainer resumes like that: heads of other exits would be taken for those with the same numbers.
+    """
+    own = model.state_dict().keys()
+    for part in ("depths", "exits", "prompts", "token_exits"):
+        given = {name for name in state_dict if name.startswith(f"{part}.")}
+        if given and (odd := given ^ {name for name in own if name.startswith(f"{part}.")}):
+            place = "this model has none" if min(odd) in given else "they lack one this model has"
+            raise ValueError(f"state_dict: its {part} are those of a model of another config: {min(odd)}, {place}.")
 
 
 def keep_exits(model: nn.Module, layers: list[int]) -> None:

@@ -67,8 +67,13 @@ def read_config(field: str, name: str | os.PathLike, **options: Any) -> dict[str
     shown = f"{field}={os.fspath(name)!r}"
     if os.path.isfile(name):
         raise OSError(f"{shown} is a file{gguf(name)}; give the folder that has a config.json beside its weights.")
-    path = locate(name, "config.json", **options)
+    try:
+        path = locate(name, "config.json", **options)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{shown} is no folder here, and on the Hub it could not be read: {reason}") from error
     if path is None:
+        shown += f", subfolder={folder!r}" if (folder := options.get("subfolder")) else ""
         refuse_without_config(shown, name, **options)
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -91,7 +96,7 @@ def describe(name: str | os.PathLike, config: dict[str, Any], **options: Any) ->
         return f"a sentence-transformers model (encoder: {kind})"
     if made is None:
         return f"a checkpoint of model_type={kind!r}"
-    return f"a {made} (model_type={kind!r})"
+    return f"a {made} (model_type={kind!r}{', a decoder' if config.get('is_decoder') else ''})"
 
 
 def refuse_without_config(shown: str, name: str | os.PathLike, **options: Any) -> NoReturn:
@@ -140,10 +145,13 @@ def locate(name: str | os.PathLike, file: str, **options: Any) -> str | None:
 def commit_of(name: str | os.PathLike, revision: str | None, **options: Any) -> str | None:
     """The commit that a revision of a Hub repository names today: the cache keeps files in a folder called after it.
 
-    None for a folder, and where there is no config.json.
+    None for a folder, and where no config.json can be read.
     """
     if os.path.exists(name):
         return None
-    parts = Path(locate(name, "config.json", revision=revision, **options) or "").parts
+    try:
+        parts = Path(locate(name, "config.json", revision=revision, **options) or "").parts
+    except OSError:  # `read_config` says why
+        return None
     commits = [after for before, after in zip(parts, parts[1:]) if before == "snapshots" and len(after) == 40]
     return commits[-1] if commits else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .backbones import HAVE_POOLER
 from .blueprint import (
     check_blueprint,
     check_carried_over,
+    check_state_dict,
     drop_measured,
     keep_exits,
     loadable,
@@ -42,7 +44,7 @@ from .persistence import (
     record_hashes,
     verify_checkpoint,
 )
-from .under_peft import check_without_peft
+from .under_peft import check_without_peft, in_use
 from .validation import refuse
 
 logger = logging.get_logger(__name__)
@@ -191,6 +193,12 @@ class CheckpointMixin:
         self._keys_to_ignore_on_save = keys
         self._keys_to_ignore_on_load_missing = {r"^backbone\."} if self.config.adapter_only else set()
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in `torch`; parts of another model are refused also where `strict=False` would pass over them."""
+        if not strict and not in_use(self):  # PEFT brings layers of its own
+            check_state_dict(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
@@ -221,6 +229,9 @@ class CheckpointMixin:
         check_blueprint(self)
         if self.config.adapter_only:
             check_adapter_only(self)
+        if (tokens := self.get_input_embeddings().num_embeddings) != self.config.vocab_size:
+            refuse("vocab_size", self.config.vocab_size, f"{tokens}, as many as there are embeddings: "
+                   "model.resize_token_embeddings, not model.backbone's, changes both")  # fmt: skip
         self._mark_backbone_keys()
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:

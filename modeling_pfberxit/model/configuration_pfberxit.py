@@ -14,7 +14,7 @@ from .encoder_fields import EncoderFields
 from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, requested_policy
 from .exits import POOLERS, POOLINGS
-from .load_options import SHARED_OPTIONS, check_pretrained_name
+from .load_options import SHARED_OPTIONS, check_pretrained_name, floating_dtype
 from .policy_fields import PolicyFields
 from .prompts import GENERATORS
 from .strategies import EXIT_WEIGHTS, STRATEGIES
@@ -98,6 +98,7 @@ CHECKS: dict[str, Check] = {
     "prompt_length": whole(1),
     "prompt_dim": whole(1),
     "system": optional(entry_of(SYSTEMS)),
+    "dtype": lambda field, value: None if value in (None, "auto") else floating_dtype(field, value),
     "problem_type": optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION)),
     "operating_points": mapping,
     **{f"exit_{name}": check for name, check in POLICY_CHECKS.items()},

@@ -59,9 +59,14 @@ def take_dtype(options: dict[str, Any], default: torch.dtype | str) -> torch.dty
     value = old if new is None else new
     if value is None:
         return default
-    named = getattr(torch, value.removeprefix("torch."), value) if isinstance(value, str) else value
-    if value != "auto" and not (isinstance(named, torch.dtype) and named.is_floating_point):
-        refuse("dtype", value, "'auto' or a floating dtype: torch.float32, 'bfloat16' ...")
+    return "auto" if value == "auto" else floating_dtype("dtype", value)
+
+
+def floating_dtype(field: str, value: Any) -> torch.dtype:
+    """A floating dtype, or the name of one: `"bfloat16"`, `"torch.bfloat16"`."""
+    named = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        refuse(field, value, "'auto' or a floating dtype: torch.float32, 'bfloat16' ...")
     return named
 
 

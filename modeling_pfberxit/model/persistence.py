@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
-from .backbones import pooler_option
+from .backbones import SHAPE, pooler_option
 from .checkpoint_kinds import read_encoder
 from .identity import difference, identify, is_shared
 from .load_options import SHARED_OPTIONS
@@ -27,12 +27,6 @@ from .under_peft import in_use, own_parameters
 from .validation import refuse
 
 logger = hf_logging.get_logger(__name__)
-
-SHAPE = (
-    "model_type", "hidden_size", "embedding_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
-    "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size",
-    "hidden_act",
-)  # fmt: skip
 
 
 # ---- hashes ---------------------------------------------------------------------------------------------------------
@@ -125,10 +119,10 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
     except WrongEncoder:
         raise
     except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"base_model_name_or_path={name!r}: this encoder could not be loaded ({str(error).splitlines()[0]}) "
-            "Load with base_model_name_or_path=<Hub id or folder> to say where it is."
-        ) from error
+        reason, shown = str(error).splitlines()[0], f"base_model_name_or_path={name!r}"
+        if not reason.startswith(shown):
+            reason = f"{shown}: this encoder could not be loaded ({reason})"
+        raise OSError(f"{reason} Load with base_model_name_or_path=<Hub id or folder> to say where it is.") from error
     missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
     if missing:
         raise OSError(f"base_model_name_or_path={name!r}: its checkpoint lacks {sorted(missing)[:3]} ...")
