@@ -9,9 +9,10 @@ from tiny import tiny_config
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig
 from modeling_pfberxit.evaluation.frontier import Point, sweep
+from modeling_pfberxit.evaluation.frontier_report import as_markdown
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
-from modeling_pfberxit.studies.operating_points import measure
+from modeling_pfberxit.studies.operating_points import measure, starred
 from modeling_pfberxit.studies.seed_bands import SHARES, along, at_shares, band, interval, settings, thinned
 from modeling_pfberxit.studies.trainings import Trained
 
@@ -83,6 +84,20 @@ def test_the_band_holds_the_mean_of_what_the_seeds_do(models):
     for point in found:
         assert point.low < point.score < point.high and 0 < point.macs <= 1
         assert point.saved == pytest.approx(1 - point.layers / 6)
+
+
+def test_a_score_no_better_than_the_majority_is_marked():
+    assert [starred([value], 0.7) for value in (0.69, 0.7, 0.71)] == ["0.690*", "0.700*", "0.710"]
+    assert starred([0.6, 0.9], 0.7) == "0.750 ± 0.212"
+
+
+def test_a_frontier_is_told_at_the_slowest_setting_that_is_fast_enough():
+    saved = {0.7: 0.6, 0.8: 0.3, 0.9: 0.0}  # score -> share of the layers, 2.5, 1.43 and 1 times as fast
+    points = [Point(ExitPolicy(), score, 6 * (1 - share), share, 0.5, score - 0.1, score + 0.1)
+              for score, share in saved.items()]  # fmt: skip
+    *_, entropy, none = as_markdown({"entropy": points, "lte": points[2:]}, "accuracy").splitlines()
+    assert entropy == "| entropy | 0.800 (0.700 to 0.900) | 0.700 (0.600 to 0.800) | 0.700 (0.600 to 0.800) |"
+    assert none == "| lte | – | – | – |"
 
 
 def test_an_operating_point_keeps_its_promise_where_it_was_chosen_and_says_what_it_did_elsewhere(models):

@@ -1,5 +1,7 @@
 """Table 6: rows that leave on their own, and batches that leave as a whole."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import tiny_config
@@ -8,10 +10,11 @@ from modeling_pfberxit import ExitPolicy, PFBerxitConfig
 from modeling_pfberxit.evaluation.frontier import grid, sweep
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.exit_policy import configured_policy
 from modeling_pfberxit.studies import batch_sizes
 from modeling_pfberxit.studies import paper_values as printed
 from modeling_pfberxit.studies.batch_sizes import at_batch_sizes, beside, sweep_whole, together, whole_batches
-from modeling_pfberxit.studies.comparison_table import points
+from modeling_pfberxit.studies.comparison_table import points, setting_near
 from modeling_pfberxit.studies.trainings import Trained
 
 
@@ -68,6 +71,23 @@ def test_rows_leave_together_where_all_may_at_once_or_at_the_end():
 def test_a_rule_that_asks_several_exits_is_refused():
     with pytest.raises(ValueError, match="criterion='voting': must be one whose rows are told what the exit itself"):
         list(whole_batches(recording(), [ExitPolicy("voting", threshold=0.5)], 2))
+
+
+def test_settings_of_table_6_are_chosen_on_held_out_rows_at_the_size_their_line_names():
+    kept = Trained(*(replace(recording(seed=seed), source={"metric": "accuracy"}) for seed in (1, 2)))
+    config = PFBerxitConfig.from_backbone(tiny_config(), exit_criterion="entropy")
+    policies = list(grid(kept.chosen_on, "entropy", configured_policy(config), steps=60))
+
+    def expected(part: Recording, chosen_at: int, reported_at: int) -> list[dict]:
+        chosen = [setting_near(goal, sweep_whole(part, policies, "accuracy", chosen_at)) for goal in batch_sizes.GOALS]
+        found = (policy and sweep_whole(kept.reported_on, [policy], "accuracy", reported_at)[0] for policy in chosen)
+        return [point and {"score": point.score, "saved": point.saved} for point in found]
+
+    found = at_batch_sizes(config, kept, [1, 4])
+    assert found["own", 1] == found["own", 4] == found["whole", 1] == found["kept", 1] == expected(kept.chosen_on, 1, 1)
+    assert found["kept", 4] == expected(kept.chosen_on, 1, 4)
+    assert found["whole", 4] == expected(kept.chosen_on, 4, 4) != found["kept", 4]
+    assert found["whole", 4] != expected(kept.reported_on, 4, 4), "or these rows could not tell"
 
 
 def test_the_doubtful_printed_values_are_marked_and_no_others():

@@ -241,3 +241,31 @@ def test_intervals_hold_the_score_and_narrow_with_more_rows():
         assert point.low <= point.score <= point.high
         widths.append(point.high - point.low)
     assert widths[1] < widths[0] / 2
+
+
+# ---- which of the points -------------------------------------------------------------------------------------------
+
+
+def all_right(exits: int = EXITS) -> Recording:
+    """Rows of which every exit says the right thing."""
+    labels = torch.arange(30) % 3
+    logits = 5 * torch.nn.functional.one_hot(labels, 3).float()[:, None].repeat(1, exits, 1)
+    return Recording(Evidence(logits), torch.full((30,), 7), labels, list(range(1, exits + 1)), SINGLE_LABEL)
+
+
+def test_of_equal_scores_the_one_with_the_fewest_layers_is_chosen():
+    kept = all_right()
+    assert calibrate(kept, kept, "accuracy", speed_up=1.5, criteria=["appointed"]).chosen.layers == 1
+    assert calibrate(kept, kept, "accuracy", max_drop=0.0, criteria=["appointed"]).chosen.layers == 1
+
+
+def test_a_target_that_is_just_met_is_met():
+    kept = all_right()
+    deeper = replace(kept, labels=torch.arange(30) % 2)  # right by chance everywhere
+    for number in range(EXITS):  # and from exit to exit on a few rows more
+        deeper.evidence.logits[: 4 * number, number] = 5 * torch.nn.functional.one_hot(deeper.labels[: 4 * number], 3)
+    speed = calibrate(deeper, deeper, "accuracy", speed_up=2.0, criteria=["appointed"])
+    time = calibrate(
+        deeper, deeper, "accuracy", milliseconds=3.0, time_of=lambda layers: layers, criteria=["appointed"]
+    )
+    assert speed.chosen.layers == time.chosen.layers == 3

@@ -28,6 +28,11 @@ def test_points_outside_the_reference_are_reported_and_left_out():
     assert found.score == pytest.approx(0.05) and found.left_out == [(1, 0.9), (7, 0.9)]
 
 
+def test_the_ends_of_the_reference_belong_to_it():
+    found = elue_score([(2, 0.6), (6, 0.9)], REFERENCE)
+    assert found.gaps == pytest.approx([0.1, 0.1]) and found.left_out == []
+
+
 @given(st.permutations(REFERENCE), st.floats(0.1, 100))
 def test_neither_the_order_nor_the_unit_of_cost_matters(reference, unit):
     points = [(3, 0.65), (5.5, 0.7)]

@@ -40,6 +40,15 @@ def test_metrics_by_hand():
         score("bleu", logits, labels)
 
 
+def test_metrics_of_two_parts_are_the_mean_of_both():
+    answers, labels = np.eye(2)[[0, 1, 1, 1, 0]], np.array([0, 1, 1, 0, 1])  # 2 found, 1 wrongly, 1 missed
+    assert score("accuracy_f1", answers, labels) == pytest.approx((3 / 5 + 2 / 3) / 2)
+    assert score("matthews", answers, labels) == pytest.approx((2 * 1 - 1 * 1) / 6)
+    values = np.array([[1.0], [2], [3], [10]])  # in order, but not on a line
+    assert score("correlation", values, np.array([1.0, 2, 3, 4])) == pytest.approx((14 / 250**0.5 + 1) / 2)
+    assert score("correlation", 0 * values, np.array([1.0, 2, 3, 4])) == 0.0
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "accuracy_f1", "matthews"])
 def test_the_majority_score_is_that_of_a_constant_answer(metric):
     labels = np.array([1, 1, 1, 0, 0])

@@ -49,6 +49,8 @@ def test_a_frontier_goes_right_with_layers_saved_and_up_with_the_score(drawn, tm
     for axes, own in zip(panels, found.values(), strict=True):
         (line,) = [line for line in axes.get_lines() if line.get_marker() == "o"]
         assert np.column_stack(line.get_data()).tolist() == [[100 * each.saved, each.score] for each in own]
+        behind = [line.get_xydata().tolist() for line in axes.get_lines() if line.get_alpha()]
+        assert behind == [[[100 * each.saved, each.score] for each in points] for points in found.values()]
         assert not axes.xaxis_inverted() and not axes.yaxis_inverted()
         assert [line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == ":"] == [0.93]
     band = panels[0].collections[0].get_paths()[0].vertices

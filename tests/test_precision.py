@@ -8,6 +8,7 @@ from datasets import Dataset
 from tiny import rows_of, tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
+from modeling_pfberxit.evaluation import precision
 from modeling_pfberxit.evaluation.precision import as_markdown, compare_precisions, converted, differences
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
@@ -43,6 +44,15 @@ def test_precisions_are_compared_with_fp32_on_the_same_rows_and_the_model_stays_
     assert 0 <= found[1].exits <= 1 and found[1].milliseconds > 0
     assert model.dtype == torch.float32
     assert as_markdown(found).count("\n") == 3
+
+
+def test_a_ratio_above_one_is_slower_than_fp32(monkeypatch):
+    rows = Dataset.from_dict({"input_ids": [[7, 8, 9]] * 4})
+    monkeypatch.setattr(precision, "interleaved", lambda calls, repeats, warmups: [[0.1, 0.2], [0.3, 0.8]])
+    policy = ExitPolicy(threshold=0.5, patience=1)
+    plain, half = compare_precisions(tiny_model(), rows, policy, ["bfloat16"], repeats=2)
+    assert (plain.ratio, half.ratio) == pytest.approx((1.0, 3.5))
+    assert (plain.milliseconds, half.milliseconds) == pytest.approx((1000 * 0.15 / 4, 1000 * 0.55 / 4))
 
 
 def test_an_unknown_precision_and_a_missing_library_are_refused():

@@ -153,3 +153,12 @@ def test_many_rows_are_regressed_as_few_are(rows, dimensions):
     x, y = (torch.randn(rows, size, generator=generator).double() for size in (dimensions, 4))
     expected = Ridge(alpha=2.0, fit_intercept=False).fit(x.numpy(), y.numpy()).coef_.T
     np.testing.assert_allclose(ridge_weights(x, y, 2.0).numpy(), expected, atol=1e-10)
+
+
+def test_half_way_up_is_told_of_the_middle_layer(local_backbone, monkeypatch, capsys):
+    shares = [0.1, 0.2, 0.3, 0.4, 0.5, 1.0]
+    monkeypatch.setattr("modeling_pfberxit.evaluation.suitability.suitability", lambda model, batches: shares)
+    run_suitability(local_backbone, "support_desk", None, 60)
+    printed = capsys.readouterr().out
+    assert "60 rows" in printed and "Half-way up: 0.30." in printed
+    assert "layer  2 ████████ " in printed and f"layer  6 {'█' * 40} 1.00" in printed
