@@ -18,7 +18,7 @@ from modeling_pfberxit.evaluation.exit_patterns import (
     settled_depth,
 )
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evaluation.suitability import explained, ridge_weights, suitability
+from modeling_pfberxit.evaluation.suitability import explained, ridge_weights, run_suitability, suitability
 from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 
