@@ -18,8 +18,9 @@ from modeling_pfberxit.evaluation.exit_patterns import (
     settled_depth,
 )
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evaluation.suitability import explained, ridge_weights, run_suitability, suitability
+from modeling_pfberxit.evaluation.suitability import explained, ridge_weights, suitability
 from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from pfberxit.cli import main
 
 
 def answers(table: list[list[int]], labels: list[int] | None, depths: list[int] | None = None) -> Recording:
@@ -158,7 +159,7 @@ def test_many_rows_are_regressed_as_few_are(rows, dimensions):
 def test_half_way_up_is_told_of_the_middle_layer(local_backbone, monkeypatch, capsys):
     shares = [0.1, 0.2, 0.3, 0.4, 0.5, 1.0]
     monkeypatch.setattr("modeling_pfberxit.evaluation.suitability.suitability", lambda model, batches: shares)
-    run_suitability(local_backbone, "support_desk", None, 60)
+    main(["suitability", local_backbone, "--rows", "60"])
     printed = capsys.readouterr().out
     assert "60 rows" in printed and "Half-way up: 0.30." in printed
     assert "layer  2 ████████ " in printed and f"layer  6 {'█' * 40} 1.00" in printed
