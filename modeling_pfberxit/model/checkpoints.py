@@ -126,7 +126,7 @@ class CheckpointMixin:
             where["revision"] = commit  # all files come from one
         stored = cls.config_class.from_dict(read_checkpoint("pretrained_model_name_or_path", name, **where))
         wanted, given, kwargs = cls._wanted_config(name if config is None else config, where, kwargs)
-        check_carried_over(stored, wanted)
+        cls._check_wanted(stored, wanted)
         check_sharing(stored, wanted, backbone)
         verify_checkpoint(name, wanted.weights_sha256 and stored.weights_sha256, **where)
         drop_measured(stored, wanted, given)
@@ -139,6 +139,11 @@ class CheckpointMixin:
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
         model._complete(wanted, backbone, {each: where[each] for each in SHARED_OPTIONS if each in where})
         return loaded
+
+    @classmethod
+    def _check_wanted(cls, stored: PreTrainedConfig, wanted: PreTrainedConfig) -> None:
+        """Refuse a config that the checkpoint's weights do not fit."""
+        check_carried_over(stored, wanted)
 
     @classmethod
     def _wanted_config(

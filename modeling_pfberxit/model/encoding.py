@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .backbones import encoder_layers, never_called
-from .hooks import check_never_called, hooked, sharded
+from .hooks import check_layers, check_never_called, hooked, sharded
 from .rows import Rows
 from .sublayers import ByDepth, Sublayers
 from .token_first import finish
@@ -27,8 +27,9 @@ class Encoding:
         self.depths, self.prompts, self.prompt_layer = model.depths, model.prompts, model.config.prompt_layer
         self.layers, self.execution = encoder_layers(model.backbone, model.execution.fused), model.execution
         self.walk = walk
-        check_never_called(model, never_called(model.backbone, self.layers))
         run = [*model.depths, *(layer.stock for layer in self.layers)]
+        check_layers(run)
+        check_never_called(model, never_called(model.backbone, self.layers))
         self.hooked = any(map(hooked, run))
         self.sharded = self.hooked and any(map(sharded, run))
 

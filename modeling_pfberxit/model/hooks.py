@@ -31,6 +31,13 @@ def sharded(module: nn.Module) -> bool:
     return hasattr(module, "unshard")
 
 
+def check_predictable(model: nn.Module) -> None:
+    """Refuse to run layers in an order that differs between the processes that share their weights."""
+    if any(map(sharded, model.modules())):
+        refuse("predict", "...", "called before fully_shard: processes that share weights must run the same layers; "
+               "model(**batch) does so")  # fmt: skip
+
+
 def through(module: nn.Module, function: Callable, *inputs: Any) -> Any:
     """`function(*inputs)` in the place of the module's `forward`: its hooks are called, and may change what passes.
 
@@ -43,6 +50,12 @@ def through(module: nn.Module, function: Callable, *inputs: Any) -> Any:
     stand_in.__dict__.update(module.__dict__)
     stand_in.forward = function
     return nn.Module.__call__(stand_in, *inputs)  # not the class's own: the depth is checkpointed already
+
+
+def check_layers(layers: Iterable[nn.Module]) -> None:
+    """Refuse layers that FSDP's first version has wrapped: it gathers their weights in its own `forward`."""
+    if any("_fsdp_wrapped_module" in layer._modules for layer in layers):
+        refuse("fsdp_version", 1, "2: fully_shard")
 
 
 def check_never_called(root: nn.Module, modules: Iterable[nn.Module]) -> None:

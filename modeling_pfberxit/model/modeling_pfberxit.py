@@ -1,7 +1,7 @@
 """PF-BERxiT: a frozen encoder with an adapter and an exit at every depth."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from transformers.utils import ModelOutput
 from .backbones import pooler_dense
 from .blueprint import check_blueprint
 from .checkpoints import reads_backbone_pooler
+from .configuration_pfberxit import PFBerxitConfig
 from .encoding import Encoding
-from .exit_policy import FULL_DEPTH, ExitPolicy, resolve_policy
+from .exit_policy import FULL_DEPTH, POLICY_CHECKS, ExitPolicy, resolve_policy
 from .exits import POOLINGS, Exits, mean_weights
+from .hooks import check_predictable
 from .labels import check_labels, problem_type_of
 from .loop import Loop
 from .objective import ExitLoss, check_objective, check_weights, task_losses, training_loss
@@ -27,6 +29,8 @@ from .trained import check_trained, watch_gradients
 from .under_peft import name_heads
 from .validation import refuse
 from .walk import Walk
+
+WITHOUT_EXITS = "left out: PFBerxitModel has no exits, every row runs through all layers"
 
 
 @dataclass
@@ -60,8 +64,8 @@ class PFBerxitOutput(ModelOutput):
 class PFBerxitModel(PFBerxitPreTrainedModel):
     """Encoder and adapters at full depth: what the last exit reads, for whoever wants features and no classes.
 
-    Its checkpoints have the classifier's keys without `exits.*`, so each loads the other's. The config's exit policy
-    takes effect where there are exits.
+    Its checkpoints have the classifier's keys without `exits.*`, so each loads the other's. A stored exit policy stays
+    in the config, for the classifier; one that is given to this model is refused.
 
     Example:
         >>> model = AutoModel.from_pretrained(repo, trust_remote_code=True)
@@ -69,6 +73,20 @@ class PFBerxitModel(PFBerxitPreTrainedModel):
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^exits\."]
+
+    @classmethod
+    def from_backbone(cls, backbone: Any, **knobs: Any) -> "PFBerxitModel":
+        """As the classifier's, without fields of an exit policy."""
+        for name in knobs.keys() & {"exit_policy", *(f"exit_{field}" for field in POLICY_CHECKS)}:
+            refuse(name, knobs[name], WITHOUT_EXITS)
+        return super().from_backbone(backbone, **knobs)
+
+    @classmethod
+    def _check_wanted(cls, stored: PFBerxitConfig, wanted: PFBerxitConfig) -> None:
+        super()._check_wanted(stored, wanted)
+        for field, value in asdict(wanted.exit_policy).items():
+            if value != getattr(stored.exit_policy, field):
+                refuse(f"exit_{field}", value, WITHOUT_EXITS)
 
     @classmethod
     def of(cls, model: PFBerxitPreTrainedModel) -> "PFBerxitModel":
@@ -259,6 +277,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         if is_recorded(self.exits.classifiers[0].weight):
             refuse("predict", "...", "called outside torch.jit.trace and torch.export, on a model that has weights")
         check_blueprint(self)
+        check_predictable(self)
         problem_type = problem_type_of(self.config)
         self.exits.check_prototypes(self.num_labels, problem_type)
         policy = resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
