@@ -44,7 +44,7 @@ def test_a_config_without_an_encoder_has_none_of_them():
     assert not hasattr(config, "hidden_size") and "hidden_size" not in config.to_dict()
     assert PFBerxitConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
     with pytest.raises(AttributeError, match="PFBerxitConfig.*hidden_size"):
-        config.hidden_size
+        _ = config.hidden_size
 
 
 @pytest.mark.parametrize(("family", "name", "field"), [

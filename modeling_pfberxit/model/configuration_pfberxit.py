@@ -256,7 +256,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):
             if (field := self._encoder_fields().get(name)) is not None:
                 name, value = "backbone_config", {**self.backbone_config, field: value}
             else:
-                no_misspelling(name, self.__dataclass_fields__, POLICY_CHECKS)
+                no_misspelling(name, CHECKS, POLICY_CHECKS)
         super().__setattr__(name, CHECKS[name](name, value) if name in CHECKS else value)
 
     def _knows(self, name: str) -> bool:
@@ -281,7 +281,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):
         """Like `PreTrainedConfig.from_dict`, which would drop a misspelt keyword."""
         known = {*cls.__dataclass_fields__, *dir(cls), "adapter_kwargs", "adapter_name"}
         for name in kwargs.keys() - known:
-            no_misspelling(name, cls.__dataclass_fields__, POLICY_CHECKS)
+            no_misspelling(name, CHECKS, POLICY_CHECKS)
         return super().from_dict(config_dict, **kwargs)
 
     # ---- the backbone -----------------------------------------------------------------------------------------------
