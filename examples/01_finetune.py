@@ -21,6 +21,7 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
+from modeling_pfberxit.model.adapters import SUBLEARNERS
 from modeling_pfberxit.training.finetuning import (
     new_model,
     new_tokenizer,
@@ -49,7 +50,7 @@ class Arguments:
     label_form: str | None = field(default=None, metadata={"help": "where lists may be ids or 0 and 1 for each label"})
     max_length: int = field(default=128, metadata={"help": "texts are cut to this many tokens"})
     rows: int = field(default=0, metadata={"help": "training rows at most, 0: all"})
-    adapter_sublearner: str = field(default="mlp", metadata={"help": "identity, self_attention, conv or mlp"})
+    adapter_sublearner: str = field(default="mlp", metadata={"help": "one of " + ", ".join(SUBLEARNERS)})
     adapter_dim: int = field(default=32, metadata={"help": "r, the bottleneck"})
     train_backbone: bool = field(default=False, metadata={"help": "train all weights, not only adapters and exits"})
 

@@ -11,7 +11,7 @@ from modeling_pfberxit import PFBerxitConfig
 from modeling_pfberxit.data.tasks import GLUE_TASKS, SUPPORT_DESK_TASKS
 from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from modeling_pfberxit.model.systems import SYSTEMS
-from modeling_pfberxit.studies.presets import ENCODERS, FOLDER, as_json, files, presets
+from modeling_pfberxit.studies.presets import ENCODERS, FOLDER, RULES_PAGE, as_json, files, presets, rules_page
 from modeling_pfberxit.training.recipes import RECIPES, load_recipe
 
 PRESETS = presets()
@@ -67,3 +67,8 @@ def test_the_recipes_cover_every_kind_of_problem():
 def test_an_unknown_recipe_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="recipe='cola': must be one of sst2, mrpc, stsb, topics"):
         load_recipe("cola")
+
+
+def test_the_page_about_rules_says_what_the_registry_says():
+    page = RULES_PAGE.read_text(encoding="utf-8")
+    assert rules_page(page) == page, "python -m modeling_pfberxit.studies.presets writes it"

@@ -122,12 +122,36 @@ def settings_for(recording: Recording, policy: ExitPolicy, saved: list[float], s
     What is turned is what the rule reads first, mostly its threshold; where a share is out of reach, the policy that
     saves most.
     """
+    tried = by_share(recording, policy, steps)
+    return [tried[each][1] for each in nearest(tried, saved)]
+
+
+def distinct_settings(
+    recording: Recording, policy: ExitPolicy, saved: list[float], steps: int = 200
+) -> list[ExitPolicy | None]:
+    """`settings_for`, no two of which do the same: neighbours step aside; None where there are too few to go round."""
+    tried = [each for each in by_share(recording, policy, steps) if each[0] > 0]
+    places = nearest(tried, saved) if tried else []
+    for number in range(1, len(places)):  # up, where the one before has it ...
+        places[number] = max(places[number], places[number - 1] + 1)
+    for number, place in enumerate(places):  # ... and down again, where there is no more room
+        places[number] = min(place, len(tried) - len(places) + number)
+    return [tried[place][1] if place >= 0 else None for place in places] or [None] * len(saved)
+
+
+def by_share(recording: Recording, policy: ExitPolicy, steps: int) -> list[tuple[float, ExitPolicy]]:
+    """The shares of layers that a policy with its first knob turned can save, each with the most careful that does."""
     policies = turned(recording, policy, first_values(recording, policy, steps))
     replayed = replay_many(recording.evidence, policies, recording.exit_depths, recording.problem_type)
-    tried = [(1 - layers.double().mean().item() / recording.layers, each) for each, _, layers in replayed]
-    tried.sort(key=lambda pair: pair[0])  # of equal shares the most careful stays in front
-    most = next(each for share, each in tried if share == tried[-1][0])
-    return [next((each for share, each in tried if share >= goal), most) for goal in saved]
+    found: dict[float, ExitPolicy] = {}
+    for each, _, layers in replayed:
+        found.setdefault(1 - layers.double().mean().item() / recording.layers, each)
+    return sorted(found.items(), key=lambda pair: pair[0])
+
+
+def nearest(tried: list[tuple[float, ExitPolicy]], saved: list[float]) -> list[int]:
+    """The numbers of the first that save each share, or of the last."""
+    return [next((i for i, (share, _) in enumerate(tried) if share >= goal), len(tried) - 1) for goal in saved]
 
 
 def first_values(recording: Recording, policy: ExitPolicy, steps: int) -> Sequence[float]:

@@ -15,11 +15,15 @@ from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 
 from ..model.adapters import SUBLEARNERS
 from ..model.configuration_pfberxit import CHECKS, PFBerxitConfig
+from ..model.criteria import CRITERIA
+from ..model.evidence import REGRESSION, SINGLE_LABEL
+from ..model.exit_policy import FIELDS, ExitPolicy
 from ..model.systems import SYSTEMS, TRAINED
 from ..training.recipes import RECIPES
 from ..training.recipes import as_json as recipe_json
 
 FOLDER = Path(__file__).parents[2] / "configuration"
+RULES_PAGE = FOLDER.parent / "docs" / "rules.md"
 ALBERT_BASE = AlbertConfig(
     hidden_size=768, num_attention_heads=12, intermediate_size=3072, num_hidden_layers=12, vocab_size=30000,
     bos_token_id=0, eos_token_id=3,
@@ -88,6 +92,28 @@ def readme() -> str:
     return "\n".join(lines) + "\n"
 
 
+def rules_table() -> str:
+    """The table of `docs/rules.md`: when a row leaves by each rule, which fields it reads, and what it can judge."""
+    lines = ["| `exit_criterion` | a row leaves when | reads | judges |", "|---|---|---|---|"]
+    for name, rule in CRITERIA.items():
+        default = " (default)" if name == ExitPolicy.criterion else ""
+        source = f" ({rule.source})" if rule.source else ""
+        read = [FIELDS[field].symbol or f"`exit_{field}`" for field in rule.reads(ExitPolicy(name))]
+        if not rule.needs_threshold(SINGLE_LABEL):
+            read = ["τ for values" if each == "τ" else each for each in read]
+        read += [f"`{rule.needs_evidence}`"] if rule.needs_evidence else []
+        judged = "labels, values" if REGRESSION in rule.problem_types else "labels"
+        reads = ", ".join(each for each in read if each != "`exit_min_layer`")
+        lines.append(f"| `{name}`{default} | {rule.when}{source} | {reads} | {judged} |")
+    return "\n".join(lines) + "\n"
+
+
+def rules_page(page: str) -> str:
+    """`docs/rules.md` with its table as the registry has it now."""
+    start = page.index("| `exit_criterion` |")
+    return page[:start] + rules_table() + page[page.index("\n\n", start) + 1 :]
+
+
 def files() -> dict[Path, str]:
     """What belongs into `configuration/`, by its path there."""
     return {
@@ -101,3 +127,4 @@ if __name__ == "__main__":
     for path, text in files().items():
         (FOLDER / path).parent.mkdir(exist_ok=True)
         (FOLDER / path).write_text(text, encoding="utf-8")
+    RULES_PAGE.write_text(rules_page(RULES_PAGE.read_text(encoding="utf-8")), encoding="utf-8")

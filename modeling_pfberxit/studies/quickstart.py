@@ -16,7 +16,7 @@ from ..data import DIFFICULTIES
 from ..data.encoders import packaged_backbone
 from ..data.tasks import Task, encode, load_task
 from ..evaluation import plots
-from ..evaluation.frontier import Point, frontier, grid, settings_for, sweep, with_intervals
+from ..evaluation.frontier import Point, distinct_settings, frontier, grid, sweep, with_intervals
 from ..evaluation.recording import Recording, record
 from ..evaluation.settings import Setting, as_table, earlier, histogram, measure
 from ..model.criteria import CRITERIA, able
@@ -70,7 +70,7 @@ def quickstart(
     for name, policy in policies.items():
         say(f"{name}: {describe(policy)}")
     if missing := [name for name in POINTS if name not in policies]:
-        say(f"Not named, since the rule has no setting of its own for them: {', '.join(missing)}")
+        say(f"Not named, since the rule has no more settings that save layers here: {', '.join(missing)}")
     middle = settings[(len(settings) + 1) // 2]
     groups = depth_groups(data[task.evaluation_split], middle, task)
     say(f"\nWhere rows left at '{middle.name}':\n{histogram(groups, middle.layers)}\n")
@@ -109,14 +109,15 @@ def choice_of(system: str, task: Task) -> dict:
 
 
 def choose_policies(model: PFBerxitForSequenceClassification, chosen_on: Recording) -> dict[str, ExitPolicy]:
-    """The system's own rule at each of `POINTS`, turned on held-out rows; of equal settings one keeps its name."""
-    policies = [rounded(each) for each in settings_for(chosen_on, configured_policy(model.config), [*POINTS.values()])]
-    return {name: each for number, (name, each) in enumerate(zip(POINTS, policies)) if each not in policies[:number]}
+    """The system's own rule at each of `POINTS`, turned on held-out rows; names without a setting left are not in."""
+    found = distinct_settings(chosen_on, configured_policy(model.config), [*POINTS.values()])
+    return {name: rounded(each) for name, each in zip(POINTS, found) if each is not None}
 
 
 def rounded(policy: ExitPolicy) -> ExitPolicy:
-    """With a threshold that can be read."""
-    return policy if policy.threshold is None else replace(policy, threshold=float(f"{policy.threshold:.6g}"))
+    """With a threshold that can be read, where it is one number."""
+    single = isinstance(policy.threshold, float)
+    return replace(policy, threshold=float(f"{policy.threshold:.6g}")) if single else policy
 
 
 def own_frontier(model: PFBerxitForSequenceClassification, recording: Recording, metric: str) -> dict[str, list[Point]]:
