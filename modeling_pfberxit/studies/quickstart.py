@@ -71,7 +71,7 @@ def quickstart(
         say(f"{name}: {describe(policy)}")
     if missing := [name for name in POINTS if name not in policies]:
         say(f"Not named, since the rule has no more settings that save layers here: {', '.join(missing)}")
-    middle = settings[(len(settings) + 1) // 2]
+    middle = settings[len(settings) // 2]
     groups = depth_groups(data[task.evaluation_split], middle, task)
     say(f"\nWhere rows left at '{middle.name}':\n{histogram(groups, middle.layers)}\n")
     notes = difficulty_note(groups) if len(groups) > 1 else ""
@@ -91,7 +91,7 @@ def quickstart(
         texts=SENTENCES, notes=notes, plot="exit_depths.png", frontier=found,
     )  # fmt: skip
     say(f"\nWrote {folder} ({os.path.getsize(folder / 'model.safetensors') / 1e6:.2f} MB of weights).")
-    say(classify_in_a_fresh_process(folder, task, middle.name))
+    say(classify_in_a_fresh_process(folder, task, middle.name if policies else None))
 
 
 def choice_of(system: str, task: Task) -> dict:
@@ -159,7 +159,7 @@ def difficulty_note(groups: dict[str, np.ndarray]) -> str:
     )
 
 
-def classify_in_a_fresh_process(folder: Path, task: Task, point: str) -> str:
+def classify_in_a_fresh_process(folder: Path, task: Task, point: str | None) -> str:
     """What three sentences are classified as by the folder, loaded as any user would, with the code it carries."""
     code = usage_snippet(str(folder), SENTENCES, task.problem_type, point)
     code += "print(f\"\\n(model class from {type(model).__module__.split('.')[0]})\")\n"
