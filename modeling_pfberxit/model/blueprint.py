@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .backbones import SHAPE, num_depths
 from .evidence import REGRESSION, SINGLE_LABEL
+from .exit_policy import configured_policy
 from .validation import refuse
 
 logger = logging.get_logger(__name__)
@@ -166,7 +167,8 @@ def drop_measured(stored: PreTrainedConfig, wanted: PreTrainedConfig, given: Ite
         dropped["exit_threshold"] = None
     if wanted.exit_appointed_layer in gone:
         dropped["exit_appointed_layer"] = None
-        dropped |= {"exit_criterion": None} if wanted.exit_criterion == "appointed" else {}
+        stops_there = "appointed_layer" in configured_policy(wanted).stated()
+        dropped |= {"exit_criterion": None} if stops_there else {}
     if gone & {layer for group in wanted.exit_groups or () for layer in group}:
         dropped["exit_groups"] = None
     if new_heads:  # one value for each class that was
