@@ -6,7 +6,7 @@ from tiny import CONFIGS, tiny_batch, tiny_config, tiny_model
 from transformers import AutoModel, BertConfig, GPT2Config
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
-from modeling_pfberxit.model.backbones import FUSED, LAYERS, encoder_layers, longest_input, num_depths
+from modeling_pfberxit.model.backbones import FUSED, LAYERS, encoder_layers, longest_input, num_depths, table_sizes
 from modeling_pfberxit.model.execution import Execution
 
 FAMILIES = list(CONFIGS)
@@ -151,3 +151,36 @@ def test_rows_may_be_as_long_as_the_stock_encoder_takes_them_and_no_longer(famil
         stock(input_ids=ids)
     with pytest.raises(ValueError, match=f"input_ids='rows of {most + 1} tokens': must be at most {most} tokens"):
         model(input_ids=ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ids_that_have_no_embedding_are_named(family):
+    model = tiny_model(family)
+    ids = torch.randint(5, 100, (2, 6))
+    table = table_sizes(model.backbone)
+    wrong = {"input_ids": table["input_ids"], "position_ids": table["position_ids"], **table}
+    assert set(wrong) <= {"input_ids", "position_ids", "token_type_ids"}
+    for name, size in wrong.items():
+        given = {"input_ids": ids, "position_ids": torch.arange(2, 8).expand(2, -1), name: ids.clone() % 2}
+        model(**given)
+        for far in (size, -1):
+            given[name] = given[name].clone()
+            given[name][1, 3] = far
+            with pytest.raises(ValueError, match=f"^{name}={far}: must be from 0 to {size - 1}"):
+                model(**given)
+
+
+INPUTS = {
+    "input_ids='torch.float32'": {"input_ids": torch.ones(2, 3)},
+    "input_ids='of shape": {"input_ids": torch.ones(3, dtype=torch.long)},
+    "token_type_ids='torch.bool'": {**MASKED, "token_type_ids": MASKED["attention_mask"].bool()},
+    "position_ids='torch.float32'": {**MASKED, "position_ids": MASKED["attention_mask"].float()},
+    "inputs_embeds='of shape": {"inputs_embeds": torch.ones(3, 32)},
+    "inputs_embeds='rows of 81 tokens'": {"inputs_embeds": torch.ones(2, 81, 32)},
+}
+
+
+@pytest.mark.parametrize("start", INPUTS)
+def test_inputs_that_are_no_tokens_are_named(start):
+    with pytest.raises(ValueError, match=f"^{start}.*must be"):
+        tiny_model("bert")(**INPUTS[start])

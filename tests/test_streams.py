@@ -472,6 +472,14 @@ REFUSED = {
     "a mask of another length": ({"rows": [{**ROW, "attention_mask": [1, 1]}]}, "rows[0].attention_mask='2 values'"),
     "types of another length": ({"rows": [{**ROW, "token_type_ids": [0, 0]}]}, "rows[0].token_type_ids='2 values'"),
     **{f"{size!r} rows at once": ({"batch_size": size}, "batch_size=") for size in (0, -3, 2.5, True, None, "4")},
+    "a long row": ({"rows": [ROW, {"input_ids": [5] * 81}]}, "rows[1].input_ids='81 tokens': must be 1 to 80 tokens"),
+    "an id out of the vocabulary": ({"rows": [ROW, ROW, {"input_ids": [5, VOCABULARY]}]}, "rows[2].input_ids=120"),
+    "a negative id": ({"rows": [ROW, {"input_ids": [5, -1]}]}, "rows[1].input_ids=-1"),
+    "half an id": ({"rows": [ROW, {"input_ids": [5.0, 6.5]}]}, "rows[1].input_ids='torch.float32'"),
+    "ids as texts": ({"rows": [ROW, {"input_ids": ["5", "6"]}]}, "rows[1].input_ids='list'"),
+    "a type the encoder does not know": ({"rows": [{**ROW, "token_type_ids": [0, 1, 2]}]}, "rows[0].token_type_ids=2"),
+    "types of half a token": ({"rows": [{**ROW, "token_type_ids": [0, 0.5, 1]}]}, "rows[0].token_type_ids="),
+    "a row that looks like a tensor's": ({"rows": torch.ones(2, 3, dtype=torch.long)}, "rows[0]='Tensor'"),
     "an unknown policy": ({"exit_policy": "quick"}, "exit_policy="),
     "an unknown field": ({"exit_policy": {"tau": 0.5}}, "exit_policy="),
     "an unknown rule": ({"exit_policy": {"criterion": "luck"}}, "criterion="),
@@ -488,6 +496,57 @@ def test_what_cannot_be_answered_is_refused_in_one_line_before_any_layer_runs(ca
     message = str(refusal.value)
     assert message.startswith(start) and "must be" in message and "\n" not in message
     assert sum(positions["key"]) == 0
+
+
+FAR = 3 * 64 * 4 + 7  # three windows on
+
+
+def bad_at(number: int, rows: list) -> list:
+    return [*rows[:number], {"input_ids": [5] * 200}, *rows[number:]]
+
+
+def test_a_row_that_cannot_be_read_is_found_before_any_is_run():
+    model, rows = served("bert"), as_lists(sentences(40)) * 20
+    for source in (list, tuple, Dataset.from_list):
+        with counted(model, "key") as positions, pytest.raises(ValueError, match=f"rows.{FAR}.*200 tokens") as refusal:
+            model.predict(source(bad_at(FAR, rows)), progress=False)
+        assert refusal.value.row == FAR and refusal.value.logits is None and sum(positions["key"]) == 0
+
+
+@pytest.mark.parametrize("number", [0, 5, FAR])
+def test_what_an_iterator_gave_before_a_row_that_cannot_be_read_is_answered(number):
+    """No answer is lost, and the iterator goes on behind that row."""
+    model, policy = served("bert"), setting("entropy", SINGLE_LABEL, evidence_of("bert"))
+    rows = (as_lists(sentences(40)) * 20)[: FAR + 9]
+    expected, coming = predict(model, rows, policy), iter(bad_at(number, rows))
+    with pytest.raises(ValueError, match=f"rows.{number}..input_ids='200 tokens'") as refusal:
+        predict(model, coming, policy)
+    if number:
+        same((refusal.value.logits, refusal.value.exit_layer), tuple(part[:number] for part in expected))
+    else:
+        assert refusal.value.logits is None and refusal.value.exit_layer is None
+    same(predict(model, coming, policy), tuple(part[number:] for part in expected))
+
+
+def test_what_has_a_length_but_can_be_read_once_is_read_once():
+    class Once:
+        def __init__(self, rows):
+            self.rows = iter(rows)
+
+        def __len__(self):
+            return ROWS
+
+        def __iter__(self):
+            return self.rows
+
+    same(predict(served("bert"), Once(sentences()), None), predict(served("bert"), sentences(), None))
+
+
+def test_rows_of_different_kinds_of_numbers_share_a_batch():
+    rows = as_lists(sentences(6))
+    kinds = (np.int16, np.int32, np.int64, np.uint8, np.int8, np.uint16)
+    mixed = [{"input_ids": np.array(row["input_ids"], dtype=kind)} for row, kind in zip(rows, kinds, strict=True)]
+    same(predict(served("bert"), mixed, None), predict(served("bert"), rows, None))
 
 
 def test_a_model_in_training_mode_predicts_nothing():

@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
         """LayerNorm(x + attention(x)), padding masked."""
         q, k, v = (
-            project(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            project(hidden_states).view(*hidden_states.shape[:-1], self.heads, -1).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
         mask = None if padding_mask is None else padding_mask[:, None, None, :].bool()

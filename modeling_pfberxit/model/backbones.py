@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
+from .tracing import is_readable
 from .validation import refuse
 
 NO_DROPOUT = nn.Identity()
@@ -59,7 +61,8 @@ class EncoderLayer:
         return self.ffn_dropout(self.down(self.activation(self.up(attended))))
 
     def _heads(self, projected: Tensor) -> Tensor:  # (B, n, d) -> (B, heads, n, d/heads)
-        return projected.unflatten(-1, (-1, self.attention.attention_head_size)).transpose(1, 2)
+        # Not `unflatten`: the older of the two ONNX exporters would hold on to this call's length.
+        return projected.view(*projected.shape[:-1], -1, self.attention.attention_head_size).transpose(1, 2)
 
 
 # ---- families -------------------------------------------------------------------------------------------------------
@@ -170,6 +173,16 @@ def table_sizes(backbone: PreTrainedModel) -> dict[str, int]:
     return {name: table.num_embeddings for name, table in modules.items() if hasattr(table, "num_embeddings")}
 
 
+def check_kinds(inputs_embeds: Tensor | None = None, **ids: Tensor | None) -> None:
+    """Refuse ids that are no whole numbers and tokens that are not in rows."""
+    for name, given in ids.items():
+        if given is not None and given.dtype not in (torch.int32, torch.int64):
+            refuse(name, str(given.dtype), "whole numbers: torch.int64 or torch.int32")
+    for name, given, dims in (("input_ids", ids["input_ids"], 2), ("inputs_embeds", inputs_embeds, 3)):
+        if given is not None and given.dim() != dims:
+            refuse(name, f"of shape {tuple(given.shape)}", f"of {dims} dimensions, rows and tokens the first two")
+
+
 def check_ids(name: str, ids: Tensor, size: int) -> None:
     """Refuse ids that a table of so many entries does not have. Looks at them."""
     low, high = (int(end) for end in ids.aminmax())
@@ -231,18 +244,18 @@ def embed(
         ValueError: rows longer than the encoder has positions for, or ids that it has no embedding for; on an
             accelerator those end in the device's own error.
     """
-    given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
-    for name, rows in given.items():
+    inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+    check_kinds(**inputs, token_type_ids=token_type_ids)
+    for name, rows in (("input_ids", input_ids), ("inputs_embeds", inputs_embeds)):
         if rows is not None and position_ids is None and rows.shape[1] > (most := longest_input(backbone.config)):
             refuse(name, f"rows of {rows.shape[1]} tokens", f"at most {most} tokens: truncate, truncation=True")
-    inputs = {**given, "position_ids": position_ids}
     if backbone.config.model_type != "distilbert":
         inputs["token_type_ids"] = token_type_ids
     try:
         hidden_states = backbone.embeddings(**inputs)
-    except IndexError:
+    except (IndexError, RuntimeError):
         for name, size in table_sizes(backbone).items():
-            if inputs.get(name) is not None:
+            if inputs.get(name) is not None and is_readable(inputs[name]):
                 check_ids(name, inputs[name], size)
         raise
     if backbone.config.model_type == "albert":

@@ -59,7 +59,7 @@ class Prototypes(nn.Module):
         points = self.points.float().flatten(0, 1)
         # The faster way by matrix products would round differently in batches of another size.
         distances = torch.cdist(pooled.float(), points, compute_mode="donot_use_mm_for_euclid_dist")
-        return distances.unflatten(-1, self.points.shape[:2])
+        return distances.view(-1, *self.points.shape[:2])
 
 
 class Exits(nn.Module):

@@ -229,10 +229,9 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         policy = None if self.training else resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
         if policy is not None and is_recorded(inputs_embeds if input_ids is None else input_ids):
             refuse(
-                "exit_criterion",
-                policy.criterion,
-                "None in a call that is traced, exported or without values: a graph cannot hold which rows will leave",
-            )
+                "exit_criterion", policy.criterion, "None (exit_policy={'criterion': None}) in a call that is traced, "
+                "exported or without values: which rows leave where, a graph cannot hold",
+            )  # fmt: skip
         phase = self._phase() if self.training else None
         if self.training and torch.is_grad_enabled():
             check_trained(self, phase)

@@ -45,7 +45,7 @@ class FromFirst(Prompts):
 
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:
         """(B, n, d) -> (B, p, d)."""
-        return self.up(self.down(hidden_states[:, 0]).relu()).unflatten(-1, (self.length, -1))
+        return self.up(self.down(hidden_states[:, 0]).relu()).view(-1, self.length, hidden_states.shape[-1])
 
 
 class FromSlots(Prompts):
@@ -81,7 +81,7 @@ def slot_members(hidden_states: Tensor, padding_mask: Tensor | None, slots: int)
     lengths = (tokens != 0).sum(-1, keepdim=True)
     number = torch.arange(slots, device=hidden_states.device)
     first = number * lengths // slots  # (B, p)
-    end = -(-(number + 1) * lengths // slots)
+    end = ((number + 1) * lengths + slots - 1) // slots
     token = torch.arange(longest, device=hidden_states.device)
     return (token >= first[..., None]) & (token < end[..., None])
 

@@ -13,7 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from .evidence import ExitState
 from .exits import mean_weights
 from .token_first import Begun
-from .tracing import is_readable, is_watched
+from .tracing import is_readable, is_recorded
 from .validation import refuse
 
 
@@ -31,7 +31,7 @@ class Rows:
     padding_mask: Tensor | None  # (B, n) 1 for tokens and prompts, 0 for padding; None where nothing is padding
     state: ExitState | None = None
     token_depths: Tensor | None = None  # (B, n) the layer each position leaves after; None: they all stay
-    order: Tensor | None = None  # (B, n) where the tokens stood before they were put in the order of leaving
+    order: Tensor | None = None  # (B, n) where the tokens stood before they were put in the order of leaving, if so
     prompts: int = 0
     groups: tuple[tuple[int, int], ...] = ()  # how many rows, the next ones, have passed how many layers
     done: Tensor | None = None  # (B,) which have their answer and are computed on with the others; None: none of them
@@ -89,8 +89,8 @@ class Rows:
                 attention_mask = unless_full(attention_mask)
             else:
                 hidden_states = hidden_states.masked_fill((attention_mask[:, :1] == 0)[..., None], torch.nan)
-        if token_depths is None:
-            return cls(encoder, index, hidden_states, attention_mask)
+        if token_depths is None or is_recorded(token_depths):  # how many still query, a graph cannot hold
+            return cls(encoder, index, hidden_states, attention_mask, token_depths=token_depths)
         token_depths, order = token_depths.sort(dim=1, descending=True, stable=True)
         hidden_states = reorder(hidden_states, order)
         attention_mask = None if attention_mask is None else attention_mask.gather(1, order)
@@ -109,7 +109,7 @@ class Rows:
 
     def queries(self, depth: int) -> int | None:
         """How many positions, the first ones, a layer has to be run for; None: all."""
-        if self.token_depths is None or is_watched(self.token_depths):
+        if self.token_depths is None or self.order is None:
             return None
         return int((self.token_depths >= depth).sum(1).max())
 

@@ -71,7 +71,7 @@ class Sublayers:
 
     def attend(
         self, hidden_states: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None,
-        padding_mask: Tensor | None, stop: int,
+        padding_mask: Tensor | None, stop: int | None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """a (B, stop, d) of x (B, n, d), and attention weights (B, heads, q, n) where eager keeps them.
 
@@ -89,12 +89,13 @@ class Sublayers:
             summed = summed + first(beside(source, first(padding_mask, read)), stop)
         return self.layer.attention_norm(summed), weights
 
-    def transform(self, attended: Tensor, padding_mask: Tensor | None, stop: int) -> Tensor:
+    def transform(self, attended: Tensor, padding_mask: Tensor | None, stop: int | None) -> Tensor:
         """h (B, stop, d) of a (B, m, d), as many positions as `needed` says."""
         rows = first(attended, stop)
         summed = self.layer.feed_forward(rows) + rows
         if self.ffn_adapter is not None:
-            summed = summed + first(self.ffn_adapter(attended, first(padding_mask, attended.shape[1])), stop)
+            mask = padding_mask if padding_mask is None else padding_mask[:, : attended.shape[1]]
+            summed = summed + first(self.ffn_adapter(attended, mask), stop)
         return self.layer.output_norm(summed)
 
     @property
@@ -102,8 +103,8 @@ class Sublayers:
         """Whether an adapter looks at a token's neighbours."""
         return any(each is not None and each.reach != 0 for each in (self.attention_adapter, self.ffn_adapter))
 
-    def needed(self, stop: int, length: int) -> int:
-        """Of how many positions, the first ones, a is needed to know h of the first `stop`."""
+    def needed(self, stop: int | None, length: int) -> int | None:
+        """Of how many positions, the first ones, a is needed to know h of the first `stop`; None: all."""
         return reached(stop, 0 if self.ffn_adapter is None else self.ffn_adapter.reach, length)
 
 
@@ -112,9 +113,7 @@ def both_halves(
     padding_mask: Tensor | None, stop: int | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """One after the other: what is compiled, as one."""
-    length = hidden_states.shape[1]
-    stop = length if stop is None else stop
-    needed = sublayers.needed(stop, length)
+    needed = sublayers.needed(stop, hidden_states.shape[1])
     attended, weights = sublayers.attend(hidden_states, keys, values, attention_mask, padding_mask, needed)
     return sublayers.transform(attended, padding_mask, stop), weights
 
@@ -125,11 +124,11 @@ def compiled(function: Callable) -> Callable:
     return torch.compile(function, dynamic=True)
 
 
-def reached(stop: int, reach: int | None, length: int) -> int:
-    """How many positions, the first ones, can influence the first `stop`."""
-    return length if reach is None or stop + reach >= length else stop + reach
+def reached(stop: int | None, reach: int | None, length: int) -> int | None:
+    """How many positions, the first ones, can influence the first `stop`; None: all."""
+    return None if stop is None or reach is None or stop + reach >= length else stop + reach
 
 
-def first(states: Tensor | None, stop: int) -> Tensor | None:
-    """The first positions of (B, n, ...)."""
-    return states if states is None or stop >= states.shape[1] else states[:, :stop]
+def first(states: Tensor | None, stop: int | None) -> Tensor | None:
+    """The first positions of (B, n, ...); None: all."""
+    return states if states is None or stop is None or stop >= states.shape[1] else states[:, :stop]
