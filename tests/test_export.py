@@ -206,6 +206,7 @@ def test_an_onnx_file_of_the_older_exporter_holds_for_other_batches_too(name, tm
 CALLS = {
     "embeddings": (lambda model: Call(model, tokens="inputs_embeds"), lambda ids: torch.randn(*ids.shape, 32)),
     "states": (lambda model: Call(model, lambda o: (o.logits, *o.hidden_states), output_hidden_states=True), None),
+    "the model without its exits": (lambda model: Call(model.base_model, lambda o: (o.last_hidden_state,)), None),
     "attentions": (lambda model: Call(model, lambda o: (o.logits, *o.attentions), output_attentions=True), None),
 }
 
