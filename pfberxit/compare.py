@@ -27,7 +27,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(
     systems: list[str], tasks: list[str] | None, dataset: str, columns: dict[str, Any], backbone: str | None,
-    seeds: list[int], rows: int, epochs: float, batch_size: int, dropout: bool, saved: list[float], output: str,
+    seeds: list[int], rows: int, held_out: int, epochs: float, batch_size: int, dropout: bool, saved: list[float],
+    output: str,
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every task and seed, keep it and the raw numbers."""
     from modeling_pfberxit.data.encoders import packaged_backbone
@@ -40,5 +41,5 @@ def run(
         check_system(system)
     named = [task.rpartition(":") for task in tasks_of(dataset, tasks, "mrpc", "rte", "sst2")]
     asked = [(source or dataset, config) for source, _, config in named]
-    budget = Budget(rows, epochs, batch_size=batch_size, dropout=dropout)
+    budget = Budget(rows, epochs, held_out, batch_size=batch_size, dropout=dropout)
     compare(systems, asked, backbone or packaged_backbone(), seeds, budget, saved, output, columns, say=print)

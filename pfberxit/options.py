@@ -48,6 +48,7 @@ def add_budget(parser: ArgumentParser, seeds: list[int], rows: int, epochs: floa
     """What every training of a study may cost."""
     parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
     parser.add_argument("--rows", type=int, default=rows, help="training rows at most (0: all)")
+    parser.add_argument("--held-out", type=int, default=500, help="training rows kept back to choose thresholds on")
     parser.add_argument("--epochs", type=float, default=epochs)
 
 

@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(
     items: list[str], dataset: str, columns: dict[str, Any], tasks: list[str] | None, backbone: str, seeds: list[int],
-    rows: int, epochs: float, dropout: bool, output: str,
+    rows: int, held_out: int, epochs: float, dropout: bool, output: str,
 ) -> None:  # fmt: skip
     """Print every table and what a figure shows as it is finished, and write it to the output folder."""
     from modeling_pfberxit.data.encoders import named_backbone
@@ -32,7 +32,7 @@ def run(
     from modeling_pfberxit.studies.runs import Budget
 
     tasks = tasks_of(dataset, tasks, "cola", "rte", "mrpc", "sst2", "qnli", "mnli", "qqp")
-    budget = Budget(rows, epochs, dropout=dropout)
+    budget = Budget(rows, epochs, held_out, dropout=dropout)
     study = Study(dataset, tuple(tasks), named_backbone(backbone), tuple(seeds), budget, Path(output), columns, print)
     for item, text in reproduce(items, study):
         print(f"\n{item}\n\n{text}\n", flush=True)

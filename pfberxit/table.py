@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(
     dataset: str, columns: dict[str, Any], tasks: list[str] | None, backbone: str | None, modes: list[str],
-    seeds: list[int], rows: int, epochs: float, saved: list[float], knobs: list[str], output: str,
+    seeds: list[int], rows: int, held_out: int, epochs: float, saved: list[float], knobs: list[str], output: str,
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every run."""
     from modeling_pfberxit.data.encoders import packaged_backbone
@@ -40,7 +40,7 @@ def run(
     tasks = tasks_of(dataset, tasks, "mrpc", "rte", "stsb", "sst2")
     for source in [Source.read(dataset, task, **columns) for task in tasks]:
         for mode, seed in product(modes, seeds):
-            one = Run(source, backbone, seed, Budget(rows, epochs))
+            one = Run(source, backbone, seed, Budget(rows, epochs, held_out))
             results.append(measured(Path(output), one, mode, fields, saved, say=print))
             added(Path(output), results, "mode")
             print(as_markdown(results) + "\n", flush=True)

@@ -52,13 +52,10 @@ def choose_texts(
     if text is not None:
         return check_texts(tuple(name for name in (text, pair) if name is not None), features, labels)
     others = [name for name in features if name not in labels]
-    strings = {name for name in others if is_text(features, name)}
-    fitting = [names for names in WELL_KNOWN if strings.issuperset(names)]
+    fitting = [names for names in WELL_KNOWN if set(names) <= set(others)]
     fitting = [names for names in fitting if not any(set(names) < set(wider) for wider in fitting)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if len(others) == 1 and not fitting and strings:
-        return (others[0],)
+    if len(fitting) == 1 or len(others) == 1:
+        return check_texts(fitting[0] if fitting else (others[0],), features, labels)
     refuse("dataset", list(features), f"one whose text is certain by its name (text, sentence, …), or {how('text')}")
 
 

@@ -33,6 +33,8 @@ def read_splits(dataset: str, config: str | None) -> DatasetDict:
     if path.is_dir():
         return read_folder(path, config)
     if path.suffix.lower() not in READERS:
+        if path.is_file():
+            refuse("dataset", dataset, f"a file that ends in {', '.join(READERS)}, a folder or a Hub id")
         with loading(dataset, config):
             return load_dataset(dataset, config)
     if config not in (None, "default"):

@@ -19,6 +19,7 @@ from ..evaluation.recording import Recording, record
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.strategies import in_last_stage
+from ..model.validation import refuse
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, start_at_base_rates, training_arguments
 from ..training.model_card import display_name
 from ..training.strategies import train
@@ -104,6 +105,8 @@ def drop_nothing(model: PFBerxitForSequenceClassification) -> None:
 def split_rows(run: Run) -> tuple[Dataset, Dataset, Dataset]:
     """The rows to choose thresholds on, to train on and to report on."""
     data, budget = run.source.data, run.budget
+    if not 0 < budget.held_out < len(data["train"]):
+        refuse("held_out", budget.held_out, f"at least 1 and fewer than the {len(data['train'])} training rows")
     shuffled = data["train"].shuffle(seed=run.seed)
     end = min(len(shuffled), budget.held_out + budget.rows) if budget.rows else len(shuffled)
     held_out, rows = (shuffled.select(range(*part)) for part in ((budget.held_out,), (budget.held_out, end)))
