@@ -323,6 +323,8 @@ def test_a_split_to_evaluate_on_is_left_as_it_is(tmp_path):
         ("a.jsonl", '{"text": "w1", "label": 1}\n{"text": "w2"}\n', r"label\[1\]=None: must be given"),
         ("a.jsonl", '{"text": "w1", "label": 1}\n{"text": "w2", oops\n', "a.jsonl.*could not be loaded"),
         ("a.jsonl", '{"text": "w1", "text": "w2", "label": 1}\n', "a.jsonl.*twice"),
+        ("a.txt", "w1", r"a.txt': must be a file that ends in .csv, .tsv, .json, .jsonl, .parquet"),
+        ("a.csv", "text,label\n1,0\n2,1\n", "text='text': must be a column of strings; this one holds Value.'int64'"),
         ("a.jsonl", '{"text": " ", "label": 1}\n{"text": "w1", "label": 0}\n', r"text\[0\]=' ': must be a text"),
     ],
 )
