@@ -13,15 +13,14 @@ from ..model.validation import refuse
 
 
 def weighted_scores(metric: str, answers: Iterable[np.ndarray], labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Logits (N, C) for each of P answers, labels (N,) or (N, C), how often each row counts (R, N) -> (R, P)."""
+    """Logits (N, C) for each of P answers, labels (N,) or (N, C), how often each row counts (N, R) -> (R, P)."""
     if metric == "correlation":
         values = (np.asarray(each, dtype=np.float64).reshape(-1) for each in answers)
         return weighted_correlations(values, np.asarray(labels, dtype=np.float64).reshape(-1), weights)
     if metric not in SUMMED:
         refuse("metric", metric, f"one of {', '.join([*SUMMED, 'correlation'])}")
     parts, score = SUMMED[metric]
-    rows, weights = weights.sum(1), weights.astype(np.float64)
-    found = [score((weights @ parts(each, labels)).T, rows) for each in answers]
+    found = [score(parts(each, labels).T @ weights, weights.sum(0)) for each in answers]
     return np.stack(found, axis=1)
 
 
@@ -93,11 +92,11 @@ SUMMED = {
 
 
 def weighted_correlations(answers: Iterable[np.ndarray], labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean of Pearson's and Spearman's, values (N,) for each of P answers, labels (N,), weights (R, N) -> (R, P)."""
-    true_ranks, found = weighted_ranks(labels, weights), []
+    """Mean of Pearson's and Spearman's, values (N,) for each of P answers, labels (N,), weights (N, R) -> (R, P)."""
+    true, found = weighted_ranks(labels, weights), []
     for values in answers:
         ranks = weighted_ranks(values, weights)
-        a, b, both = (np.einsum("rn,rn,rn->r", weights, *pair) for pair in pairs(ranks, true_ranks))
+        a, b, both = (np.einsum("nr,nr,nr->r", weights, *pair) for pair in pairs(ranks, true))
         with np.errstate(invalid="ignore"):  # labels that do not vary: NaN, as scipy has it
             mean = (weighted_pearson(values, labels, weights) + both / np.sqrt(a * b)) / 2
         found.append(np.where(a == 0, 0.0, mean))  # exact: ranks are whole or half numbers
@@ -110,21 +109,17 @@ def pairs(x: np.ndarray, y: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], 
 
 
 def weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Each row's rank among the rows that are there, ties sharing their mean, less the mean rank: (N,) -> (R, N)."""
+    """Each row's rank among the rows that are there, ties sharing their mean, less the mean rank: (N,) -> (N, R)."""
     _, group = np.unique(values, return_inverse=True)
     order = group.argsort(kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    times = np.add.reduceat(weights[:, order], starts, axis=1)  # (R, groups of equal values)
-    return (times.cumsum(1) - (times + weights.sum(1, keepdims=True)) / 2)[:, group]
+    times = np.add.reduceat(weights[order], starts)  # (groups of equal values, R)
+    return (times.cumsum(0) - (times + weights.sum(0)) / 2)[group]
 
 
 def weighted_pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Pearson's correlation of (N,) and (N,), for each weighting (R,)."""
     x, y = x - x.mean(), y - y.mean()
-    rows, weights = weights.sum(1), weights.astype(np.float64)
-    mean_x, mean_y = weights @ x / rows, weights @ y / rows
-    a, b, both = (
-        weights @ (one * other) / rows - mean * mean_other
-        for (one, other), (mean, mean_other) in zip(pairs(x, y), pairs(mean_x, mean_y))
-    )
+    sums = np.stack([x, y, x * x, y * y, x * y]) @ weights / weights.sum(0)
+    a, b, both = sums[2:] - np.stack([one * other for one, other in pairs(sums[0], sums[1])])
     return both / np.sqrt(a * b)

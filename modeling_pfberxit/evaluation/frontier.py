@@ -62,7 +62,7 @@ def measured(
     config: PFBerxitConfig | None = None,
 ) -> list[Point]:
     """What policies did, given their answers (N, C) and executed layers (N,) on the recorded rows."""
-    labels, once, points = recording.labels.numpy(), np.ones((1, len(recording)), dtype=int), []
+    labels, once, points = recording.labels.numpy(), np.ones((len(recording), 1)), []
     prices = None if config is None else depth_macs(config, recording.lengths, recording.exit_depths)  # (N, n + 1)
     for policy, answers, layers in replayed:
         mean = layers.double().mean().item()
@@ -105,12 +105,12 @@ def resampled_scores(
     return np.concatenate([weighted_scores(metric, answers, labels, weights) for weights in parts])
 
 
-def drawn_weights(rows: int, resamples: int, seed: int, at_once: int = 4_000_000) -> Iterator[np.ndarray]:
-    """How often each row is drawn when as many are drawn as there are, (R, N) for some resamples at a time."""
+def drawn_weights(rows: int, resamples: int, seed: int, at_once: int = 1_000_000) -> Iterator[np.ndarray]:
+    """How often each row is drawn when as many are drawn as there are, (N, R) for some resamples at a time."""
     generator = np.random.default_rng(seed)
     for numbers in np.array_split(np.arange(resamples), -(-resamples * rows // at_once)):
         drawn = generator.integers(0, rows, (len(numbers), rows))
-        yield np.stack([np.bincount(each, minlength=rows) for each in drawn])
+        yield np.stack([np.bincount(each, minlength=rows) for each in drawn], axis=1).astype(np.float64)
 
 
 # ---- which policies -------------------------------------------------------------------------------------------------
