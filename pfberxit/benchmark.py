@@ -28,17 +28,21 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--output", help="a folder for numbers, table and picture")
-    parser.add_argument("--replay", action="store_true", help="time 10,000 settings on a recording instead")
+    parser.add_argument("--replay", action="store_true", help="time replay and the commands on recordings instead")
+    parser.add_argument("--rows", type=int, default=10_000, help="of those recordings")
+    parser.add_argument("--exits", type=int, default=12, help="of those recordings")
     parser.add_argument("--training", action="store_true", help="time training steps instead: 32 x 64 tokens")
     parser.add_argument("--profile", action="store_true", help="say what our time is spent on instead")
 
 
-def run(replay: bool, training: bool, profile: bool, **options: Any) -> None:
+def run(replay: bool, training: bool, profile: bool, rows: int, exits: int, **options: Any) -> None:
     """Measure what was asked for, and print it."""
     if replay:
+        from modeling_pfberxit.benchmark.commands import benchmark_commands
         from modeling_pfberxit.benchmark.replay import benchmark_replay
 
-        benchmark_replay()
+        benchmark_replay(rows, exits)
+        benchmark_commands(rows, exits)
     elif training:
         from modeling_pfberxit.benchmark.training_step import benchmark_training
 

@@ -17,7 +17,7 @@ from modeling_pfberxit.evaluation.calibration import (
 )
 from modeling_pfberxit.evaluation.frontier import frontier, grid, judging, sweep, with_intervals
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evaluation.replay import Scores, same_answers
+from modeling_pfberxit.evaluation.replay import same_answers
 from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 EXITS = 6
@@ -183,8 +183,7 @@ def test_no_other_threshold_is_faster_and_keeps_the_promise(criterion):
         answers, _ = kept.replay(replace(policy, threshold=tau))
         return ~same_answers(answers, full, SINGLE_LABEL, 0.5)
 
-    scores = Scores(kept.evidence, policy, SINGLE_LABEL).exits
-    occurring = torch.cat([each.score.flatten() for each in scores])
+    occurring = torch.cat([score.flatten() for score in kept.scores.of(policy).exits])
     taus = occurring[occurring.isfinite()].unique().tolist()
     found = conformal(kept, policy, epsilon).threshold
     rising = criterion in ("max_prob", "voting")  # careful above, fast below

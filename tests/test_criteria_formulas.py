@@ -19,7 +19,7 @@ from tiny import tiny_batch
 from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.evaluation.replay import replay_many
+from modeling_pfberxit.evaluation.replay import ScoreBook
 from modeling_pfberxit.model.criteria import CRITERIA
 from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, as_logits, predictions
 
@@ -157,7 +157,9 @@ def test_rows_stop_and_answer_as_the_formulas_say(name, problem_type):
     evidence, stops = random_evidence(100, problem_type, seed=7), set()
     policies = policies_of(name, evidence, problem_type)
     rows = [Evidence(*(part[number] for part in evidence)) for number in range(100)]
-    for policy, answers, layers in replay_many(evidence, policies, DEPTHS, problem_type):
+    book = ScoreBook(evidence, problem_type)
+    for policy in policies:
+        answers, layers = book.of(policy).decide(policy, DEPTHS)
         expected = [by_the_formulas(row, problem_type, policy) for row in rows]
         in_steps = where_stopped(*judge(evidence, policy, problem_type))
         for found, stopped in ((answers, layers), in_steps):

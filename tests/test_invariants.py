@@ -10,7 +10,7 @@ from test_criteria_promises import RULES, generous, recorded_from
 from tiny import tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.evaluation.replay import candidate_thresholds, replay
+from modeling_pfberxit.evaluation.replay import ScoreBook, replay
 from modeling_pfberxit.model.criteria import CRITERIA
 from modeling_pfberxit.model.evidence import Evidence
 
@@ -75,7 +75,7 @@ def spreading_policy(evidence: Evidence, name: str, problem: str) -> ExitPolicy:
         if patience > window:
             continue
         base = ExitPolicy(**RULES[name], divergence=divergence, threshold=0.0, patience=patience, window=window)
-        for tau in candidate_thresholds(evidence, base, problem, steps=24):
+        for tau in ScoreBook(evidence, problem).of(base).quantiles(steps=24):
             policy = replace(base, threshold=0.997 * tau)  # shares of votes are few; none of them may be hit exactly
             if spread(replay(evidence, policy, depths, problem)[1]):
                 return policy

@@ -92,9 +92,8 @@ class Bench:
 
 def benchmark_commands(rows: int, exits: int) -> dict[tuple[str, str], float]:
     """Seconds of every command on a recording of every kind, printed as they are measured."""
-    print(
-        f"{rows:,} rows x {exits} exits, {torch.get_num_threads()} threads\n\n| recording | command | seconds |\n|---|---|---:|"
-    )
+    print(f"\n{rows:,} rows x {exits} exits, {torch.get_num_threads()} threads\n")
+    print("| recording | command | seconds |\n|---|---|---:|")
     seconds = {}
     for problem_type in KINDS:
         with TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.validation import refuse
 from .frontier import Point, first_values, frontier, grid, judging, sweep, turned
 from .recording import Recording
-from .replay import Scores, same_answers
+from .replay import same_answers
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ def safe_threshold(recording: Recording, policy: ExitPolicy, rank: int, toleranc
     A row's answer changes at its own scores alone. So every row is replayed under thresholds of its own: one that no
     score passes, and one that lets the next of its scores pass, and so on.
     """
-    above, scores = rule_of(policy).leaves_above, Scores(recording.evidence, policy, recording.problem_type)
-    doubts = torch.cat([each.score.reshape(len(recording), -1) for each in scores.exits], dim=1)
+    above, scores = rule_of(policy).leaves_above, recording.scores.of(policy)
+    doubts = torch.cat([score.reshape(len(recording), -1) for score in scores.exits], dim=1)
     doubts = (-doubts if above else doubts).nan_to_num(math.inf, posinf=math.inf, neginf=-math.inf).sort(1).values
     nothing, everything = (doubts.new_full((len(doubts), 1), limit) for limit in (-math.inf, math.inf))
     steps = torch.cat([nothing, doubts], dim=1)

@@ -19,7 +19,7 @@ from ..model.exit_policy import FIELDS, ExitPolicy, fits
 from .elue import pareto
 from .macs import depth_macs
 from .recording import Recording
-from .replay import candidate_thresholds, replay_many, score_key
+from .replay import score_key
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def sweep(
     recording: Recording, policies: Iterable[ExitPolicy], metric: str, config: PFBerxitConfig | None = None
 ) -> list[Point]:
     """Replay policies on a recording with labels; `config` prices them in multiply-adds."""
-    replayed = replay_many(recording.evidence, policies, recording.exit_depths, recording.problem_type)
+    replayed = ((policy, *recording.replay(policy)) for policy in policies)
     return measured(replayed, recording, metric, config)
 
 
@@ -98,11 +98,11 @@ def resampled_scores(
     points: Sequence[Point], recording: Recording, metric: str, resamples: int = 500, seed: int = 0
 ) -> np.ndarray:
     """The points' scores on rows drawn anew with replacement, the same rows for all of them, (resamples, points)."""
-    labels, policies = recording.labels.numpy(), [point.policy for point in points]
-    replayed = replay_many(recording.evidence, policies, recording.exit_depths, recording.problem_type)
-    answers = [each.numpy() for _, each, _ in replayed]
-    parts = drawn_weights(len(labels), resamples, seed)
-    return np.concatenate([weighted_scores(metric, answers, labels, weights) for weights in parts])
+    labels, found = recording.labels.numpy(), []
+    for weights in drawn_weights(len(labels), resamples, seed):
+        answers = (recording.replay(point.policy)[0].numpy() for point in points)  # one at a time in memory
+        found.append(weighted_scores(metric, answers, labels, weights))
+    return np.concatenate(found)
 
 
 def drawn_weights(rows: int, resamples: int, seed: int, at_once: int = 1_000_000) -> Iterator[np.ndarray]:
@@ -142,10 +142,9 @@ def distinct_settings(
 def by_share(recording: Recording, policy: ExitPolicy, steps: int) -> list[tuple[float, ExitPolicy]]:
     """The shares of layers that a policy with its first knob turned can save, each with the most careful that does."""
     policies = turned(recording, policy, first_values(recording, policy, steps))
-    replayed = replay_many(recording.evidence, policies, recording.exit_depths, recording.problem_type)
     found: dict[float, ExitPolicy] = {}
-    for each, _, layers in replayed:
-        found.setdefault(1 - layers.double().mean().item() / recording.layers, each)
+    for each in policies:
+        found.setdefault(1 - recording.replay(each)[1].double().mean().item() / recording.layers, each)
     return sorted(found.items(), key=lambda pair: pair[0])
 
 
@@ -159,7 +158,7 @@ def first_values(recording: Recording, policy: ExitPolicy, steps: int) -> Sequen
     rule = rule_of(policy)
     if not rule.needs_threshold(recording.problem_type):
         return FIELDS[rule.knobs(recording.problem_type)[0]].tried(recording.exit_depths)
-    values = candidate_thresholds(recording.evidence, policy, recording.problem_type, steps)
+    values = recording.scores.of(policy).quantiles(steps)
     return values[::-1] if rule.leaves_above else values
 
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.labels import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
-from .replay import replay
+from .replay import ScoreBook
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,14 @@ class Recording:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @cached_property
+    def scores(self) -> ScoreBook:
+        """What rules make of the evidence, each worked out when a policy first asks."""
+        return ScoreBook(self.evidence, self.problem_type)
+
     def replay(self, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
         """The answers (N, C) and executed layers (N,) under a policy."""
-        return replay(self.evidence, policy, self.exit_depths, self.problem_type)
+        return self.scores.of(policy).decide(policy, self.exit_depths)
 
     def select(self, rows: Tensor) -> Recording:
         """Some of the rows, by their numbers."""

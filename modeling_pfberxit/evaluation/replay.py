@@ -1,45 +1,48 @@
 """Replay: what any policy would have done, from the evidence that one full-depth pass recorded.
 
-The same `step` that runs online is fed with the recorded logits, so the answers and depths are the same.
+The same functions that run online are fed with the recorded logits, so the answers and depths are the same.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.criteria import rule_of, score_of, start
-from ..model.evidence import MULTI_LABEL, REGRESSION, Evidence, ExitState, predictions
+from ..model.criteria import rule_of, score_of
+from ..model.evidence import MULTI_LABEL, REGRESSION, Evidence
 from ..model.exit_policy import ExitPolicy
 from ..model.policy_fields import read_by
 from ..model.validation import refuse
+from .history import History
 
 
 def replay(evidence: Evidence, policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> tuple[Tensor, Tensor]:
     """The answers (N, C) and executed layers (N,) that the policy gives on recorded evidence, logits (N, E, C)."""
-    return Scores(evidence, policy, problem_type).decide(policy, exit_depths)
+    return Scores(History(evidence, problem_type), policy).decide(policy, exit_depths)
 
 
-def replay_many(
-    evidence: Evidence, policies: Iterable[ExitPolicy], exit_depths: list[int], problem_type: str
-) -> Iterator[tuple[ExitPolicy, Tensor, Tensor]]:
-    """`replay` for many policies, the same scores worked out once. Yields policy, answers and layers."""
-    for policy, scores in scored(evidence, policies, problem_type):
-        yield (policy, *scores.decide(policy, exit_depths))
+class ScoreBook:
+    """The scores of recorded evidence by all policies that asked; policies that differ in what is decided share them.
 
+    Those not asked for longest are forgotten, before new ones are made, where all take more than `room` bytes.
+    """
 
-def scored(
-    evidence: Evidence, policies: Iterable[ExitPolicy], problem_type: str
-) -> Iterator[tuple[ExitPolicy, "Scores"]]:
-    """Every policy with the evidence scored for it; policies that differ only in what is decided share the scores."""
-    known: dict[tuple[Any, ...], Scores] = {}
-    for policy in policies:
-        if (key := score_key(policy)) not in known:
-            known[key] = Scores(evidence, policy, problem_type)
-        yield policy, known[key]
+    def __init__(self, evidence: Evidence, problem_type: str, room: int = 2**28):
+        self.history, self.room = History(evidence, problem_type), room
+        self.known: dict[tuple[Any, ...], Scores] = {}
+
+    def of(self, policy: ExitPolicy) -> "Scores":
+        """By the policy's rule."""
+        if (key := score_key(policy)) in self.known:
+            self.known[key] = self.known.pop(key)  # the last to be asked for stand last
+            return self.known[key]
+        while self.known and sum(each.bytes for each in self.known.values()) > self.room:
+            del self.known[next(iter(self.known))]
+        self.known[key] = Scores(self.history, policy)
+        return self.known[key]
 
 
 def score_key(policy: ExitPolicy) -> tuple[Any, ...]:
@@ -47,77 +50,77 @@ def score_key(policy: ExitPolicy) -> tuple[Any, ...]:
     return tuple(getattr(policy, name) for name in rule_of(policy).scored_by(policy))
 
 
-class Scored(NamedTuple):
-    """One exit's evidence with its score, which no threshold has been held against yet."""
-
-    score: Tensor
-    now: Tensor
-    evidence: Evidence
-    state: ExitState
-
-
 class Scores:
     """Recorded evidence scored by one criterion, to be decided under any threshold, patience and lowest layer."""
 
-    def __init__(self, evidence: Evidence, policy: ExitPolicy, problem_type: str):
-        rows, exits, labels = evidence.logits.shape
-        self.rule, self.problem_type = rule_of(policy), problem_type
-        if (needed := self.rule.needs_evidence) not in (None, *evidence.emitted):
+    def __init__(self, history: History, policy: ExitPolicy):
+        self.history, self.rule, self._told = history, rule_of(policy), None
+        if (needed := self.rule.needs_evidence) not in (None, *history.evidence.emitted):
             refuse("criterion", policy.criterion, f"a rule whose evidence was recorded: this model had no {needed}")
-        state = start(rows, labels, policy, exits, problem_type, evidence.logits.device)
-        self.logits, self.exits, self._told = evidence.logits, [], None
-        for number in range(exits):
-            part = evidence.at(number)
-            now = predictions(part.logits, problem_type)
-            self.exits.append(Scored(score_of(now, part, state, policy), now, part, replace(state)))
-            state.remember(now)
+        self.memory = max(1, self.rule.memory(policy, len(history.exits)))
+        self.exits = [  # each exit's scores, (N,) or (N, m), which no threshold has been held against yet
+            score_of(history.now[number], part, history.state(number, self.memory), policy)
+            for number, part in enumerate(history.exits)
+        ]
+
+    @property
+    def bytes(self) -> int:
+        """Of memory."""
+        return sum(each.nbytes for each in (*self.exits, *(self._told or ())))
 
     def decide(self, policy: ExitPolicy, exit_depths: list[int]) -> tuple[Tensor, Tensor]:
         """The answers (N, C) and executed layers (N,): `decide` at one exit after the other, as online."""
-        if not policy.is_active(self.problem_type):
-            return self.logits[:, -1], torch.full((len(self.logits),), exit_depths[-1])
-        start, counts = self.exits[0].state.count, []
-        running, at = torch.ones_like(start, dtype=torch.bool), torch.zeros_like(start, dtype=torch.int16)
+        logits, counts = self.history.evidence.logits, []
+        if not policy.is_active(self.history.problem_type):
+            return logits[:, -1], torch.full((len(logits),), exit_depths[-1])
+        running, at = torch.ones(len(logits), dtype=torch.bool), torch.zeros(len(logits), dtype=torch.int16)
         for fire, count in self.fires(policy, exit_depths):
             counts.append(count)
             running = running & ~fire
             at += running
-        fired, at = ~running, at.long().clamp(max=len(self.exits) - 1)
+        at = at.long().clamp(max=len(self.exits) - 1)
         layers, everyone = torch.tensor(exit_depths)[at], torch.arange(len(at))
         if self.rule.own(policy):
-            return self.logits[everyone, at], layers
+            return logits[everyone, at], layers
         if "patience" in read_by(self.rule.answer, policy):
-            count = torch.stack(counts, dim=1)
-            return self._tell(policy, torch.ones_like(fired), count)[everyone, at], layers
+            return self._counted(policy, at, counts), layers
         if self._told is None:  # what exits answer depends on whether they fire, not on how the threshold made them
-            self._told = torch.stack([self._tell(policy, torch.full_like(fired, value)) for value in (False, True)])
-        return self._told[fired.long(), everyone, at], layers
+            each = [self._tell(policy, number, fired=True) for number in range(len(self.exits))]
+            self._told = torch.stack(each, dim=1), self._tell(policy, len(self.exits) - 1, fired=False)
+        told, at_the_end = self._told
+        return torch.where(running[:, None], at_the_end, told[everyone, at]), layers
 
     def fires(self, policy: ExitPolicy, exit_depths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Exit after exit: which rows it lets go, had none left before, and their counters, (N,) both."""
-        count = self.exits[0].state.count
-        for each, depth in zip(self.exits, exit_depths, strict=True):
-            state = replace(each.state, count=count)
-            fire = self.rule.decide(each.score, state, policy, torch.tensor(depth))
-            count = state.count
-            yield fire if depth >= policy.min_layer else torch.zeros_like(fire), count
+        state = self.history.state(0, 0)
+        for score, depth in zip(self.exits, exit_depths, strict=True):
+            fire = self.rule.decide(score, state, policy, torch.tensor(depth))
+            yield fire if depth >= policy.min_layer else torch.zeros_like(fire), state.count
+            state.seen = state.seen + 1
 
-    def _tell(self, policy: ExitPolicy, fire: Tensor, counts: Tensor | None = None) -> Tensor:
-        """What every exit would answer every row, (N, E, C)."""
-        answers = []
-        for number, each in enumerate(self.exits):
-            state = each.state if counts is None else replace(each.state, count=counts[:, number])
-            answers.append(self.rule.answer(fire, each.now, each.evidence, state, policy))
-        return torch.stack(answers, dim=1)
+    def _tell(self, policy: ExitPolicy, number: int, fired: bool) -> Tensor:
+        """What one exit would answer every row if they all fire there, or none, (N, C)."""
+        state, now = self.history.state(number, self.memory), self.history.now[number]
+        return self.rule.answer(torch.full((len(now),), fired), now, self.history.exits[number], state, policy)
 
+    def _counted(self, policy: ExitPolicy, at: Tensor, counts: list[Tensor]) -> Tensor:
+        """What rows are told at the exits they leave `at`, where that depends on the counters there, (N, C)."""
+        answers = torch.empty_like(self.history.evidence.logits[:, 0])
+        for number, count in enumerate(counts):
+            rows = (at == number).nonzero().squeeze(1)
+            state = replace(self.history.state(number, self.memory), count=count).select(rows)
+            part = Evidence(*(None if kind is None else kind[rows] for kind in self.history.exits[number]))
+            now = self.history.now[number][rows]
+            answers[rows] = self.rule.answer(torch.ones_like(rows, dtype=torch.bool), now, part, state, policy)
+        return answers
 
-def candidate_thresholds(evidence: Evidence, policy: ExitPolicy, problem_type: str, steps: int) -> list[float]:
-    """Quantiles of the scores that occur, and one above all of them."""
-    seen = torch.cat([each.score.flatten() for each in Scores(evidence, policy, problem_type).exits])
-    seen = seen[seen.isfinite()].numpy()
-    if not seen.size:  # a rule that only agrees or disagrees
-        return [0.0]
-    return [*np.unique(np.quantile(seen, np.linspace(0, 1, steps))).tolist(), float(seen.max()) * 1.01 + 1e-6]
+    def quantiles(self, steps: int) -> list[float]:
+        """Thresholds to try: quantiles of the scores that occur, and one above all of them."""
+        seen = torch.cat([score.flatten() for score in self.exits])
+        seen = seen[seen.isfinite()].numpy()
+        if not seen.size:  # a rule that only agrees or disagrees
+            return [0.0]
+        return [*np.unique(np.quantile(seen, np.linspace(0, 1, steps))).tolist(), float(seen.max()) * 1.01 + 1e-6]
 
 
 def same_answers(logits: Tensor, others: Tensor, problem_type: str, tolerance: float) -> Tensor:

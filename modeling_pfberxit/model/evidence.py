@@ -8,6 +8,7 @@ single-label L = 1, K = C; multi-label L = C, K = 2 (every label its own two out
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -113,6 +114,10 @@ class ExitState:
     def cat(cls, parts: list[ExitState]) -> ExitState:
         """The states of several groups of rows, one after the other."""
         return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in ROW_WISE})
+
+    def divergences(self, now: Tensor, divergence: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The newest prediction (B, L, K) from each that is remembered, summed over the labels, (B, m)."""
+        return divergence(now[:, None].expand_as(self.past), self.past).sum(-1)
 
     def remember(self, now: Tensor) -> None:
         """Push the newest prediction (B, L, K), drop the oldest."""

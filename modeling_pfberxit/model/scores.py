@@ -23,7 +23,7 @@ EPSILON = 1e-6  # keeps a harmonic mean finite
 def divergences_from_past(now: Tensor, state: ExitState, policy: PolicyFields) -> Tensor:
     """s_{i,i-1} ... s_{i,i-m}, summed over labels: (B, L, K) against (B, m, L, K) -> (B, m); NaN: there was none."""
     divergence = DIVERGENCES[policy.divergence]
-    scores = divergence.of(now[:, None].expand_as(state.past), state.past).sum(-1)
+    scores = state.divergences(now, divergence.of)
     return scores / (now.shape[1] * divergence.unit(now.shape[2])) if policy.normalize else scores
 
 
@@ -114,7 +114,7 @@ def score_window(now: Tensor, evidence: Evidence, state: ExitState, policy: Poli
     """
     tables = state.with_newest(now)[:, : policy.window]  # (B, m, L, K)
     labels = tables.argmax(-1)  # (B, m, L)
-    likely = tables.exp().gather(-1, labels[:, :1, :, None].expand(*labels.shape, 1)).squeeze(-1)  # (B, m, L)
+    likely = tables.gather(-1, labels[:, :1, :, None].expand(*labels.shape, 1)).squeeze(-1).exp()  # (B, m, L)
     settled = (labels == labels[:, :1]).all(1) & ~likely.isnan().any(1)  # (B, L)
     settled = settled & WINDOW_RULES[policy.window_rule](likely, policy)
     return entropy(now, policy.normalize).masked_fill(settled.all(-1), -math.inf)

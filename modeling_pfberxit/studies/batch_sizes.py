@@ -14,7 +14,6 @@ from torch.nn.functional import pad
 
 from ..evaluation.frontier import Point, grid, judging, measured
 from ..evaluation.recording import Recording
-from ..evaluation.replay import scored
 from ..evaluation.tables import header, line, point_cell
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.criteria import rule_of
@@ -44,10 +43,11 @@ def whole_batches(
     """
     logits, depths = recording.evidence.logits, torch.tensor(recording.exit_depths)
     everyone = torch.arange(len(recording))
-    for policy, scores in scored(recording.evidence, policies, recording.problem_type):
+    for policy in policies:
         if not rule_of(policy).own(policy):
             refuse("criterion", policy.criterion, "one whose rows are told what the exit itself says")
-        fires = torch.stack([fire for fire, _ in scores.fires(policy, recording.exit_depths)], dim=1)
+        fires = recording.scores.of(policy).fires(policy, recording.exit_depths)
+        fires = torch.stack([fire for fire, _ in fires], dim=1)
         at = together(fires, batch_size)
         yield policy, logits[everyone, at], depths[at]
 
