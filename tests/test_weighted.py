@@ -6,11 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_pfberxit import ExitPolicy
+from modeling_pfberxit.benchmark.commands import benchmark_commands
 from modeling_pfberxit.data.metrics import METRICS, score
 from modeling_pfberxit.data.weighted import weighted_scores
-from modeling_pfberxit.evaluation.frontier import drawn_weights, grid, resampled_scores, sweep
+from modeling_pfberxit.evaluation.frontier import drawn_weights, grid, resampled_scores, sweep, with_intervals
+from modeling_pfberxit.evaluation.history import History
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.evaluation.replay import Scores
+from modeling_pfberxit.model.divergences import DIVERGENCES
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, ROW_WISE, SINGLE_LABEL, Evidence, ExitState
 
 pytestmark = pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning", "ignore::RuntimeWarning")
 
@@ -96,3 +101,40 @@ def test_what_is_drawn_does_not_depend_on_how_much_is_drawn_at_once():
     whole, parts = (list(drawn_weights(50, 20, seed=1, at_once=size)) for size in (10**6, 150))
     assert len(whole) == 1 and len(parts) == 7 and max(each.size for each in parts) <= 150
     assert (np.concatenate(parts, axis=1) == whole[0]).all() and (whole[0].sum(0) == 50).all()
+
+
+def test_a_grid_its_sweep_and_its_intervals_score_the_evidence_once(monkeypatch):
+    made, original = [], Scores.__init__
+
+    def counted(self: Scores, history: History, policy: ExitPolicy) -> None:
+        made.append(policy.window)
+        original(self, history, policy)
+
+    monkeypatch.setattr(Scores, "__init__", counted)
+    kept, metric = recording(SINGLE_LABEL)
+    with_intervals(sweep(kept, grid(kept, "divergence_v3", steps=4), metric), kept, metric, resamples=5)
+    assert len(made) == len(set(made)) > 1
+
+
+@pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL])
+@pytest.mark.parametrize("memory", [1, 2, 5])
+def test_what_is_looked_up_is_what_the_exits_remember_online(problem_type, memory):
+    evidence, divergence = recording(problem_type)[0].evidence, DIVERGENCES["js_div"].of
+    history, labels = History(evidence, problem_type), evidence.logits.shape[2]
+    online = ExitState.start(60, labels, memory, problem_type, "cpu")
+    for number, now in enumerate(history.now):
+        state = history.state(number, memory)
+        for name in ROW_WISE:
+            torch.testing.assert_close(getattr(state, name), getattr(online, name), rtol=0, atol=0, equal_nan=True)
+        expected = online.divergences(now, divergence)
+        torch.testing.assert_close(state.divergences(now, divergence), expected, rtol=0, atol=1e-6, equal_nan=True)
+        online.remember(now)
+
+
+def test_every_command_on_a_recording_is_timed(capsys):
+    found = benchmark_commands(60, 4)
+    assert {command for _, command in found} == {"write_and_read", "frontier", "calibrate", "ladder", "elue", "report"}
+    printed = capsys.readouterr().out
+    assert (
+        all(f"| {kind} | {command} |" in printed for kind, command in found) and printed.count("|\n") == len(found) + 2
+    )
