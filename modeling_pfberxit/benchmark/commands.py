@@ -1,10 +1,7 @@
 """How long the commands on a recording take, on planted recordings of every kind of task."""
 
-import io
-import json
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,11 +11,12 @@ from transformers import BertConfig
 
 from ..evaluation import plots
 from ..evaluation.calibration import all_points, calibrate, conformal, ladder
-from ..evaluation.elue_report import run_elue
+from ..evaluation.elue_report import scores
+from ..evaluation.exit_patterns import drift
 from ..evaluation.frontier import layer_scores
 from ..evaluation.frontier_report import frontiers, write_csv
 from ..evaluation.recording import Recording
-from ..evaluation.recording_report import run_report
+from ..evaluation.recording_report import drifting, leaving, save, settling
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from ..model.exit_policy import ExitPolicy
@@ -80,14 +78,14 @@ class Bench:
 
     def elue(self) -> None:
         """Every rule against static truncations."""
-        run_elue(str(self.folder / "a.safetensors"), None, None, "layers", None, None, None)
+        scores(str(self.folder / "a.safetensors"), None, None, "layers", None)
 
     def report(self) -> None:
         """Overthinking, groups, drift, pictures and a line for every row."""
-        path = str(self.folder / "a.safetensors")
-        run_report(
-            path, json.dumps({"criterion": self.policy.criterion, "threshold": 0.4}), path, str(self.folder / "report")
-        )
+        kept, before = (Recording.load(self.folder / "a.safetensors") for _ in range(2))
+        settling(kept)
+        drifting(drift(before, kept, self.policy))
+        save(kept, self.policy, leaving(kept, self.policy), self.folder / "report")
 
 
 def benchmark_commands(rows: int, exits: int) -> dict[tuple[str, str], float]:
@@ -105,8 +103,7 @@ def benchmark_commands(rows: int, exits: int) -> dict[tuple[str, str], float]:
 
 
 def timed(command: Callable[[], None]) -> float:
-    """Seconds a command takes; what it prints is thrown away."""
+    """Seconds a command takes."""
     started = time.perf_counter()
-    with redirect_stdout(io.StringIO()):
-        command()
+    command()
     return time.perf_counter() - started
