@@ -267,3 +267,8 @@ def embed(
 def pooler_dense(backbone: PreTrainedModel) -> nn.Linear:
     """The linear layer of the encoder's own pooler; tanh follows it in every family."""
     return backbone.pooler if backbone.config.model_type == "albert" else backbone.pooler.dense
+
+
+def reads_backbone_pooler(config: PreTrainedConfig) -> bool:
+    """Whether the exits use the encoder's own pooler, untrained unless the encoder is."""
+    return config.exit_pooler == "backbone" and not config.train_pooler

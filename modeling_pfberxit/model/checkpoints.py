@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .backbones import HAVE_POOLER
+from .backbones import reads_backbone_pooler, HAVE_POOLER
 from .blueprint import (
     check_blueprint,
     check_carried_over,
@@ -256,8 +256,3 @@ def check_pooler(config: PreTrainedConfig, backbone: PreTrainedModel) -> None:
     if config.exit_pooler == "backbone" and getattr(backbone, "pooler", None) is None:
         kind = backbone.config.model_type
         refuse("exit_pooler", "backbone", f"'none' or 'own': this {kind} checkpoint has no pooler weights")
-
-
-def reads_backbone_pooler(config: PreTrainedConfig) -> bool:
-    """Whether the exits use the encoder's own pooler, untrained unless the encoder is."""
-    return config.exit_pooler == "backbone" and not config.train_pooler

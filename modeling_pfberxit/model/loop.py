@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .backbones import pooler_dense
-from .checkpoints import reads_backbone_pooler
+from .backbones import reads_backbone_pooler
 from .criteria import chance, rule_of, start, step
 from .encoding import Encoding
 from .evidence import Evidence, ExitState

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from .backbones import pooler_dense
 from .blueprint import check_blueprint
-from .checkpoints import reads_backbone_pooler
+from .backbones import reads_backbone_pooler
 from .configuration_pfberxit import PFBerxitConfig
 from .encoding import Encoding
 from .exit_policy import FULL_DEPTH, POLICY_CHECKS, ExitPolicy, resolve_policy

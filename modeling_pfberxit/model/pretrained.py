@@ -8,7 +8,8 @@ from .adapted_layer import AdaptedLayer
 from .adapters import init_adapter_weights
 from .backbones import build_backbone, check_supported, embed, num_depths
 from .blueprint import blueprint, rebuilt
-from .checkpoints import CheckpointMixin, reads_backbone_pooler
+from .checkpoints import CheckpointMixin
+from .backbones import reads_backbone_pooler
 from .configuration_pfberxit import PFBerxitConfig
 from .execution import Execution
 from .exits import Exits, init_exit_weights
