@@ -25,7 +25,7 @@ def run(
     from modeling_pfberxit.evaluation.precision import as_markdown, compare_precisions
     from modeling_pfberxit.evaluation.saved_model import model_and_rows
     from modeling_pfberxit.model.exit_policy import describe, resolve_policy
-    from modeling_pfberxit.model.labels import problem_type_of
+    from modeling_pfberxit.model.losses import problem_type_of
     from modeling_pfberxit.model.validation import refuse
 
     loaded, task, encoded = model_and_rows(model, dataset, config, split, rows, columns)

@@ -7,7 +7,7 @@ from transformers import AutoModel, BertConfig, GPT2Config
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.model.backbones import FUSED, LAYERS, encoder_layers, longest_input, num_depths, table_sizes
-from modeling_pfberxit.model.execution import Execution
+from modeling_pfberxit.model.loop import Execution
 
 FAMILIES = list(CONFIGS)
 MASKED = tiny_batch(5, longest=11)

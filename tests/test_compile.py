@@ -5,8 +5,8 @@ import torch
 from tiny import tiny_batch, tiny_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from modeling_pfberxit.model import sublayers
-from modeling_pfberxit.model.execution import Execution
+from modeling_pfberxit.model import layers as sublayers
+from modeling_pfberxit.model.loop import Execution
 
 FAMILIES = ["albert", "bert", "distilbert"]
 BATCH = tiny_batch(4)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.model.criteria import start, step
-from modeling_pfberxit.model.divergences import DIVERGENCES
-from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
+from modeling_pfberxit.model.exits import DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
 from modeling_pfberxit.model.scores import divergences_from_past
 
 EXITS = 6

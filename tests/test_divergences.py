@@ -12,8 +12,7 @@ from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig
 from modeling_pfberxit.model.criteria import start
-from modeling_pfberxit.model.divergences import DIVERGENCE_ALIASES, DIVERGENCES
-from modeling_pfberxit.model.evidence import MULTI_LABEL, SINGLE_LABEL, predictions
+from modeling_pfberxit.model.exits import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, SINGLE_LABEL, predictions
 from modeling_pfberxit.model.scores import divergences_from_past
 
 LN2 = math.log(2)

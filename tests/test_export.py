@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
-from modeling_pfberxit.model import labels as labels_file
+from modeling_pfberxit.model import losses as labels_file
 from modeling_pfberxit.model import rows as rows_file
 
 # Traced with rows of one length, none of them padded: whatever Python decides on that would be wrong for all others.

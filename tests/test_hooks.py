@@ -92,7 +92,7 @@ def test_the_encoder_itself_is_left_as_it_was():
 
 @pytest.mark.parametrize("name", ["attention", "attention.self", "intermediate", "output"])
 def test_a_hook_that_is_never_called_is_named(name, caplog):
-    from modeling_pfberxit.model import hooks
+    from modeling_pfberxit.model import layers as hooks
 
     model = tiny_model(num_labels=3)
     hooks.logger.warning_once.cache_clear()

@@ -21,7 +21,7 @@ from tiny import (
 from torch.nn import functional as F
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.model.prompts import Prompts
+from modeling_pfberxit.model.adapters import Prompts
 
 FAMILIES = list(CONFIGS)
 GENERATORS = ["table", "npg", "mppg", "appg"]

@@ -1,6 +1,7 @@
 """The rooms of the house: who may import whom, no import in a circle, and what a Hub repository carries."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A room may import those before it, and itself; `studies` and `benchmark` stand side by side.
 ORDER = {"model": 0, "data": 1, "evaluation": 2, "training": 3, "studies": 4, "benchmark": 4, "pfberxit": 5}
-FRONT_DOORS = {"modeling_pfberxit", "modeling_pfberxit.__main__", "modeling_pfberxit.calibration"}  # re-exports only
+FRONT_DOORS = {
+    "modeling_pfberxit",
+    "modeling_pfberxit.__main__",
+    "modeling_pfberxit.calibration",
+    "modeling_pfberxit.pipeline",
+}  # re-exports only
 REMOTE = {"torch", "transformers", "huggingface_hub", "safetensors"}
 
 
@@ -51,6 +57,11 @@ def test_no_import_runs_back_up(name):
     assert own is not None, f"{name} stands in no room"
     for other in map(room, imports(name)):
         assert other is None or other == own or ORDER[other] < ORDER[own], f"{name} imports from {other}"
+
+
+def test_no_import_runs_in_a_circle():
+    graph = {name: imports(name) & MODULES.keys() - {name} for name in MODULES}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which shows the circle
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) == "model"))

@@ -14,10 +14,9 @@ from modeling_pfberxit.data.tasks import load_task
 from modeling_pfberxit.evaluation.frontier import grid
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.model.criteria import CRITERIA, rule_of, start, step
-from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
-from modeling_pfberxit.model.exit_policy import FIELDS, FULL_DEPTH, check_fit, describe
-from modeling_pfberxit.model.policy_fields import reads
-from modeling_pfberxit.model.systems import SYSTEMS
+from modeling_pfberxit.model.exit_policy import FIELDS, FULL_DEPTH, SYSTEMS, check_fit, describe
+from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.validation import reads
 from modeling_pfberxit.studies.quickstart import POINTS, choice_of, choose_policies, rounded
 
 TASKS = {SINGLE_LABEL: "intent", MULTI_LABEL: "topics", REGRESSION: "urgency"}

@@ -22,14 +22,13 @@ from transformers.utils import logging
 
 from modeling_pfberxit import ExitPolicy, PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.replay import replay
-from modeling_pfberxit.model import execution, reading, streams
+from modeling_pfberxit.model import loop as execution
+from modeling_pfberxit.model import streams
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence, ExitState
-from modeling_pfberxit.model.execution import Execution
-from modeling_pfberxit.model.loop import Loop
-from modeling_pfberxit.model.rows import Rows, unless_full
+from modeling_pfberxit.model.exits import SINGLE_LABEL, Evidence, ExitState
+from modeling_pfberxit.model.loop import Execution, Loop
+from modeling_pfberxit.model.rows import Rows, Walk, unless_full
 from modeling_pfberxit.model.streams import Stream
-from modeling_pfberxit.model.walk import Walk
 
 ROWS = 33
 HUNGRY, FED = Execution(weights_in_tokens=1e6), EAGER  # only full batches run; any does
@@ -126,7 +125,7 @@ def test_a_stream_answers_every_row_as_if_it_were_alone(name, monkeypatch):
     same(predict(model, rows, policy, 4, FED), expected)
     same(predict(model, rows, policy, 4, PLAIN), expected)
     same(predict(model, rows, policy, 7, HUNGRY), expected)
-    monkeypatch.setattr(reading, "WINDOW", 2)  # four or five windows, each sorted by itself
+    monkeypatch.setattr(streams, "WINDOW", 2)  # four or five windows, each sorted by itself
     same(predict(model, rows, policy, 4, HUNGRY), expected)
 
 
@@ -214,7 +213,7 @@ SOURCES = {
 @pytest.mark.parametrize("types", [False, True], ids=["", "with types"])
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_rows_may_come_from_anywhere(source, types, monkeypatch):
-    monkeypatch.setattr(reading, "WINDOW", 2)
+    monkeypatch.setattr(streams, "WINDOW", 2)
     model, rows = served("bert"), sentences()
     if types:
         rows = [{**row, "token_type_ids": (torch.arange(len(row["input_ids"])) > 2).long()} for row in rows]
@@ -350,7 +349,7 @@ def test_rows_of_different_batches_go_on_together(steps, monkeypatch):
 
 @pytest.mark.parametrize("name", ["albert", "albert, cls", "albert, three groups", "bert", "bert, prompts"])
 def test_batches_stay_full_while_rows_come_in(name, steps, monkeypatch):
-    monkeypatch.setattr(reading, "WINDOW", 1)
+    monkeypatch.setattr(streams, "WINDOW", 1)
     read = []
 
     def coming():
@@ -365,7 +364,7 @@ def test_batches_stay_full_while_rows_come_in(name, steps, monkeypatch):
 
 @pytest.mark.parametrize("name", ["albert", "bert"])
 def test_a_full_batch_waits_for_nobody(name, steps, monkeypatch):
-    monkeypatch.setattr(reading, "WINDOW", 1)
+    monkeypatch.setattr(streams, "WINDOW", 1)
     read = []
 
     def coming():
@@ -391,7 +390,7 @@ def test_no_batch_is_larger_than_asked_for_or_than_fits_the_caches(name, size, s
 @pytest.mark.parametrize("name", ["albert", "bert"])
 def test_short_rows_and_long_ones_may_come_in_any_mixture(name, seed, short_cuts, monkeypatch):
     monkeypatch.setattr(execution, "MOST_TOKENS", {"cpu": 64})
-    monkeypatch.setattr(reading, "WINDOW", 1)
+    monkeypatch.setattr(streams, "WINDOW", 1)
     model, mixture = served(name), np.random.default_rng(seed).permutation(40)
     rows = [*sentences(30, longest=3, seed=seed), *sentences(10, longest=60, shortest=20, seed=seed)]
     rows = [rows[number] for number in mixture]
@@ -427,7 +426,7 @@ def test_few_rows_wait_however_many_come(name, size, waiting):
 
 @pytest.mark.parametrize("name", ["albert", "bert"])
 def test_rows_are_read_window_by_window(name, monkeypatch):
-    monkeypatch.setattr(reading, "WINDOW", 2)
+    monkeypatch.setattr(streams, "WINDOW", 2)
     size, read, answered, answer = 4, 0, 0, Walk.answer
     ahead = []
 

@@ -14,8 +14,15 @@ from modeling_pfberxit.evaluation.frontier import drawn_weights, grid, resampled
 from modeling_pfberxit.evaluation.history import History
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evaluation.replay import Scores
-from modeling_pfberxit.model.divergences import DIVERGENCES
-from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, ROW_WISE, SINGLE_LABEL, Evidence, ExitState
+from modeling_pfberxit.model.exits import (
+    DIVERGENCES,
+    MULTI_LABEL,
+    REGRESSION,
+    ROW_WISE,
+    SINGLE_LABEL,
+    Evidence,
+    ExitState,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning", "ignore::RuntimeWarning")
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.execution import Execution
 from ..model.exit_policy import ExitPolicy
+from ..model.loop import Execution
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from .workload import Batch, Script
 

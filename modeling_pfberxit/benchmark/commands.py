@@ -18,8 +18,8 @@ from ..evaluation.frontier_report import frontiers, write_csv
 from ..evaluation.recording import Recording
 from ..evaluation.recording_report import drifting, leaving, save, settling
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from ..model.exit_policy import ExitPolicy
+from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 KINDS = {SINGLE_LABEL: ("accuracy", 3), MULTI_LABEL: ("micro_f1", 20), REGRESSION: ("correlation", 1)}
 

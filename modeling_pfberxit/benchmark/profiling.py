@@ -22,11 +22,11 @@ from ..evaluation.tables import header, line
 from ..evaluation.timing import interleaved
 from ..model.backbones import embed
 from ..model.exits import Exits
+from ..model.layers import begin, finish
 from ..model.loop import Loop
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.rows import Rows
 from ..model.streams import Stream
-from ..model.token_first import begin, finish
 from .baselines import OURS, SHORT_CUTS, answers_of, with_short_cuts
 from .speed import contest, run, stream
 from .workload import Script, Workload

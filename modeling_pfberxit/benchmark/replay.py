@@ -7,7 +7,7 @@ import torch
 
 from ..evaluation.frontier import grid, judging
 from ..evaluation.recording import Recording
-from ..model.evidence import SINGLE_LABEL, Evidence
+from ..model.exits import SINGLE_LABEL, Evidence
 
 
 def benchmark_replay(rows: int = 10_000, exits: int = 12, settings: int = 10_000) -> dict[str, float]:

@@ -17,11 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..evaluation.frontier import settings_for
 from ..evaluation.recording import Recording
-from ..model.evidence import SINGLE_LABEL, Evidence
 from ..model.exit_policy import ExitPolicy
+from ..model.exits import SINGLE_LABEL, Evidence
 from ..model.loop import Loop
-from ..model.reading import sorted_batches
 from ..model.rows import Rows
+from ..model.streams import sorted_batches
 from ..model.validation import refuse
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from ..model.labels import problem_type_of
+from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import one_of, optional, refuse
 from . import INTENTS, TOPICS, read_support_desk

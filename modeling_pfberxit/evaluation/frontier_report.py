@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.policy_fields import NAMES
+from ..model.validation import NAMES
 from .clock import Clock
 from .frontier import Point, frontier, grid, judging, sweep, with_intervals
 from .recording import Recording

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from ..model.adapters import PLACEMENTS, Adapter
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.evidence import MULTI_LABEL
+from ..model.exits import MULTI_LABEL
 
 Count = int | Tensor  # of one row, or of each of many
 

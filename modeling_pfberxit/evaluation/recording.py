@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from ..model.evidence import Evidence
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
-from ..model.labels import problem_type_of
+from ..model.exits import Evidence
+from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 from .replay import ScoreBook

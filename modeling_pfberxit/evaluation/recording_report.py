@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.exit_policy import ExitPolicy
+from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.validation import refuse
 from . import plots
 from .exit_patterns import Drift, exits_by_class, exits_by_length, overthinking, settled_depth

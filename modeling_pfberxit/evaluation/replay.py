@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ..model.criteria import rule_of, score_of
-from ..model.evidence import MULTI_LABEL, REGRESSION, Evidence
 from ..model.exit_policy import ExitPolicy
-from ..model.policy_fields import read_by
-from ..model.validation import refuse
+from ..model.exits import MULTI_LABEL, REGRESSION, Evidence
+from ..model.validation import read_by, refuse
 from .history import History
 
 

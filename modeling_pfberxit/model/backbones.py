@@ -1,4 +1,4 @@
-"""ALBERT, BERT, RoBERTa, ELECTRA, DistilBERT ... as one list of encoder layers.
+"""ALBERT, BERT, RoBERTa, ELECTRA, DistilBERT ... as one list of encoder layers, and what a config says of them.
 
 All of them are the same post-LayerNorm arithmetic under other attribute names. A family is a short view of the stock
 `transformers` layer; the stock modules keep the weights and do the work. The forward pass takes the keys and values
@@ -7,17 +7,67 @@ apart from the rows that query them, so that a layer can be run for some positio
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from .tracing import is_readable
-from .validation import refuse
+from .validation import is_readable, refuse
+
+COMMON = {field.name for field in fields(PreTrainedConfig)} | {"is_decoder", "add_cross_attention"}
+# Of no meaning to an encoder, or set by `Trainer` on the config of any model.
+ELSEWHERE = {"use_cache", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
+USUAL = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # what tools look for in `to_dict()`
+HEADS = {"classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "qa_dropout"}
+
+
+@cache
+def encoder_fields(model_type: str | None) -> dict[str, str]:
+    """The names under which a family's configs are read, and the field each stands for: DistilBERT's hidden_size, dim.
+
+    Empty for a family `transformers` does not know.
+    """
+    if model_type not in CONFIG_MAPPING:
+        return {}
+    kind = CONFIG_MAPPING[model_type]
+    own = {field.name for field in fields(kind)} - COMMON - ELSEWHERE - HEADS
+    aliases = {alias: field for alias, field in kind.attribute_map.items() if field in own}
+    return {**{field: field for field in own}, **aliases}
+
+
+class EncoderFields:
+    """Reads the encoder's fields for a `PreTrainedConfig` that has a `backbone_config`."""
+
+    def _encoder_fields(self) -> dict[str, str]:
+        return encoder_fields((self.__dict__.get("backbone_config") or {}).get("model_type"))
+
+    def __getattr__(self, name: str) -> Any:
+        """What the config itself does not have: a field of the encoder, under any of its usual names."""
+        if name in self._encoder_fields():
+            return getattr(self.encoder_config(), name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `transformers`, with the encoder's sizes, which PEFT reads here."""
+        return {**super().to_dict(), **{name: getattr(self, name) for name in USUAL & self._encoder_fields().keys()}}
+
+    def take_back(self, values: dict[str, Any]) -> None:
+        """Drop from a config's values the sizes that `to_dict` added; refuse others than the encoder's."""
+        for name in USUAL & values.keys() & self._encoder_fields().keys():
+            if (said := values.pop(name)) != (own := getattr(self, name)):
+                refuse(name, said, f"{own}, as in backbone_config")
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What config.json holds: the encoder's sizes stand in `backbone_config` alone."""
+        return {name: value for name, value in super().to_diff_dict().items() if name not in USUAL}
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
 
 NO_DROPOUT = nn.Identity()
 FUSED: dict[type, nn.Module] = {NewGELUActivation: nn.GELU("tanh")}  # ALBERT's
@@ -272,3 +322,10 @@ def pooler_dense(backbone: PreTrainedModel) -> nn.Linear:
 def reads_backbone_pooler(config: PreTrainedConfig) -> bool:
     """Whether the exits use the encoder's own pooler, untrained unless the encoder is."""
     return config.exit_pooler == "backbone" and not config.train_pooler
+
+
+def check_pooler(config: PreTrainedConfig, backbone: PreTrainedModel) -> None:
+    """Refuse exits that want the encoder's pooler where its checkpoint has no weights for one."""
+    if config.exit_pooler == "backbone" and getattr(backbone, "pooler", None) is None:
+        kind = backbone.config.model_type
+        refuse("exit_pooler", "backbone", f"'none' or 'own': this {kind} checkpoint has no pooler weights")

@@ -1,4 +1,4 @@
-"""Loading and saving: a model that travels without its encoder and finds it again."""
+"""Loading and saving: a model that travels without its encoder and finds it again, and the parts all models have."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import logging
 
-from .backbones import reads_backbone_pooler, HAVE_POOLER
-from .blueprint import (
+from .adapters import GENERATORS, TokenExits, check_reach, init_adapter_weights, init_token_exits, resize
+from .backbones import (
+    HAVE_POOLER,
+    build_backbone,
+    check_pooler,
+    check_supported,
+    embed,
+    num_depths,
+    reads_backbone_pooler,
+)
+from .configuration_pfberxit import PFBerxitConfig
+from .exits import Exits, init_exit_weights
+from .identity import (
+    blueprint,
     check_blueprint,
     check_carried_over,
     check_state_dict,
@@ -21,10 +34,10 @@ from .blueprint import (
     keep_exits,
     loadable,
     rebuilt,
+    share,
     stored_depths,
 )
-from .checkpoint_kinds import commit_of, read_checkpoint
-from .identity import share
+from .layers import AdaptedLayer
 from .load_options import (
     LOADER_OPTIONS,
     PUSH_OPTIONS,
@@ -32,9 +45,12 @@ from .load_options import (
     check_load_options,
     check_pretrained_name,
     check_save_options,
+    commit_of,
+    read_checkpoint,
     take_device,
     take_dtype,
 )
+from .loop import Execution
 from .persistence import (
     check_adapter_only,
     check_base,
@@ -44,17 +60,107 @@ from .persistence import (
     record_hashes,
     verify_checkpoint,
 )
-from .under_peft import check_without_peft, in_use
+from .rows import Rows
+from .strategies import check_without_peft, in_use
 from .validation import refuse
 
 logger = logging.get_logger(__name__)
 
 
-class CheckpointMixin:
-    """`from_pretrained`, `save_pretrained` and `push_to_hub` for a `PreTrainedModel` with a `backbone` and `exits`."""
+class PFBerxitPreTrainedModel(PreTrainedModel):
+    """The parts of a model, under the same names in checkpoints of the classifier and of the headless model."""
+
+    config_class = PFBerxitConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["AdaptedLayer"]  # and the encoder's own
+    execution = Execution()  # which short cuts the loop takes; answers are the same without them
+
+    def __init__(self, config: PFBerxitConfig):
+        super().__init__(config)
+        encoder = config.encoder_config()
+        check_supported(encoder)
+        check_base(config)
+        encoder._attn_implementation = config._attn_implementation
+        layers, size = num_depths(encoder), encoder.hidden_size
+        self.exit_depths = config.exit_depths(layers)
+        self.backbone = build_backbone(encoder, reads_backbone_pooler(config))
+        self.depths = nn.ModuleList(AdaptedLayer(config, size) for _ in range(layers))
+        self.exits = self._new_exits(size)
+        generator = GENERATORS[config.prompt_generator]
+        self.prompts = generator and generator(config, size, layers)
+        self.token_exits = TokenExits(config, encoder.vocab_size, layers) if config.token_exits else None
+        if config.token_exits:
+            check_reach(self.depths, self.exits)
+        if config.adapter_only:  # a placeholder until `attach_backbone`
+            for module in self.backbone.modules():
+                module._is_hf_initialized = True
+        self.post_init()
+        self._mark_backbone_keys()
+        self.backbone.requires_grad_(config.train_backbone)
+        self.built_from = blueprint(config)
+
+    def _new_exits(self, hidden_size: int) -> Exits | None:
+        """The heads, or None for a model without."""
+        return None
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        for initialise in (init_adapter_weights, init_exit_weights, init_token_exits):
+            initialise(module, init)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The encoder's embeddings of tokens."""
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put other embeddings in their place."""
+        self.backbone.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in `transformers`; the table of token depths grows or shrinks with the vocabulary."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if self.token_exits is not None:
+            resize(self.token_exits, embeddings.num_embeddings)
+        rebuilt(self, backbone_config=self.config.backbone_config)
+        return embeddings
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters are trained, of how many."""
+        total, trained = self.num_parameters(), self.num_parameters(only_trainable=True)
+        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
+
+    # ---- what a call is given ---------------------------------------------------------------------------------------
+
+    def _wanted(self, hidden_states: bool | None, attentions: bool | None) -> tuple[bool, bool]:
+        """Whether a call returns them: what it says, or else the config."""
+        states = self.config.output_hidden_states if hidden_states is None else hidden_states
+        return states, self.config.output_attentions if attentions is None else attentions
+
+    def _check_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, want_attentions: bool) -> None:
+        """Refuse what this model cannot read or cannot show."""
+        if (input_ids is None) == (inputs_embeds is None):
+            refuse("input_ids", None if input_ids is None else "...", "given, or inputs_embeds: exactly one of them")
+        if want_attentions and self.backbone.config._attn_implementation != "eager":
+            refuse("output_attentions", True, "False unless the model was loaded with attn_implementation='eager'")
+        if self.token_exits is not None and (want_attentions or input_ids is None):
+            name = "output_attentions" if want_attentions else "inputs_embeds"
+            refuse(name, "...", "left out: with token_exits, input_ids say which tokens still ask")
+
+    def _start(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, token_type_ids: Tensor | None,
+        position_ids: Tensor | None, inputs_embeds: Tensor | None,
+    ) -> tuple[Rows, Tensor | None]:  # fmt: skip
+        """The rows of a call in front of the first layer, and where tokens leave on their own, after which (B, n)."""
+        hidden_states = embed(self.backbone, input_ids, token_type_ids, position_ids, inputs_embeds)
+        token_layers = None if self.token_exits is None else self.token_exits(input_ids, attention_mask)
+        return Rows.start(self.backbone.config, hidden_states, attention_mask, token_layers), token_layers
+
+    # ---- loading and saving ----------------------------------------------------------------------------------------
 
     @classmethod
-    def from_backbone(cls, backbone: str | os.PathLike | PreTrainedConfig, **knobs: Any) -> CheckpointMixin:
+    def from_backbone(cls, backbone: str | os.PathLike | PreTrainedConfig, **knobs: Any) -> PFBerxitPreTrainedModel:
         """A new model on a pretrained encoder; before training it is that encoder with untrained exits.
 
         Args:
@@ -82,7 +188,9 @@ class CheckpointMixin:
         return model.to(device).eval()
 
     @classmethod
-    def _on_base(cls, config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]) -> CheckpointMixin:
+    def _on_base(
+        cls, config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
+    ) -> PFBerxitPreTrainedModel:
         """A new model on the encoder its config refers to."""
         wants_pooler = config.exit_pooler != "none" and config.encoder_config().model_type in HAVE_POOLER
         encoder = load_backbone(config, wants_pooler, dtype=dtype, **options)
@@ -183,7 +291,7 @@ class CheckpointMixin:
         self.config.adapter_only = wanted.adapter_only
         self._mark_backbone_keys()
 
-    def attach_backbone(self, backbone: PreTrainedModel) -> CheckpointMixin:
+    def attach_backbone(self, backbone: PreTrainedModel) -> PFBerxitPreTrainedModel:
         """Put a pretrained encoder in the placeholder's place, frozen unless the config trains it."""
         if reads_backbone_pooler(self.config):
             check_pooler(self.config, backbone)
@@ -249,10 +357,3 @@ class CheckpointMixin:
                 "must say where theirs is: from_pretrained(..., base_model_name_or_path=<Hub id or folder>)."
             )
         return super().push_to_hub(repo_id, **kwargs)
-
-
-def check_pooler(config: PreTrainedConfig, backbone: PreTrainedModel) -> None:
-    """Refuse exits that want the encoder's pooler where its checkpoint has no weights for one."""
-    if config.exit_pooler == "backbone" and getattr(backbone, "pooler", None) is None:
-        kind = backbone.config.model_type
-        refuse("exit_pooler", "backbone", f"'none' or 'own': this {kind} checkpoint has no pooler weights")

@@ -6,21 +6,15 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .adapters import ACTIVATIONS, PLACEMENTS, SUBLEARNERS
-from .backbones import architecture, check_supported, num_depths
-from .checkpoint_kinds import commit_of, read_encoder
-from .divergences import DIVERGENCE_ALIASES, DIVERGENCES
-from .encoder_fields import EncoderFields
-from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from .exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, requested_policy
-from .exits import POOLERS, POOLINGS
-from .load_options import SHARED_OPTIONS, check_pretrained_name, floating_dtype
-from .policy_fields import PolicyFields
-from .prompts import GENERATORS
+from .adapters import ACTIVATIONS, GENERATORS, PLACEMENTS, SUBLEARNERS
+from .backbones import EncoderFields, architecture, check_supported, num_depths
+from .exit_policy import POLICY_CHECKS, SYSTEMS, ExitPolicy, check_system, configured_policy, requested_policy
+from .exits import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, POOLERS, POOLINGS, REGRESSION, SINGLE_LABEL
+from .load_options import SHARED_OPTIONS, check_pretrained_name, commit_of, floating_dtype, read_encoder
 from .strategies import EXIT_WEIGHTS, STRATEGIES
-from .systems import SYSTEMS, check_system
 from .validation import (
     Check,
+    PolicyFields,
     above_zero,
     each,
     entry_of,

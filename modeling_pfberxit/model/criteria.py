@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .decisions import (
+from .exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState, predictions
+from .scores import (
     ENSEMBLES,
     all_before,
     by_ensemble,
@@ -37,11 +38,6 @@ from .decisions import (
     nothing,
     one_before,
     own_answer,
-    surest_answer,
-)
-from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState, predictions
-from .policy_fields import NAMES, PolicyFields, declared, read_by
-from .scores import (
     score_confidence,
     score_dge,
     score_distance,
@@ -54,8 +50,9 @@ from .scores import (
     score_v3,
     score_votes,
     score_window,
+    surest_answer,
 )
-from .validation import refuse
+from .validation import NAMES, PolicyFields, declared, read_by, refuse
 
 
 def at_once(policy: PolicyFields) -> int:

@@ -1,12 +1,64 @@
-"""Losses of exits: on the labels, against the last exit, of their prototypes and of their LTE heads."""
+"""What the exits are trained on: a loss for each of them, their sum, and checks that it reaches what should learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
-from .divergences import DIVERGENCES
-from .evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, predictions
+from .exits import DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
+from .strategies import Phase, check_peft, in_use, own_parameters, refuse_frozen, saved_by_peft
+from .validation import is_readable, is_watched, refuse
+
+
+def problem_type_of(config: PreTrainedConfig, labels: Tensor | None = None) -> str:
+    """The config's problem type; without one what the labels of a call say, by `transformers`' convention."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return REGRESSION
+    return MULTI_LABEL if isinstance(labels, Tensor) and labels.is_floating_point() else SINGLE_LABEL
+
+
+def check_labels(labels: Tensor, num_labels: int, rows: int, problem_type: str) -> None:
+    """Refuse labels that do not fit the problem, before the loss kernel fails on them in its own words.
+
+    Their values are looked at on the CPU alone, and not while someone traces.
+    """
+    if not isinstance(labels, Tensor):
+        refuse("labels", type(labels).__name__, "a tensor")
+    if problem_type == SINGLE_LABEL:
+        allowed, shapes = f"integers of shape ({rows},) in [0, {num_labels}), or -100", [(rows,)]
+        right_kind = not labels.is_floating_point() and labels.dtype is not torch.bool
+    elif problem_type == MULTI_LABEL:
+        allowed, shapes = f"floats of shape ({rows}, {num_labels}) in [0, 1]", [(rows, num_labels)]
+        right_kind = labels.is_floating_point()
+    else:
+        shapes = [(rows,), (rows, 1)] if num_labels == 1 else [(rows, num_labels)]
+        allowed, right_kind = f"finite numbers of shape {shapes[0]}", True
+    fits = right_kind and tuple(labels.shape) in shapes
+    if fits and is_readable(labels):
+        fits = _in_range(labels, num_labels, problem_type)
+    if not fits:
+        told = labels.numel() and not is_watched(labels)
+        low_high = f", from {labels.min().item()} to {labels.max().item()}" if told else ""
+        refuse("labels", f"{labels.dtype} {tuple(labels.shape)}{low_high}", f"{allowed} for {problem_type}")
+
+
+def _in_range(labels: Tensor, num_labels: int, problem_type: str) -> bool:
+    if problem_type == REGRESSION:
+        return bool(labels.isfinite().all())
+    if problem_type == MULTI_LABEL:
+        return bool(((labels >= 0) & (labels <= 1)).all())
+    labels = labels.long()
+    return bool((((labels >= 0) & (labels < num_labels)) | (labels == -100)).all())
+
+
+# ---- a loss for each exit --------------------------------------------------------------------------------------------
 
 
 def exit_losses(
@@ -97,3 +149,141 @@ def lte_loss(lte: Tensor, exit_logits: Tensor, labels: Tensor, problem_type: str
     else:
         wrong = ((answers > 0) != (labels[:, None] > 0.5)).float().mean(-1)
     return F.mse_loss(lte.float(), wrong)
+
+
+# ---- the objective ---------------------------------------------------------------------------------------------------
+
+ExitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (B, C) of one exit, the labels -> its loss, a scalar
+WEIGHTS = {"class_weights": SINGLE_LABEL, "pos_weight": MULTI_LABEL}  # fields of the config, and for which problem
+
+
+def training_loss(
+    exits: list[Evidence], labels: Tensor, problem_type: str, config: PreTrainedConfig, phase: Phase,
+    exit_loss: ExitLoss | None = None,
+) -> Tensor:  # fmt: skip
+    """The losses of the exits that learn, weighted: evidence of all exits, labels (B,) or (B, C) -> scalar.
+
+    l_i of an exit is (1 - g) times its task loss plus g times its distance from the last exit (self-distillation), plus
+    alpha times its prototypes' loss. LTE heads, where there are any, learn in every phase.
+    """
+    learners = Evidence.stack([exits[number] for number in phase.exits])
+    losses = task_losses(learners.logits, labels, problem_type, config, exit_loss)
+    if config.distillation:
+        taught = distillation_losses(learners.logits, exits[-1].logits, problem_type, config)
+        share = torch.full_like(losses, config.distillation)
+        if phase.exits[-1] == len(exits) - 1:  # the teacher itself learns from the labels alone
+            share[-1] = 0.0
+        losses = (1 - share) * losses + share * taught
+    if config.use_prototypes:
+        losses = losses + config.prototype_weight * prototype_losses(learners.distances, labels, problem_type)
+    loss = (losses * phase.weights.to(losses)).sum()
+    if config.use_lte:
+        everyone = Evidence.stack(exits)
+        loss = loss + lte_loss(everyone.lte, everyone.logits, labels, problem_type)
+    return loss
+
+
+def task_losses(
+    exit_logits: Tensor, labels: Tensor, problem_type: str, config: PreTrainedConfig, exit_loss: ExitLoss | None
+) -> Tensor:
+    """The loss of every exit on the labels: logits (B, E, C), labels (B,) or (B, C) -> (E,)."""
+    if exit_loss is None:
+        weights = {kind: getattr(config, name) for name, kind in WEIGHTS.items()}.get(problem_type)
+        return exit_losses(exit_logits, labels, problem_type, config.label_smoothing, weights)
+    losses = [exit_loss(logits, labels) for logits in exit_logits.float().unbind(1)]
+    if any(not isinstance(loss, Tensor) or loss.dim() for loss in losses):
+        refuse(
+            "exit_loss", exit_loss, "a function of logits (B, C) and labels that returns one number, a scalar tensor"
+        )
+    return torch.stack(losses).float()
+
+
+def check_weights(config: PreTrainedConfig, problem_type: str | None) -> None:
+    """Refuse weights that are not one for each label, or not for this problem (None: it is still open)."""
+    for name, kind in WEIGHTS.items():
+        if (weights := getattr(config, name)) is None:
+            continue
+        if len(weights) != config.num_labels or not any(weights):
+            refuse(name, weights, f"a list of {config.num_labels} numbers, one for each label, one of them above 0")
+        if problem_type not in (None, kind):
+            refuse(name, weights, f"None for {problem_type}: it is for {kind}")
+
+
+def check_objective(config: PreTrainedConfig, problem_type: str, exit_loss: ExitLoss | None = None) -> None:
+    """Refuse losses that mean nothing for the problem, or that nothing would read, before any layer runs."""
+    check_weights(config, problem_type)
+    if problem_type == REGRESSION and config.label_smoothing:
+        refuse("label_smoothing", config.label_smoothing, "0 for regression")
+    if problem_type == REGRESSION and config.use_prototypes:
+        refuse("use_prototypes", True, "False for regression, which has no outcomes to make prototypes of")
+    unread = [name for name in ("label_smoothing", *WEIGHTS) if getattr(config, name)]
+    if exit_loss is not None and unread:
+        refuse(unread[0], getattr(config, unread[0]), "left out: model.exit_loss is the whole loss of an exit")
+
+
+# ---- what trains -----------------------------------------------------------------------------------------------------
+
+
+KEPT = ("depths", "exits", "prompts", "token_exits")  # what a checkpoint without the encoder holds
+
+
+# ---- parameters -----------------------------------------------------------------------------------------------------
+
+
+def check_trained(model: PreTrainedModel, phase: Phase) -> None:
+    """Refuse a step that moves what no checkpoint would hold, or whose exits are all frozen."""
+    own = list(own_parameters(model))
+    if in_use(model):
+        check_peft(model, [each for each in own if each.name.partition(".")[0] in KEPT])
+    heads = model.exits.classifiers
+    if not any(heads[number if len(heads) > 1 else 0].weight.requires_grad for number in phase.exits):
+        refuse_frozen(model, ["exits"])
+    strays = [each for each in own if each.trained and each.name.partition(".")[0] not in KEPT]
+    strays = [each.name for each in strays if not saved_by_peft(model, each)]
+    if model.config.adapter_only and strays:
+        names = strays[0] if len(strays) == 1 else f"{strays[0]} and {len(strays) - 1} more parameters"
+        refuse("adapter_only", True, f"False to train {names}, which a checkpoint of adapters would not hold")
+
+
+# ---- gradients ------------------------------------------------------------------------------------------------------
+
+
+class Noticed(torch.autograd.Function):
+    """The identity; calls a function when a gradient comes back this way."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, notice: Callable[[], None]) -> Tensor:
+        ctx.notice = notice
+        ctx.set_materialize_grads(False)  # zeros for what a loss did not read would be a gradient as well
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        if gradient is not None:
+            ctx.notice()
+        return gradient, None
+
+
+def watch_gradients(output: ModelOutput, phase: Phase) -> None:
+    """Have a loss that was made of `output.logits` alone refused in its backward pass, where other exits should learn.
+
+    The engine runs what was made later first, so gradients of `loss` and of `exit_logits` are noticed before those of
+    `logits`. A loss of one's own beside these two is welcome. Not while someone traces: no backward pass follows.
+    """
+    last = output.exit_logits.shape[1] - 1
+    if phase.exits == (last,) or not output.logits.requires_grad or is_watched(output.logits):
+        return
+    reached: list[bool] = []
+
+    def check() -> None:
+        if not reached:
+            refuse(
+                "loss", "of outputs.logits", "one that every exit learns from, and this one reaches the last alone: "
+                "outputs.loss (config.class_weights, pos_weight and label_smoothing are in it, not those of Trainer), "
+                "model.exit_loss = a loss of your own for every exit, or one of outputs.exit_logits (B, exits, C)",
+            )  # fmt: skip
+
+    output.logits = Noticed.apply(output.logits, check)
+    output.exit_logits = Noticed.apply(output.exit_logits, lambda: reached.append(True))
+    if output.loss is not None:
+        output.loss = Noticed.apply(output.loss, lambda: reached.append(True))

@@ -9,26 +9,30 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from .backbones import pooler_dense
-from .blueprint import check_blueprint
-from .backbones import reads_backbone_pooler
+from .backbones import pooler_dense, reads_backbone_pooler
+from .checkpoints import PFBerxitPreTrainedModel
 from .configuration_pfberxit import PFBerxitConfig
-from .encoding import Encoding
 from .exit_policy import FULL_DEPTH, POLICY_CHECKS, ExitPolicy, resolve_policy
 from .exits import POOLINGS, Exits, mean_weights
-from .hooks import check_predictable
-from .labels import check_labels, problem_type_of
-from .loop import Loop
-from .objective import ExitLoss, check_objective, check_weights, task_losses, training_loss
+from .identity import check_blueprint
+from .layers import check_predictable
+from .loop import Encoding, Loop
+from .losses import (
+    ExitLoss,
+    check_labels,
+    check_objective,
+    check_trained,
+    check_weights,
+    problem_type_of,
+    task_losses,
+    training_loss,
+    watch_gradients,
+)
 from .persistence import check_trainable
-from .pretrained import PFBerxitPreTrainedModel
-from .strategies import Phase, TrainingProgress, current_phase, whole_objective
+from .rows import Walk
+from .strategies import Phase, TrainingProgress, current_phase, name_heads, whole_objective
 from .streams import predict
-from .tracing import is_recorded
-from .trained import check_trained, watch_gradients
-from .under_peft import name_heads
-from .validation import refuse
-from .walk import Walk
+from .validation import is_recorded, refuse
 
 WITHOUT_EXITS = "left out: PFBerxitModel has no exits, every row runs through all layers"
 

@@ -20,10 +20,9 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .backbones import SHAPE, pooler_option
-from .checkpoint_kinds import read_encoder
 from .identity import difference, identify, is_shared
-from .load_options import SHARED_OPTIONS
-from .under_peft import in_use, own_parameters
+from .load_options import SHARED_OPTIONS, read_encoder
+from .strategies import in_use, own_parameters
 from .validation import refuse
 
 logger = hf_logging.get_logger(__name__)

@@ -16,9 +16,8 @@ from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 from ..model.adapters import SUBLEARNERS
 from ..model.configuration_pfberxit import CHECKS, PFBerxitConfig
 from ..model.criteria import CRITERIA
-from ..model.evidence import REGRESSION, SINGLE_LABEL
-from ..model.exit_policy import FIELDS, ExitPolicy
-from ..model.systems import SYSTEMS, TRAINED
+from ..model.exit_policy import FIELDS, SYSTEMS, TRAINED, ExitPolicy
+from ..model.exits import REGRESSION, SINGLE_LABEL
 from ..training.recipes import RECIPES
 from ..training.recipes import as_json as recipe_json
 

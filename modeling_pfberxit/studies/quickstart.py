@@ -20,9 +20,8 @@ from ..evaluation.frontier import Point, distinct_settings, frontier, grid, swee
 from ..evaluation.recording import Recording, record
 from ..evaluation.settings import Setting, as_table, earlier, histogram, measure
 from ..model.criteria import CRITERIA, able
-from ..model.exit_policy import ExitPolicy, configured_policy, describe
+from ..model.exit_policy import SYSTEMS, ExitPolicy, check_system, configured_policy, describe
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.systems import SYSTEMS, check_system
 from ..model.validation import refuse
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, start_at_base_rates, training_arguments
 from ..training.model_card import usage_snippet, write_card

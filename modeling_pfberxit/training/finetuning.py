@@ -17,8 +17,8 @@ from transformers import (
 
 from ..data.metrics import score
 from ..data.tasks import Task
-from ..model.evidence import MULTI_LABEL, REGRESSION
-from ..model.labels import problem_type_of
+from ..model.exits import MULTI_LABEL, REGRESSION
+from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from .strategies import StrategyCallback, set_loss_weight_rate
 

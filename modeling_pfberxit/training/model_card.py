@@ -13,10 +13,9 @@ from ..data.tasks import Task
 from ..evaluation.frontier import Point
 from ..evaluation.settings import Setting, as_table
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.exit_policy import describe
+from ..model.exit_policy import SYSTEMS, describe
 from ..model.exits import POOLINGS
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.systems import SYSTEMS
 
 SNIPPET = """\
 import torch

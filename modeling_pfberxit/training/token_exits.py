@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from ..model.blueprint import rebuilt
+from ..model.adapters import DRAWN
+from ..model.identity import rebuilt
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.token_exits import DRAWN
 from ..model.validation import refuse
 
 METHODS = ("random", "random_each_time", "frequency", "mutual_information", "clustered")

@@ -1,22 +1,84 @@
-"""The two halves of an encoder layer, with adapters beside them, for all positions of the rows or the first ones.
+"""One depth: a stock encoder layer with adapters beside its two halves, run for all positions or the first ones.
 
     attention: a = LN1(x + y + A(x));  sequential: a = LN1(x + y + A(y));  ffn: h = LN2(a + FFN(a) + A(a)).
 
 A half that is run for the first `stop` positions gives what the whole would give there: an adapter that looks at a
-token's neighbours is shown as many of them as it reaches.
+token's neighbours is shown as many of them as it reaches. When to run a few positions first is decided in `loop`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
+from .adapters import PLACEMENTS, Adapter
 from .backbones import EncoderLayer
+from .validation import refuse
+
+logger = logging.get_logger(__name__)
+KINDS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether someone wants to be called when the module is."""
+    own = module.__dict__
+    return any(own[kind] for kind in KINDS)
+
+
+def sharded(module: nn.Module) -> bool:
+    """Whether `fully_shard` has spread the module's weights over processes; they are whole only while it is called."""
+    return hasattr(module, "unshard")
+
+
+def check_predictable(model: nn.Module) -> None:
+    """Refuse to run layers in an order that differs between the processes that share their weights."""
+    if any(map(sharded, model.modules())):
+        refuse("predict", "...", "called before fully_shard: processes that share weights must run the same layers; "
+               "model(**batch) does so")  # fmt: skip
+
+
+def through(module: nn.Module, function: Callable, *inputs: Any) -> Any:
+    """`function(*inputs)` in the place of the module's `forward`: its hooks are called, and may change what passes.
+
+    They are handed a stand-in: an object of the module's class with the module's own parts, of which only `forward` is
+    another. Nothing is ever changed on the module itself.
+    """
+    if not hooked(module):
+        return function(*inputs)
+    stand_in = object.__new__(type(module))
+    stand_in.__dict__.update(module.__dict__)
+    stand_in.forward = function
+    return nn.Module.__call__(stand_in, *inputs)  # not the class's own: the depth is checkpointed already
+
+
+def check_layers(layers: Iterable[nn.Module]) -> None:
+    """Refuse layers that FSDP's first version has wrapped: it gathers their weights in its own `forward`."""
+    if any("_fsdp_wrapped_module" in layer._modules for layer in layers):
+        refuse("fsdp_version", 1, "2: fully_shard")
+
+
+def check_never_called(root: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Name the modules that are hooked in vain: a warning, or a `ValueError` where their weights are sharded."""
+    for module in modules:
+        if hooked(module):
+            name = next(name for name, each in root.named_modules() if each is module) or type(root).__name__
+            if sharded(module):
+                refuse("fully_shard", name, "the whole model, its encoder layers, its depths or its embeddings")
+            logger.warning_once(
+                f"{name}: its hooks are never called, since the encoder is run layer by layer and its layers in parts. "
+                "Hook a layer, model.depths[i] (the layer with its adapters), or the linear layers and norms inside."
+            )
+
+
+# ---- the two halves --------------------------------------------------------------------------------------------------
 
 
 class Beside(Protocol):
@@ -132,3 +194,59 @@ def reached(stop: int | None, reach: int | None, length: int) -> int | None:
 def first(states: Tensor | None, stop: int | None) -> Tensor | None:
     """The first positions of (B, n, ...); None: all."""
     return states if states is None or stop is None or stop >= states.shape[1] else states[:, :stop]
+
+
+# ---- token first -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A layer that has been run for the first positions of its rows."""
+
+    keys: Tensor  # (B, n, d)
+    values: Tensor
+    output: Tensor  # (B, w, d)
+
+    def select(self, keep: Tensor, longest: int) -> Begun:
+        """The rows whose numbers are given, cut to the longest of them."""
+        keys, values = (part[:, :longest].index_select(0, keep) for part in (self.keys, self.values))
+        return Begun(keys, values, self.output.index_select(0, keep))
+
+
+# ---- one depth -------------------------------------------------------------------------------------------------------
+
+
+class AdaptedLayer(GradientCheckpointingLayer):
+    """The adapters of one depth. The backbone layer is handed in, since ALBERT shares it between depths."""
+
+    def __init__(self, config: PreTrainedConfig, hidden_size: int):
+        super().__init__()
+        place = PLACEMENTS[config.adapter_placement]
+        self.sequential = place.sequential
+        self.attention_adapter = Adapter(config, hidden_size) if place.attention else None
+        self.ffn_adapter = Adapter(config, hidden_size) if place.ffn else None
+
+    def beside(self, layer: EncoderLayer, compiled: bool = False) -> Sublayers:
+        """The layer with this depth's adapters."""
+        return Sublayers(layer, self.attention_adapter, self.ffn_adapter, self.sequential, compiled)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        layer: EncoderLayer,
+        attention_mask: Tensor | None,
+        padding_mask: Tensor | None,
+        queries: int | None = None,
+        compiled: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, n, d) -> (B, n, d), and the attention weights where there are any; the first `queries` positions only."""
+        weights = None
+
+        def run(hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            """In the place of the stock layer's forward."""
+            nonlocal weights
+            kept, sublayers = layer.keys_values(hidden_states), self.beside(layer, compiled)
+            states, weights = sublayers.output(hidden_states, *kept, attention_mask, padding_mask, queries)
+            return states
+
+        return through(layer.stock, run, hidden_states, attention_mask), weights
