@@ -22,8 +22,7 @@ from ..evaluation.tables import header, line
 from ..evaluation.timing import interleaved
 from ..model.backbones import embed
 from ..model.exits import Exits
-from ..model.layers import begin, finish
-from ..model.loop import Loop
+from ..model.loop import Loop, begin, finish
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.rows import Rows
 from ..model.streams import Stream
