@@ -65,6 +65,9 @@ RECORDED = {
     "from_backbone": lambda folder, field, value: PFBerxitConfig.from_backbone(
         PFBerxitConfig.from_pretrained(folder), **{f"exit_{field}": value}
     ),
+    "policy to from_backbone": lambda folder, field, value: PFBerxitConfig.from_backbone(
+        PFBerxitConfig.from_pretrained(folder), exit_policy={field: value}
+    ),
     "from_pretrained": lambda folder, field, value: loaded(folder, **{f"exit_{field}": value}),
     "policy at a load": lambda folder, field, value: loaded(folder, exit_policy={field: value}),
     "Auto class": lambda folder, field, value: (

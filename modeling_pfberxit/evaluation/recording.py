@@ -26,6 +26,7 @@ from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.exits import Evidence
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.persistence import replacing
 from ..model.validation import refuse
 from .replay import ScoreBook
 
@@ -80,10 +81,9 @@ class Recording:
         about = {name: getattr(self, name) for name in ("exit_depths", "problem_type", "source", "label_names")}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
         kept = {name: values.contiguous() for name, values in parts.items() if values is not None}
-        save_file(kept, draft, {"recording": json.dumps(about)})
-        os.replace(draft, path)
+        with replacing(path) as draft:
+            save_file(kept, draft, {"recording": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Recording:

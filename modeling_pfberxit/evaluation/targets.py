@@ -1,7 +1,6 @@
 """Operating points for several targets at once: found on some rows, told on others, kept in the config."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from ..data.tasks import Task
 from ..model.exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, describe
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.persistence import update_config
 from .calibration import Calibrated, all_points, calibrate, conformal
 from .clock import measure_clock
 from .frontier import sweep
@@ -76,12 +76,8 @@ def store(folder: str, points: dict[str, dict[str, Any]]) -> None:
     """
     for point in points.values():
         ExitPolicy(**{name: value for name, value in point.items() if name in POLICY_CHECKS})
-    path = Path(folder) / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values["operating_points"] = {**(values.get("operating_points") or {}), **points}
-    draft = path.with_suffix(".json.tmp")
-    draft.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    stored = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("operating_points")
+    update_config(folder, operating_points={**(stored or {}), **points})
 
 
 def as_markdown(found: dict[str, Calibrated], full: float, metric: str) -> str:

@@ -288,10 +288,15 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):
         another `PFBerxitConfig`, with some values changed.
 
         A Hub id is pinned to the commit that `revision` names today. Hub options (`token`, `cache_dir`,
-        `local_files_only`) may stand among the knobs; `system` stands for all the values of a published system.
+        `local_files_only`) may stand among the knobs; `system` stands for all the values of a published system, and
+        `exit_policy` for the `exit_*` fields, as at a load.
         """
         if (system := knobs.get("system")) is not None:
             check_system(system)
+        if (policy := knobs.pop("exit_policy", None)) is not None:
+            config = cls.from_backbone(backbone, revision=revision, **knobs)
+            config.exit_policy = policy
+            return config
         hub = {name: knobs.pop(name) for name in SHARED_OPTIONS if name in knobs}
         if unknown := knobs.keys() - {field.name for field in fields(cls)} - {"num_labels"}:
             refuse("knobs", sorted(unknown), "fields of PFBerxitConfig")

@@ -54,14 +54,31 @@ def weight_files(name: str, **options: Any) -> list[str]:
 
 def record_hashes(folder: str | os.PathLike) -> dict[str, str]:
     """Write the hashes of a saved checkpoint's weights into its config.json, in one move."""
-    folder = Path(folder)
-    hashes = {path.name: sha256_of(path) for path in sorted(folder.glob("model*.safetensors"))}
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) | {"weights_sha256": hashes}
-    draft = path.with_suffix(".json.tmp")
-    draft.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    hashes = {path.name: sha256_of(path) for path in sorted(Path(folder).glob("model*.safetensors"))}
+    update_config(folder, weights_sha256=hashes)
     return hashes
+
+
+def update_config(folder: str | os.PathLike, **fields: Any) -> None:
+    """Set fields of a saved model's config.json, in one move."""
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | fields
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path of a draft in the same folder, which takes the file's place in one move once the block has written it.
+
+    An interrupted program leaves the old file or none, never half of one.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def verify_checkpoint(name: str, hashes: dict[str, str] | None, **options: Any) -> None:
