@@ -140,14 +140,13 @@ def result(**changes) -> dict:
 
 def test_a_line_is_mean_and_spread_over_seeds():
     runs = [result(), result(seed=2, full=0.9, points=[{"saved": 0.52, "score": 0.8}]), result(seed=3, full=0.7)]
-    line = system_row(runs, [0.5])
-    assert line == "| pabee | 0.750 ± 0.000 | 0.800 ± 0.100 | 0.787 ± 0.012 @ 51 % | 3 |"
+    assert system_row(runs, [0.5]) == ["pabee", "0.750 ± 0.000", "0.800 ± 0.100", "0.787 ± 0.012 @ 51 %", "3"]
     assert "not reachable" in system_row([*runs, result(points=[None])], [0.5])
 
 
 def test_a_full_depth_at_the_majority_class_is_marked():
     assert "| 0.700* |" in as_markdown([result(full=0.7)], [0.5])
-    assert "*" not in system_row([result()], [0.5])
+    assert "*" not in " ".join(system_row([result()], [0.5]))
 
 
 def test_an_unknown_system_is_refused_before_anything_is_loaded(capsys):

@@ -1,5 +1,8 @@
 """Pictures show what they are given: their figures' data, looked at before they become files."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -110,3 +113,8 @@ def test_the_first_system_stands_on_top_and_better_scores_to_the_right(drawn, tm
     assert colours[0.85] == named["full depth"]
     (majority,) = [line for line in mrpc.get_lines() if line.get_linestyle() == ":"]
     assert list(majority.get_xdata()) == [pytest.approx(0.4)] * 2
+
+
+def test_importing_the_pictures_leaves_the_backend_alone():
+    code = "import sys, matplotlib, modeling_pfberxit.evaluation.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -17,6 +17,7 @@ from ..evaluation.frontier import layer_scores
 from ..evaluation.frontier_report import frontiers, write_csv
 from ..evaluation.recording import Recording
 from ..evaluation.recording_report import drifting, leaving, save, settling
+from ..evaluation.tables import header, line
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import ExitPolicy
 from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
@@ -91,14 +92,14 @@ class Bench:
 def benchmark_commands(rows: int, exits: int) -> dict[tuple[str, str], float]:
     """Seconds of every command on a recording of every kind, printed as they are measured."""
     print(f"\n{rows:,} rows x {exits} exits, {torch.get_num_threads()} threads\n")
-    print("| recording | command | seconds |\n|---|---|---:|")
+    print(header(["recording", "command", "seconds"], align="ll"))
     seconds = {}
     for problem_type in KINDS:
         with TemporaryDirectory() as folder:
             bench = Bench(planted(problem_type, rows, exits), Path(folder))
             for name in ("write_and_read", "frontier", "calibrate", "ladder", "elue", "report"):
                 seconds[problem_type, name] = timed(getattr(bench, name))
-                print(f"| {problem_type} | {name} | {seconds[problem_type, name]:.1f} |", flush=True)
+                print(line([problem_type, name, f"{seconds[problem_type, name]:.1f}"]), flush=True)
     return seconds
 
 

@@ -7,6 +7,7 @@ import torch
 
 from ..evaluation.frontier import grid, judging
 from ..evaluation.recording import Recording
+from ..evaluation.tables import header, line
 from ..model.exits import SINGLE_LABEL, Evidence
 
 
@@ -16,12 +17,12 @@ def benchmark_replay(rows: int = 10_000, exits: int = 12, settings: int = 10_000
     lengths, depths = torch.full((rows,), 32), list(range(1, exits + 1))
     recording, seconds = Recording(Evidence(torch.randn(rows, exits, 2)), lengths, None, depths, SINGLE_LABEL), {}
     print(f"{settings:,} settings over {rows:,} rows x {exits} exits, {torch.get_num_threads()} threads\n")
-    print("| criterion | seconds | ms per setting |\n|---|---:|---:|")
+    print(header(["criterion", "seconds", "ms per setting"]))
     for name in judging(recording):
         policies = list(islice(cycle(grid(recording, name, steps=settings // 3 + 1)), settings))
         started = time.perf_counter()
         for policy in policies:
             recording.replay(policy)
         seconds[name] = time.perf_counter() - started
-        print(f"| {name} | {seconds[name]:.1f} | {1000 * seconds[name] / settings:.2f} |", flush=True)
+        print(line([name, f"{seconds[name]:.1f}", f"{1000 * seconds[name] / settings:.2f}"]), flush=True)
     return seconds

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..evaluation import plots
+from ..evaluation.tables import table
 from ..evaluation.timing import interleaved, median_ratio
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.loop import Execution
@@ -167,14 +168,21 @@ def stream(
 
 def as_markdown(lines: list[Line]) -> str:
     """One row per case."""
-    titles = "| batch | rows | case | layers saved | stock ms/row | ms/row | speed-up | efficiency |"
-    out = [titles, "|---:|---|---|" + "---:|" * 5]
-    for line in lines:
-        out.append(
-            f"| {line.batch} | {line.workload} | {line.case} | {100 * line.saved:.0f} % | {line.stock_ms:.2f} "
-            f"| {line.ms:.2f} | {line.speed_up:.2f} | {line.efficiency:.3f} |"
-        )
-    return "\n".join(out)
+    titles = ["batch", "rows", "case", "layers saved", "stock ms/row", "ms/row", "speed-up", "efficiency"]
+    rows = [
+        [
+            str(each.batch),
+            each.workload,
+            each.case,
+            f"{100 * each.saved:.0f} %",
+            f"{each.stock_ms:.2f}",
+            f"{each.ms:.2f}",
+            f"{each.speed_up:.2f}",
+            f"{each.efficiency:.3f}",
+        ]
+        for each in lines
+    ]
+    return table(titles, rows, align="rll")
 
 
 def save(lines: list[Line], folder: str | Path, title: str) -> None:

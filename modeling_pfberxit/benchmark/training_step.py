@@ -8,6 +8,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from ..evaluation.tables import table
 from ..evaluation.timing import interleaved, kept_for_backward, median_ratio
 from .baselines import stock_and_ours
 
@@ -86,10 +87,9 @@ def loss_of(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
 
 def as_markdown(lines: list[TrainingLine], title: str) -> str:
     """One row per way to train."""
-    out = [title, "", "| | step (ms) | over full fine-tuning | kept for backward (MB) | gradients and Adam (MB) |"]
-    out.append("|---|" + "---:|" * 4)
-    for line in lines:
-        out.append(
-            f"| {line.name} | {line.milliseconds:.0f} | {line.ratio:.2f} | {line.kept:.0f} | {line.states:.0f} |"
-        )
-    return "\n".join(out)
+    titles = ["", "step (ms)", "over full fine-tuning", "kept for backward (MB)", "gradients and Adam (MB)"]
+    rows = (
+        [each.name, f"{each.milliseconds:.0f}", f"{each.ratio:.2f}", f"{each.kept:.0f}", f"{each.states:.0f}"]
+        for each in lines
+    )
+    return f"{title}\n\n{table(titles, rows)}"

@@ -8,6 +8,7 @@ from ..model.validation import NAMES
 from .clock import Clock
 from .frontier import Point, frontier, grid, judging, sweep, with_intervals
 from .recording import Recording
+from .tables import table
 
 
 def frontiers(
@@ -44,12 +45,12 @@ def write_csv(found: dict[str, list[Point]], path: str | Path, clock: Clock | No
 def as_markdown(found: dict[str, list[Point]], metric: str, speed_ups: tuple[float, ...] = (1.25, 1.5, 2.0)) -> str:
     """For every criterion the score at the speed-ups asked for, by layers, or just beyond; a dash where none is."""
     titles = ["criterion", *(f"{metric} at {speed_up:g}×" for speed_up in speed_ups)]
-    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * len(speed_ups)]
-    for name, points in found.items():
-        cells = []
-        for speed_up in speed_ups:
-            fast = [point for point in points if point.speed_up >= speed_up]
-            nearest = min(fast, key=lambda point: point.speed_up, default=None)
-            cells.append("–" if nearest is None else f"{nearest.score:.3f} ({nearest.low:.3f} to {nearest.high:.3f})")
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join(lines)
+    rows = ([name, *(score_at(points, speed_up) for speed_up in speed_ups)] for name, points in found.items())
+    return table(titles, rows)
+
+
+def score_at(points: list[Point], speed_up: float) -> str:
+    """The score with its interval of the slowest point that is at least this fast."""
+    fast = [point for point in points if point.speed_up >= speed_up]
+    nearest = min(fast, key=lambda point: point.speed_up, default=None)
+    return "–" if nearest is None else f"{nearest.score:.3f} ({nearest.low:.3f} to {nearest.high:.3f})"

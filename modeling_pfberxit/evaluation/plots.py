@@ -1,42 +1,66 @@
-"""Pictures of what was measured. Every one of them has its numbers beside it in a table."""
+"""Pictures of what was measured. Every one of them has its numbers beside it in a table.
 
-from collections.abc import Sequence
-from itertools import zip_longest
+Figures are made without pyplot, so that importing this file leaves a notebook's backend and its figures alone.
+"""
+
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers; mid-grey text reads on light and on dark ground.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 INK = "#7f7f7f"
+MARKERS = "os^D"
+COLUMNS = 4  # of panels side by side
 
 
 class Banded(Protocol):
     """A point of a frontier with the interval of its score."""
 
-    saved: float
-    score: float
-    low: float | None
-    high: float | None
+    @property
+    def saved(self) -> float:
+        """Share of layers saved."""
+
+    @property
+    def score(self) -> float:
+        """Of the answers."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the score's interval."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the score's interval."""
 
 
 class Timed(Protocol):
     """A measured case of the benchmark."""
 
-    batch: int
-    case: str
-    saved: float
-    efficiency: float
+    @property
+    def batch(self) -> int:
+        """Rows at once."""
+
+    @property
+    def case(self) -> str:
+        """What was run."""
+
+    @property
+    def saved(self) -> float:
+        """Share of layers saved."""
+
+    @property
+    def efficiency(self) -> float:
+        """Wall-clock speed-up over layer speed-up."""
 
 
 def exit_depths(groups: dict[str, np.ndarray], layers: int, path: str | Path, title: str) -> Path:
     """Share of rows that left at each layer, grouped bars, as a PNG with a transparent ground."""
-    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    figure, (axes,) = panels_of([""], (7, 3.2))
     width, places = 0.8 / len(groups), np.arange(1, layers + 1)
     for number, (name, depths) in enumerate(groups.items()):
         shares = [100 * float((depths == layer).mean()) for layer in places]
@@ -49,25 +73,17 @@ def exit_depths(groups: dict[str, np.ndarray], layers: int, path: str | Path, ti
 
 def frontiers(found: dict[str, Sequence[Banded]], full: float, metric: str, path: str | Path, title: str) -> Path:
     """Score over layers saved, a panel per criterion with its 95 % band, the others behind it; dotted: full depth."""
-    columns = min(4, len(found))
-    lines = -(-len(found) // columns)
-    size = (10, 2.4 * lines) if len(found) > 1 else (7, 3.2)
-    figure, panels = plt.subplots(
-        lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
-    for axes, name in zip_longest(panels.flat, found):
-        if name is None:
-            axes.set_visible(False)
-            continue
+    size = (10, 2.4 * lines_of(found)) if len(found) > 1 else (7, 3.2)
+    figure, panels = panels_of(found, size, sharex=True, sharey=True)
+    for axes, name in zip(panels, found):
         axes.axhline(full, color=INK, linestyle=":", linewidth=1)
         for points in found.values():
             axes.plot([100 * p.saved for p in points], [p.score for p in points], color=INK, lw=0.6, alpha=0.35)
         points = found[name]
         saved = [100 * point.saved for point in points]
-        axes.fill_between(saved, [p.low for p in points], [p.high for p in points], color=COLOURS[0], alpha=0.2, lw=0)
+        low, high = np.array([(point.low, point.high) for point in points], dtype=float).T
+        axes.fill_between(saved, low, high, color=COLOURS[0], alpha=0.2, lw=0)
         axes.plot(saved, [point.score for point in points], "o-", color=COLOURS[0], ms=3, lw=1.5)
-        axes.set_title(name, color=INK, fontsize=9)
-        recolour(axes)
     return finish_panels(figure, "layers saved (%)", metric, path, title)
 
 
@@ -75,48 +91,45 @@ def curves(
     found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], across: str, path: str | Path, title: str
 ) -> Path:
     """A panel per task, a line per variant: x (k,) and scores (seeds, k), their mean with the range over seeds."""
-    columns = min(4, len(found))
-    lines = -(-len(found) // columns)
-    figure, panels = plt.subplots(
-        lines, columns, figsize=(3.2 * columns, 2.8 * lines), squeeze=False, layout="constrained"
-    )
-    for axes, task in zip_longest(panels.flat, found):
-        if task is None:
-            axes.set_visible(False)
-            continue
+    figure, panels = panels_of(found, (3.2 * min(COLUMNS, len(found)), 2.8 * lines_of(found)))
+    for axes, task in zip(panels, found):
         for number, (name, (places, scores)) in enumerate(found[task].items()):
-            colour, marker = COLOURS[number % len(COLOURS)], "os^D"[number // len(COLOURS) % 4]
+            colour, marker = style(number)
             axes.plot(places, scores.mean(0), marker + "-", color=colour, ms=3, lw=1.3, label=name)
             axes.fill_between(places, scores.min(0), scores.max(0), color=colour, alpha=0.15, lw=0)
-        axes.set_title(task, color=INK, fontsize=9)
-        recolour(axes)
-    panels.flat[0].legend(frameon=False, labelcolor=INK, fontsize=7)
+    panels[0].legend(frameon=False, labelcolor=INK, fontsize=7)
     return finish_panels(figure, across, "score", path, title)
 
 
 def efficiencies(lines: Sequence[Timed], path: str | Path, title: str) -> Path:
     """Efficiency over layers saved, a panel per batch size, a line per case that saves any; dotted: 1."""
     ours = [line for line in lines if line.saved > 0]
-    batches, cases = (sorted({getattr(line, name) for line in ours}) for name in ("batch", "case"))
-    cases = [case for case in cases if not case.startswith("first")] + ["first k layers"]
-    figure, panels = plt.subplots(
-        1, len(batches), figsize=(1 + 3.4 * len(batches), 3.4), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axes, batch in zip(panels.flat, batches):
+    batches = sorted({line.batch for line in ours})
+    cases = [*sorted({line.case for line in ours if not line.case.startswith("first")}), "first k layers"]
+    figure, panels = panels_of([f"batch {batch}" for batch in batches], (1 + 3.4 * len(batches), 3.4), sharey=True)
+    for axes, batch in zip(panels, batches):
         axes.axhline(1.0, color=INK, linestyle=":", linewidth=1)
+        of_batch = [line for line in ours if line.batch == batch]
         for number, case in enumerate(cases):
-            found = [line for line in ours if line.batch == batch and (
-                line.case == case or case.startswith("first") and line.case.startswith("first")
-            )]  # fmt: skip
-            places = sorted({round(line.saved, 2) for line in found})
-            means = [np.mean([x.efficiency for x in found if round(x.saved, 2) == place]) for place in places]
-            colour, marker = COLOURS[number % len(COLOURS)], "os^D"[number // len(COLOURS) % 4]
+            places, means = mean_efficiency(line for line in of_batch if of_case(line, case))
+            colour, marker = style(number)
             axes.plot([100 * place for place in places], means, marker + "-", color=colour, ms=4, lw=1.3, label=case)
-        axes.set_title(f"batch {batch}", color=INK, fontsize=9)
-        recolour(axes)
-    named = panels.flat[-1].get_legend_handles_labels()
+    named = panels[-1].get_legend_handles_labels()
     figure.legend(*named, loc="outside right center", frameon=False, labelcolor=INK, fontsize=8)
     return finish_panels(figure, "layers saved (%)", "wall-clock speed-up / layer speed-up", path, title)
+
+
+def of_case(line: Timed, case: str) -> bool:
+    """Whether a line belongs to a case; truncations ("first 6 layers") are one case, whatever their depth."""
+    return line.case.startswith("first") if case.startswith("first") else line.case == case
+
+
+def mean_efficiency(lines: Iterable[Timed]) -> tuple[list[float], list[float]]:
+    """The shares of layers saved, to two digits, and the mean efficiency at each."""
+    by_share: dict[float, list[float]] = {}
+    for line in lines:
+        by_share.setdefault(round(line.saved, 2), []).append(line.efficiency)
+    return sorted(by_share), [float(np.mean(by_share[place])) for place in sorted(by_share)]
 
 
 def comparison(
@@ -129,58 +142,84 @@ def comparison(
     """
     systems = list(dict.fromkeys(each["system"] for results in found.values() for each in results))
     size = (1.5 + 2.6 * len(found), 1.2 + 0.27 * len(systems))
-    figure, panels = plt.subplots(1, len(found), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axes, (task, of_task) in zip(panels.flat, found.items()):
+    figure, panels = panels_of(found, size, columns=len(found), sharey=True)
+    for axes, of_task in zip(panels, found.values()):
         axes.axvline(np.mean([each["majority"] for each in of_task]), color=INK, ls=":", lw=1)
         for number, goal in enumerate([*goals, 0]):
             dots(axes, of_task, systems, number, (number - len(goals) / 2) * 0.16, goal)
-        axes.set_title(task, color=INK, fontsize=9)
         axes.set(xlabel=of_task[0]["metric"], yticks=range(len(systems)), yticklabels=systems)
-        recolour(axes)
-    axes.invert_yaxis()
-    named = axes.get_legend_handles_labels()
+    panels[-1].invert_yaxis()  # shared, so all are turned: the first system on top
+    named = panels[-1].get_legend_handles_labels()
     figure.legend(*named, loc="outside lower right", ncols=4, frameon=False, labelcolor=INK, fontsize=8)
     return finish_panels(figure, "", "", path, title)
 
 
 def dots(
-    axes: plt.Axes, runs: Sequence[dict[str, Any]], systems: Sequence[str], number: int, shift: float, goal: float
+    axes: Axes, runs: Sequence[dict[str, Any]], systems: Sequence[str], number: int, shift: float, goal: float
 ) -> None:
     """Every system's mean score at one share of layers saved, the `number`th of its points, or at full depth (0)."""
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     for place, system in enumerate(systems):
         own = [run for run in runs if run["system"] == system]
-        scores = [run["full"] if goal == 0 else (run["points"][number] or {}).get("score") for run in own]
-        if not scores or None in scores:
+        found = [{"score": run["full"]} if goal == 0 else run["points"][number] for run in own]
+        if not found or None in found:
             continue
+        scores = [point["score"] for point in found]
         axes.errorbar(
             np.mean(scores), place + shift, xerr=np.std(scores, ddof=1) if len(scores) > 1 else 0, ms=3.5, lw=0.8,
-            fmt="os^D"[number % 4], color=COLOURS[number % 4],
+            fmt=marker, color=colour,
         )  # fmt: skip
     label = f"{100 * goal:.0f} % of layers saved" if goal else "full depth"
-    axes.plot([], [], "os^D"[number % 4], color=COLOURS[number % 4], ms=3.5, label=label)
+    axes.plot([], [], marker, color=colour, ms=3.5, label=label)
 
 
-def finish(figure: plt.Figure, axes: plt.Axes, path: str | Path, title: str) -> Path:
+# ---- panels ---------------------------------------------------------------------------------------------------------
+
+
+def lines_of(names: Iterable[str], columns: int = COLUMNS) -> int:
+    """How many lines of panels the names take."""
+    return -(-len(list(names)) // columns)
+
+
+def panels_of(
+    names: Iterable[str], size: tuple[float, float], columns: int = COLUMNS, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a titled panel for each name, filled line by line."""
+    names = list(names)
+    columns, figure = min(columns, len(names)), Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(lines_of(names, columns), columns, squeeze=False, sharex=sharex, sharey=sharey)
+    panels = list(grid.flat)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    for axes, name in zip(panels, names):
+        axes.set_title(name, color=INK, fontsize=9)
+        recolour(axes)
+    return figure, panels[: len(names)]
+
+
+def style(number: int) -> tuple[str, str]:
+    """Colour and marker of the `number`th line of a panel; no two alike among the first sixteen."""
+    return COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+
+
+def finish(figure: Figure, axes: Axes, path: str | Path, title: str) -> Path:
     """Title, legend and file of a picture with one panel."""
     axes.set_title(title, color=INK, fontsize=10)
     axes.legend(frameon=False, labelcolor=INK, fontsize=8)
-    recolour(axes)
     figure.savefig(path, dpi=150, transparent=True)
-    plt.close(figure)
     return Path(path)
 
 
-def finish_panels(figure: plt.Figure, across: str, up: str, path: str | Path, title: str) -> Path:
+def finish_panels(figure: Figure, across: str, up: str, path: str | Path, title: str) -> Path:
     """Title, common axis labels and file of a picture with several panels."""
     figure.supxlabel(across, color=INK, fontsize=10)
     figure.supylabel(up, color=INK, fontsize=10)
     figure.suptitle(title, color=INK, fontsize=10)
     figure.savefig(path, dpi=150, transparent=True)
-    plt.close(figure)
     return Path(path)
 
 
-def recolour(axes: plt.Axes) -> None:
+def recolour(axes: Axes) -> None:
     """Mid-grey ink and no box: readable in light and dark."""
     axes.tick_params(colors=INK)
     axes.xaxis.label.set_color(INK)

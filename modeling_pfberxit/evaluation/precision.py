@@ -16,6 +16,7 @@ from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 from .recording import Recording, record
 from .replay import same_answers
+from .tables import table
 from .timing import interleaved, median_ratio
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
@@ -75,10 +76,14 @@ def differences(before: Recording, after: Recording, policy: ExitPolicy) -> tupl
 
 def as_markdown(found: list[Changed]) -> str:
     """One row per precision."""
-    lines = ["| precision | other exit | other label | ms/row, full depth | over fp32 |", "|---|" + "---:|" * 4]
-    for each in found:
-        lines.append(
-            f"| {each.precision} | {100 * each.exits:.2f} % | {100 * each.labels:.2f} % | {each.milliseconds:.2f} "
-            f"| {each.ratio:.2f} |"
-        )
-    return "\n".join(lines)
+    rows = [
+        [
+            each.precision,
+            f"{100 * each.exits:.2f} %",
+            f"{100 * each.labels:.2f} %",
+            f"{each.milliseconds:.2f}",
+            f"{each.ratio:.2f}",
+        ]
+        for each in found
+    ]
+    return table(["precision", "other exit", "other label", "ms/row, full depth", "over fp32"], rows)

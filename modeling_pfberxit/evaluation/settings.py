@@ -16,6 +16,7 @@ from ..data.metrics import score
 from ..data.tasks import Task
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from .tables import table
 from .timing import interleaved
 
 
@@ -90,20 +91,20 @@ def measure(
 
 
 def as_table(settings: list[Setting], metric: str) -> str:
-    """Markdown: one line per setting."""
+    """A Markdown table with a line per setting."""
     sizes = list(settings[0].milliseconds)
     titles = ["setting", metric, "mean depth", "layers saved", *(f"ms/row, batch {size}" for size in sizes)]
-    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
-    for each in settings:
-        times = [f"{each.milliseconds[size]:.2f}" for size in sizes]
-        cells = [
+    rows = [
+        [
             each.name,
             f"{each.score:.3f}",
             f"{each.depths.mean():.2f} of {each.layers}",
             f"{100 * each.saved:.0f} %",
+            *(f"{each.milliseconds[size]:.2f}" for size in sizes),
         ]
-        lines.append("| " + " | ".join([*cells, *times]) + " |")
-    return "\n".join(lines)
+        for each in settings
+    ]
+    return table(titles, rows)
 
 
 def histogram(groups: dict[str, np.ndarray], layers: int, width: int = 40) -> str:

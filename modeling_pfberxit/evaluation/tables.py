@@ -1,25 +1,38 @@
 """Markdown tables: their lines, and cells of what was measured beside what is printed."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 
-def header(titles: list[str]) -> str:
-    """Two lines of a Markdown table."""
-    return line(titles) + "\n|" + "---|" + "---:|" * (len(titles) - 1)
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]], align: str = "l") -> str:
+    """A Markdown table; `align` as `header` takes it."""
+    return "\n".join([header(titles, align), *map(line, rows)])
 
 
-def line(cells: list[str]) -> str:
+def header(titles: Sequence[str], align: str = "l") -> str:
+    """The first two lines of a Markdown table, titles and alignment.
+
+    Args:
+        align: a letter for each of the first columns, `l`eft or `r`ight; all others are aligned to the right.
+    """
+    marks = {"l": "---|", "r": "---:|"}
+    return line(titles) + "\n|" + "".join(marks[each] for each in align.ljust(len(titles), "r"))
+
+
+def line(cells: Sequence[str]) -> str:
     """One line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
 def point_cell(found: list[dict | None], known: tuple[float, int] | None) -> str:
-    """Ours, and what is printed."""
+    """The mean of points that were measured, and what the paper printed, (score, per cent of layers saved)."""
     paper = "" if known is None else f" ({known[0]} @ {known[1]} %)"
-    if any(point is None for point in found):
+    reached = [point for point in found if point is not None]
+    if len(reached) < len(found):
         return "not reachable" + paper
-    share = 100 * np.mean([point["saved"] for point in found])
-    return f"{spread([100 * point['score'] for point in found], digits=1)} @ {share:.0f} %{paper}"
+    share = 100 * np.mean([point["saved"] for point in reached])
+    return f"{spread([100 * point['score'] for point in reached], digits=1)} @ {share:.0f} %{paper}"
 
 
 def spread(values: list[float], digits: int = 3) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..data.metrics import majority_score
 from ..evaluation.frontier import Point, grid, judging, layer_scores, sweep
-from ..evaluation.tables import spread
+from ..evaluation.tables import spread, table
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy, configured_policy
 from .results import group
@@ -84,10 +84,11 @@ def as_markdown(results: list[dict[str, Any]], goals: list[float]) -> str:
     for of in dict.fromkeys(map(group, results)):
         of_task = [result for result in results if group(result) == of]
         titles = ["system", "average of exits", "full depth", *(f"{100 * goal:.0f} % saved" for goal in goals), "seeds"]
-        lines = [task_title(of_task[0]), "", "| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
-        for system in dict.fromkeys(result["system"] for result in of_task):
-            lines.append(system_row([result for result in of_task if result["system"] == system], goals))
-        tables.append("\n".join(lines))
+        rows = [
+            system_row([result for result in of_task if result["system"] == system], goals)
+            for system in dict.fromkeys(result["system"] for result in of_task)
+        ]
+        tables.append(f"{task_title(of_task[0])}\n\n{table(titles, rows)}")
     return "\n\n".join(tables)
 
 
@@ -100,8 +101,8 @@ def task_title(result: dict[str, Any]) -> str:
     )
 
 
-def system_row(runs: list[dict[str, Any]], goals: list[float]) -> str:
-    """A system's line."""
+def system_row(runs: list[dict[str, Any]], goals: list[float]) -> list[str]:
+    """The cells of a system's line."""
     full, majority = [run["full"] for run in runs], float(np.mean([run["majority"] for run in runs]))
     star = "*" if np.mean(full) <= majority else ""
     cells = [spread([run["average"] for run in runs]), spread(full) + star]
@@ -112,4 +113,4 @@ def system_row(runs: list[dict[str, Any]], goals: list[float]) -> str:
             continue
         share = 100 * np.mean([point["saved"] for point in at])
         cells.append(f"{spread([point['score'] for point in at])} @ {share:.0f} %")
-    return "| " + " | ".join([runs[0]["system"], *cells, str(len(runs))]) + " |"
+    return [runs[0]["system"], *cells, str(len(runs))]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 
+from ..evaluation.tables import table
 from ..model.adapters import SUBLEARNERS
 from ..model.configuration_pfberxit import CHECKS, PFBerxitConfig
 from ..model.criteria import CRITERIA
@@ -79,7 +80,7 @@ def as_json(config: PFBerxitConfig) -> str:
 
 def readme() -> str:
     """`configuration/README.md`: what every system is made of, and which of it is this library's reading."""
-    lines = [HEAD, "| system | what is trained | beside the defaults | our reading |", "|---|---|---|---|"]
+    rows = []
     for name, system in SYSTEMS.items():
         knobs = system.knobs(12)
         trained = "all weights" if knobs.pop("train_backbone", False) else "adapters or prompts, and exits"
@@ -87,13 +88,14 @@ def readme() -> str:
             knobs = {field: value for field, value in knobs.items() if (field, value) not in TRAINED.items()}
         values = ", ".join(f"`{field}={json.dumps(value)}`" for field, value in knobs.items())
         link = f"[`{name}`](systems/{name}.json)<br>{system.source}"
-        lines.append(f"| {link} | {trained} | {values or 'nothing'} | {system.reading} |")
-    return "\n".join(lines) + "\n"
+        rows.append([link, trained, values or "nothing", system.reading])
+    titles = ["system", "what is trained", "beside the defaults", "our reading"]
+    return f"{HEAD}\n{table(titles, rows, align='llll')}\n"
 
 
 def rules_table() -> str:
     """The table of `docs/rules.md`: when a row leaves by each rule, which fields it reads, and what it can judge."""
-    lines = ["| `exit_criterion` | a row leaves when | reads | judges |", "|---|---|---|---|"]
+    rows = []
     for name, rule in CRITERIA.items():
         default = " (default)" if name == ExitPolicy.criterion else ""
         source = f" ({rule.source})" if rule.source else ""
@@ -103,8 +105,8 @@ def rules_table() -> str:
         read += [f"`{rule.needs_evidence}`"] if rule.needs_evidence else []
         judged = "labels, values" if REGRESSION in rule.problem_types else "labels"
         reads = ", ".join(each for each in read if each != "`exit_min_layer`")
-        lines.append(f"| `{name}`{default} | {rule.when}{source} | {reads} | {judged} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{name}`{default}", f"{rule.when}{source}", reads, judged])
+    return table(["`exit_criterion`", "a row leaves when", "reads", "judges"], rows, align="llll") + "\n"
 
 
 def rules_page(page: str) -> str:

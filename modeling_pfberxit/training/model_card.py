@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..data.tasks import Task
 from ..evaluation.frontier import Point
 from ..evaluation.settings import Setting, as_table
+from ..evaluation.tables import table
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import SYSTEMS, describe
 from ..model.exits import POOLINGS
@@ -120,12 +121,18 @@ def base_of(config: PFBerxitConfig) -> str:
 
 def frontier_table(frontier: dict[str, list[Point]], metric: str) -> str:
     """The numbers beside the picture, every other point at most: score with its interval, layers, multiply-adds."""
-    lines = [f"| rule | layers saved | multiply-adds | {metric} | 95 % interval |", "|---|---:|---:|---:|---|"]
-    for name, points in frontier.items():
-        for point in points[:: max(1, len(points) // 8)]:
-            interval = f"{point.low:.3f} to {point.high:.3f}"
-            lines.append(f"| {name} | {100 * point.saved:.0f} % | {point.macs:.2f} | {point.score:.3f} | {interval} |")
-    return "\n".join(lines)
+    rows = [
+        [
+            name,
+            f"{100 * point.saved:.0f} %",
+            "–" if point.macs is None else f"{point.macs:.2f}",
+            f"{point.score:.3f}",
+            f"{point.low:.3f} to {point.high:.3f}",
+        ]
+        for name, points in frontier.items()
+        for point in points[:: max(1, len(points) // 8)]
+    ]
+    return table(["rule", "layers saved", "multiply-adds", metric, "95 % interval"], rows, align="lrrrl")
 
 
 def card_data(name: str, base: str, task: Task, settings: list[Setting], adapter_only: bool) -> ModelCardData:
