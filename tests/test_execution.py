@@ -19,7 +19,7 @@ from modeling_pfberxit.model import loop as execution
 from modeling_pfberxit.model.criteria import CRITERIA, chance, start, step
 from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState, outcomes
 from modeling_pfberxit.model.loop import Execution, Loop
-from modeling_pfberxit.model.rows import Walk
+from modeling_pfberxit.model.rows import CallRecord
 
 ROWS = 8
 EXITED = [1, 2, 4, 7, 9, 12]  # the layers that have an exit, of twelve
@@ -35,8 +35,8 @@ def deep_model():
 
 def may_leave(policy: ExitPolicy, problem_type: str) -> list[bool]:
     """Whether the loop expects that anybody could leave, after each of twelve layers."""
-    loop = Loop(deep_model(), Walk(), policy, None, problem_type)
-    return [loop.may_leave(depth) for depth in range(1, 13)]
+    loop = Loop(deep_model(), CallRecord(), policy, None, problem_type)
+    return [loop.may_exit(depth) for depth in range(1, 13)]
 
 
 @st.composite
@@ -310,7 +310,7 @@ def several_exits(family: str, pooling: str):
 def test_rows_that_are_done_but_not_dropped_get_one_answer_each(family, pooling, stream, share, monkeypatch):
     model, batch = several_exits(family, pooling), tiny_batch(40)
     recorded, answered = recorded_from(model, batch), []
-    answer = Walk.answer
+    answer = CallRecord.answer
 
     def spy(walk, index, logits, layers):
         answered.extend(index.tolist())
@@ -318,7 +318,7 @@ def test_rows_that_are_done_but_not_dropped_get_one_answer_each(family, pooling,
 
     policy = setting("entropy", SINGLE_LABEL, recorded)
     expected = replay(recorded, policy, model.exit_depths, SINGLE_LABEL)
-    monkeypatch.setattr(Walk, "answer", spy)
+    monkeypatch.setattr(CallRecord, "answer", spy)
     monkeypatch.setattr(execution, "DROP_SHARE", share or 0.0)
     # In a stream rows that are done have to wait with the others, and be merged and split.
     short_cuts = Execution(weights_in_tokens=1e6 if stream else 0.0, drop_rows=share is not None)

@@ -27,7 +27,7 @@ from modeling_pfberxit.model import streams
 from modeling_pfberxit.model.criteria import CRITERIA
 from modeling_pfberxit.model.exits import SINGLE_LABEL, Evidence, ExitState
 from modeling_pfberxit.model.loop import Execution, Loop
-from modeling_pfberxit.model.rows import Rows, Walk, unless_full
+from modeling_pfberxit.model.rows import CallRecord, Rows, unless_full
 from modeling_pfberxit.model.streams import Stream
 
 ROWS = 33
@@ -261,14 +261,14 @@ def steps(monkeypatch):
 
 @pytest.fixture
 def waiting(monkeypatch):
-    """How many rows wait, each time that some line up."""
-    sizes, wait = [], Stream.wait
+    """How many rows are queued, each time that some join."""
+    sizes, enqueue = [], Stream.enqueue
 
     def spy(stream, rows):
-        wait(stream, rows)
-        sizes.append(sum(len(rows) for pool in stream.pools.values() for rows in pool))
+        enqueue(stream, rows)
+        sizes.append(sum(len(rows) for queue in stream.queues.values() for rows in queue))
 
-    monkeypatch.setattr(Stream, "wait", spy)
+    monkeypatch.setattr(Stream, "enqueue", spy)
     return sizes
 
 
@@ -288,7 +288,7 @@ def test_rows_of_different_depths_share_a_batch_where_depths_share_a_layer(steps
 def test_rows_share_a_batch_only_where_what_comes_next_is_the_same_for_all(name, steps):
     policy = setting("entropy", SINGLE_LABEL, evidence_of(name))
     model = served(name)
-    loop = Loop(model, Walk(), policy, None, SINGLE_LABEL)
+    loop = Loop(model, CallRecord(), policy, None, SINGLE_LABEL)
     predict(model, sentences(90), policy, 8, HUNGRY)
     assert max(len(groups) for groups, _, _ in steps) >= 2
     for groups, _, _ in steps:
@@ -303,7 +303,7 @@ def marked(numbers: list[int], groups: tuple[tuple[int, int], ...], longest: int
     mask = (torch.arange(longest) < index[:, None].clamp(max=longest)).long()
     state = ExitState(index[:, None, None, None].float(), index, 10 * index, SINGLE_LABEL)
     states = index[:, None, None].expand(-1, longest, 2) * mask[..., None].float()
-    return Rows(None, index, states, unless_full(mask), state, groups=groups, done=index % 2 == 1)
+    return Rows(None, index, states, unless_full(mask), state, groups=groups, exited=index % 2 == 1)
 
 
 def test_what_belongs_to_a_row_stays_with_it_when_batches_are_merged_and_split():
@@ -320,15 +320,15 @@ def test_what_belongs_to_a_row_stays_with_it_when_batches_are_merged_and_split()
     few = right.select(torch.tensor([0, 3, 4, 6]))
     assert [len(rows) for rows in (left, right, few)] == [2, 7, 4]
     for rows in (whole, left, right, few):
-        assert sorted(rows.standing().tolist(), reverse=True) == rows.standing().tolist()
-        assert rows.standing().tolist() == [depths[number] for number in rows.index.tolist()]
+        assert sorted(rows.depths().tolist(), reverse=True) == rows.depths().tolist()
+        assert rows.depths().tolist() == [depths[number] for number in rows.index.tolist()]
         assert rows.hidden_states.shape[1] == rows.index.max()
         assert torch.equal(rows.hidden_states[:, 0, 0].long(), rows.index)
         assert torch.equal(rows.mask().sum(1).long(), rows.index)
         assert torch.equal((rows.hidden_states[..., 0] > 0).sum(1), rows.index)
         assert torch.equal(rows.state.past.flatten().long(), rows.index)
         assert torch.equal(rows.state.seen, rows.index) and torch.equal(rows.state.count, 10 * rows.index)
-        assert torch.equal(rows.done, rows.index % 2 == 1)
+        assert torch.equal(rows.exited, rows.index % 2 == 1)
     assert Rows.cat([left, right]).index.tolist() == whole.index.tolist()
 
 
@@ -410,7 +410,7 @@ def test_long_rows_may_arrive_where_many_short_ones_wait():
     stream.admit(rows[31:], torch.arange(31, 34))
     stream.drain()
     stream.drain(last=True)
-    same(stream.walk.collect(), replay(alone(model, rows), policy, model.exit_depths, SINGLE_LABEL))
+    same(stream.record.collect(), replay(alone(model, rows), policy, model.exit_depths, SINGLE_LABEL))
 
 
 @pytest.mark.parametrize("size", [1, 4, 8])
@@ -427,7 +427,7 @@ def test_few_rows_wait_however_many_come(name, size, waiting):
 @pytest.mark.parametrize("name", ["albert", "bert"])
 def test_rows_are_read_window_by_window(name, monkeypatch):
     monkeypatch.setattr(streams, "WINDOW", 2)
-    size, read, answered, answer = 4, 0, 0, Walk.answer
+    size, read, answered, answer = 4, 0, 0, CallRecord.answer
     ahead = []
 
     def spy(walk, index, logits, layers):
@@ -445,7 +445,7 @@ def test_rows_are_read_window_by_window(name, monkeypatch):
             yield {"input_ids": [5 + number % 100, *range(7, 8 + number % 9)]}
 
     model, policy = served(name), setting("entropy", SINGLE_LABEL, evidence_of(name))
-    monkeypatch.setattr(Walk, "answer", spy)
+    monkeypatch.setattr(CallRecord, "answer", spy)
     _, layers = predict(model, endless(), policy, size, HUNGRY)
     assert len(layers) == answered == read == 150
     assert max(ahead) <= size * 2 + len(model.depths) * size + size

@@ -38,8 +38,8 @@ PARTS: dict[str, tuple[Callable, Callable | None]] = {
     "those layers for the rows that stay": (finish, Loop.step),
     "exits": (Exits.forward, None),
     "criterion": (Loop.decide, None),
-    "rows that leave": (Loop.dismiss, None),
-    "rows that wait": (Stream.wait, None),
+    "rows that leave": (Loop.drop_exited, None),
+    "rows that wait": (Stream.enqueue, None),
     "rows that join": (Rows.cat.__func__, None),
     "whether token first pays": (Loop.token_first_pays, None),
 }

@@ -125,13 +125,13 @@ class Script:
         self.numbers: Tensor | None = None  # of the batch's rows; None: they are numbered through
 
     def ask(self, loop: Loop, rows: Rows, states: Tensor, original) -> Evidence:
-        """In place of `Loop.ask`."""
+        """In place of `Loop.run_exits`."""
         said = original(loop, rows, states)
         if len(rows.groups) == 1:
-            numbers, exit = rows.index.cpu(), self.depths.index(rows.groups[0][0])
+            numbers, exit = rows.index.cpu(), self.depths.index(rows.depth)
             numbers = numbers if self.numbers is None else self.numbers[numbers]
             return said._replace(logits=self.logits[numbers, exit].to(said.logits))
-        depths = rows.standing()
+        depths = rows.depths()
         able = torch.isin(depths, torch.tensor(self.depths, device=depths.device))
         numbers = rows.index[able].cpu() if self.numbers is None else self.numbers[rows.index[able].cpu()]
         exits = torch.bucketize(depths[able].cpu(), torch.tensor(self.depths))
@@ -140,6 +140,6 @@ class Script:
     @contextmanager
     def spoken(self, numbers: Tensor | None = None) -> Iterator[None]:
         """While rows with these numbers are run."""
-        self.numbers, original = numbers, Loop.ask
-        with patch.object(Loop, "ask", lambda loop, rows, states: self.ask(loop, rows, states, original)):
+        self.numbers, original = numbers, Loop.run_exits
+        with patch.object(Loop, "run_exits", lambda loop, rows, states: self.ask(loop, rows, states, original)):
             yield

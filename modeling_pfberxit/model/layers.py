@@ -196,21 +196,18 @@ def first(states: Tensor | None, stop: int | None) -> Tensor | None:
     return states if states is None or stop is None or stop >= states.shape[1] else states[:, :stop]
 
 
-# ---- token first -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """A layer that has been run for the first positions of its rows."""
+class FirstPositions:
+    """What is known of a layer that has been run for the first positions of its rows."""
 
-    keys: Tensor  # (B, n, d)
-    values: Tensor
-    output: Tensor  # (B, w, d)
+    keys: Tensor  # (B, n, d), of all positions
+    values: Tensor  # (B, n, d)
+    output: Tensor  # (B, w, d), of the first w
 
-    def select(self, keep: Tensor, longest: int) -> Begun:
-        """The rows whose numbers are given, cut to the longest of them."""
+    def select(self, keep: Tensor, longest: int) -> FirstPositions:
+        """The rows with the numbers `keep` (B',), cut to `longest` positions."""
         keys, values = (part[:, :longest].index_select(0, keep) for part in (self.keys, self.values))
-        return Begun(keys, values, self.output.index_select(0, keep))
+        return FirstPositions(keys, values, self.output.index_select(0, keep))
 
 
 # ---- one depth -------------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
-"""The loop: layer by layer run the rows, ask their exits, let the criterion decide, and let those that are done leave.
+"""The loop: enter a layer, run it, run its exits, apply the criterion, remove the rows that exit.
 
-Reads on from `rows` and `layers`. One step is one layer for rows that stand at one depth, or at several that share the
-layer. What a call asks for and what it has found so far belongs to the loop and its record, never to the model: one
-model serves many threads. How many rows wait for each other, and which of them, is not decided here but in `streams`.
+One step is one layer, for rows at one depth or at several depths that share the layer. Policy, phase and results of a
+call are kept in the loop and its `CallRecord`, never on the model, so one model serves many threads. Not here: a row's
+tensors (`rows`), the arithmetic of a layer (`layers`), and which rows share a batch when many are queued (`streams`).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,21 +17,20 @@ from transformers import PreTrainedModel
 
 from .backbones import encoder_layers, never_called, pooler_dense, reads_backbone_pooler
 from .criteria import chance, rule_of, start, step
-from .exit_policy import ExitPolicy
+from .exit_policy import FULL_DEPTH, ExitPolicy
 from .exits import Evidence, ExitState
-from .layers import Begun, ByDepth, Sublayers, check_layers, check_never_called, hooked, sharded
-from .rows import Rows, Walk
+from .layers import Beside, ByDepth, FirstPositions, Sublayers, check_layers, check_never_called, hooked, sharded
+from .rows import CallRecord, Rows
 from .strategies import Phase, branch
 from .validation import flag, is_recorded, real
 
-# For about as many tokens, reading a layer's weights takes as long as using them, on a few CPU cores. Accelerators have
-# to be fed a thousand; that is an estimate.
+# Reading a layer's weights takes as long as the arithmetic of so many tokens: measured on a few CPU cores, estimated for
+# accelerators.
 WEIGHTS_IN_TOKENS = {"cpu": 12}
-FED_IN_TOKENS = 1024
-WELL_FED = 20  # times that many tokens: reading the weights is a twentieth of the work then
-# More tokens than these at once no longer fit a CPU's caches, and every one of them costs more.
-MOST_TOKENS = {"cpu": 2048}
-ALONE = 2  # positions of a whole row that one on its own costs as much as
+WEIGHTS_IN_TOKENS_ELSEWHERE = 1024
+WELL_FED = 20  # with so many times those tokens, reading the weights is a twentieth of the work
+MOST_TOKENS = {"cpu": 2048}  # with more tokens at once, activations no longer fit the caches and every token costs more
+FIRST_POSITION_COST = 2  # a position run on its own costs as much as so many positions of a whole row
 DROP_SHARE = 0.02  # copying a row costs about one fiftieth of running a layer for it
 
 
@@ -39,12 +39,12 @@ class Execution:
     """The short cuts of the loop; each may be switched off to see what it is worth.
 
     Args:
-        token_first: exits that read one token have it run before the others, where a row may leave.
-        drop_rows: rows that have left are no longer computed.
-        trim: nor is padding beyond the longest row left.
+        token_first: the positions that exits read are run before the others, where rows may exit.
+        drop_rows: rows that have exited are no longer computed.
+        trim: nor is padding beyond the longest remaining row.
         fused: ALBERT's activation as one operation instead of eight, in training as well; equal to rounding.
         compiled: layers run as `torch.compile` translates them, at the first calls; a handful of translations serves
-            all depths and lengths. Batches whose rows stand at several depths run as written.
+            all depths and lengths. Batches of several depths run as written.
         weights_in_tokens: how many tokens' arithmetic takes as long as reading a layer's weights; None: by device.
 
     Raises:
@@ -65,31 +65,32 @@ class Execution:
             real(0.0)("weights_in_tokens", self.weights_in_tokens)
 
     def splits(self, leaving: float, rows: int, length: int, device: str) -> bool:
-        """Whether running one token first is expected to pay, when so many of the rows are expected to leave.
+        """Whether running one token first is expected to pay, when `leaving` of `rows` are expected to exit here.
 
-        Each row that leaves saves its other positions. If any stays, the layer's weights are read a second time, and
-        each of those that stay has had its first position run for nothing.
+        Each row that exits saves its other positions. If any remains, the layer's weights are read a second time, and
+        each remaining row has had its first position run for nothing.
         """
         if not (self.token_first and self.drop_rows) or leaving <= 0:
             return False
-        return leaving * (length - 1) > self.weights(device) * (1 - leaving / rows) + ALONE * (rows - leaving)
+        remaining = rows - leaving
+        return leaving * (length - 1) > self.weights(device) * remaining / rows + FIRST_POSITION_COST * remaining
 
     def feeds(self, tokens: int, device: str) -> bool:
-        """Whether so many tokens use a layer's weights about as well as any number would."""
+        """Whether more tokens than these would not use a layer's weights noticeably better."""
         return tokens >= WELL_FED * self.weights(device)
 
     def room(self, length: int, device: str) -> int:
-        """How many rows of so many tokens are best run through a layer at once, at most."""
+        """The most rows of `length` tokens that are best run through a layer at once."""
         return max(1, MOST_TOKENS[device] // length) if device in MOST_TOKENS else sys.maxsize
 
     def weights(self, device: str) -> float:
         """How many tokens' arithmetic takes as long as reading a layer's weights."""
         known = self.weights_in_tokens
-        return WEIGHTS_IN_TOKENS.get(device, FED_IN_TOKENS) if known is None else known
+        return WEIGHTS_IN_TOKENS.get(device, WEIGHTS_IN_TOKENS_ELSEWHERE) if known is None else known
 
-    def drops(self, done: int, rows: int) -> bool:
-        """Whether it pays to take the rows that are done out of their batch."""
-        return self.drop_rows and done >= DROP_SHARE * rows
+    def drops(self, exited: int, rows: int) -> bool:
+        """Whether it pays to copy the remaining rows into a batch of their own."""
+        return self.drop_rows and exited >= DROP_SHARE * rows
 
 
 # ---- the encoder, depth by depth -------------------------------------------------------------------------------------
@@ -98,12 +99,12 @@ class Execution:
 class Encoding:
     """The layers of a model, for one call; on its own, for all positions of all rows, up to the last layer."""
 
-    wide: int | None = None  # how many positions, the first ones, are read of a layer's output; None: all
+    read_positions: int | None = None  # how many positions, the first ones, exits read of a layer's output; None: all
 
-    def __init__(self, model: PreTrainedModel, walk: Walk):
+    def __init__(self, model: PreTrainedModel, record: CallRecord) -> None:
         self.depths, self.prompts, self.prompt_layer = model.depths, model.prompts, model.config.prompt_layer
         self.layers, self.execution = encoder_layers(model.backbone, model.execution.fused), model.execution
-        self.walk = walk
+        self.record = record
         run = [*model.depths, *(layer.stock for layer in self.layers)]
         check_layers(run)
         check_never_called(model, never_called(model.backbone, self.layers))
@@ -111,62 +112,72 @@ class Encoding:
         self.sharded = self.hooked and any(map(sharded, run))
 
     def encode(self, rows: Rows) -> Rows:
-        """Rows in front of the first layer -> the same rows above the last one."""
-        self.walk.see(rows)
+        """Run rows in front of the first layer through all layers."""
+        self.record.add_states(rows)
         for _ in self.depths:
             rows = self.enter(rows)
-            self.ascend(rows)
+            self.run_whole_layer(rows)
+            self.leave_layer(rows)
         return rows
 
+    def leave_layer(self, rows: Rows) -> None:
+        """What happens above a layer that all rows pass: nothing, without exits."""
+
     def enter(self, rows: Rows) -> Rows:
-        """Into the next layer; prompts join the rows above the layer they belong to."""
-        if self.prompts is not None and rows.groups[0][0] == self.prompt_layer and not rows.prompts:
+        """Move rows into their next layer; prompts join them above the layer they belong to."""
+        if self.prompts is not None and rows.depth == self.prompt_layer and not rows.prompts:
             rows = rows.join(self.prompts(rows.tokens(), rows.padding_mask))
         rows.descend()
         return rows
 
-    def ascend(self, rows: Rows) -> None:
-        """Through the layer they are in."""
+    def run_whole_layer(self, rows: Rows) -> None:
+        """Put the output of the layer the rows are in in the place of their states."""
         hidden_states, weights = self.run_layer(rows)
-        rows.advance(hidden_states, rows.groups[0][0])
-        self.walk.see(rows, weights)
+        rows.advance(hidden_states)
+        self.record.add_states(rows, weights)
 
     def run_layer(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        """The layer's output; at the last layer only for the positions its exit reads.
+        """The layer's output (B, q, d); at the last layer only for the positions its exit reads.
 
         Not so in a graph that is kept: how many that are depends on the length, which must stay open there.
         """
-        states, depth = rows.hidden_states, rows.groups[0][0]
+        states, depth = rows.hidden_states, rows.depth
         if len(rows.groups) > 1:
             sublayers = self.sublayers(rows)
             return finish(sublayers, rows, *sublayers.layer.keys_values(states)), None
-        queries = rows.queries(depth)
-        if depth == len(self.depths) and self.wide is not None and self.execution.token_first:
-            queries = None if is_recorded(states) else min(self.wide, states.shape[1])
+        queries = rows.queries()
+        if depth == len(self.depths) and self.read_positions is not None and self.execution.token_first:
+            queries = None if is_recorded(states) else min(self.read_positions, states.shape[1])
         masks, compiled = (rows.attention_mask, rows.padding_mask), self.execution.compiled
         return self.depths[depth - 1](states, self.layers[depth - 1], *masks, queries, compiled)
 
     def sublayers(self, rows: Rows) -> Sublayers:
         """The layer the rows share, with the adapters of every row's depth."""
-        layer = self.layers[rows.groups[0][0] - 1]
+        layer = self.layers[rows.depth - 1]
         if len(rows.groups) == 1:
-            return self.depths[rows.groups[0][0] - 1].beside(layer, self.execution.compiled)
+            return self.depths[rows.depth - 1].beside(layer, self.execution.compiled)
         own = [self.depths[depth - 1].beside(layer) for depth, _ in rows.groups]
-        sizes, first = [size for _, size in rows.groups], own[0]
-        beside_attention = first.attention_adapter and ByDepth([each.attention_adapter for each in own], sizes)
-        beside_ffn = first.ffn_adapter and ByDepth([each.ffn_adapter for each in own], sizes)
-        return Sublayers(layer, beside_attention, beside_ffn, first.sequential)
+        sizes = [size for _, size in rows.groups]
+        beside_attention = by_depth([each.attention_adapter for each in own], sizes)
+        beside_ffn = by_depth([each.ffn_adapter for each in own], sizes)
+        return Sublayers(layer, beside_attention, beside_ffn, own[0].sequential)
 
 
-def begin(sublayers: Sublayers, rows: Rows, wide: int) -> Begun:
-    """Run the layer for the first `wide` positions of every row."""
+def by_depth(adapters: Sequence[Beside | None], sizes: list[int]) -> ByDepth | None:
+    """The adapters of several depths as one; None where depths have none."""
+    present = [adapter for adapter in adapters if adapter is not None]
+    return ByDepth(present, sizes) if present else None
+
+
+def begin(sublayers: Sublayers, rows: Rows, positions: int) -> FirstPositions:
+    """Run the layer for the first `positions` of every row."""
     keys, values = sublayers.layer.keys_values(rows.hidden_states)
-    return Begun(keys, values, finish(sublayers, rows, keys, values, wide))
+    return FirstPositions(keys, values, finish(sublayers, rows, keys, values, positions))
 
 
-def finish(sublayers: Sublayers, rows: Rows, keys: Tensor, values: Tensor, wide: int | None = None) -> Tensor:
-    """The layer's output from its keys and values: (B, n, d), or the first `wide` positions of it."""
-    return sublayers.output(rows.hidden_states, keys, values, rows.attention_mask, rows.padding_mask, wide)[0]
+def finish(sublayers: Sublayers, rows: Rows, keys: Tensor, values: Tensor, positions: int | None = None) -> Tensor:
+    """The layer's output from its keys and values: (B, n, d), or the first `positions` of it."""
+    return sublayers.output(rows.hidden_states, keys, values, rows.attention_mask, rows.padding_mask, positions)[0]
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
@@ -176,144 +187,154 @@ class Loop(Encoding):
     """The layers, the exits above them, and what one call asks of both."""
 
     def __init__(
-        self, model: PreTrainedModel, walk: Walk, policy: ExitPolicy | None, phase: Phase | None,
+        self, model: PreTrainedModel, record: CallRecord, policy: ExitPolicy | None, phase: Phase | None,
         problem_type: str,
-    ):  # fmt: skip
-        super().__init__(model, walk)
+    ) -> None:  # fmt: skip
+        super().__init__(model, record)
         self.exits, self.exit_depths = model.exits, model.exit_depths
         self.pooler = pooler_dense(model.backbone) if reads_backbone_pooler(model.config) else None
-        self.policy, self.phase = policy, phase
+        self.early_exit, self.policy, self.phase = policy is not None, policy or FULL_DEPTH, phase
         self.num_labels, self.problem_type = model.num_labels, problem_type
-        self.forgetful = policy is not None and not rule_of(policy).looks_back(policy, len(self.exit_depths))
+        self.forgetful = not rule_of(self.policy).looks_back(self.policy, len(self.exit_depths))
         # Layers sharded over processes are run by all of them together, for every row.
-        self.watched = walk.watched or self.sharded
-        self.wide = None if self.watched or self.hooked or model.token_exits is not None else model.exits.positions
+        self.keeps_rows = record.wants_layers or self.sharded
+        if not (self.keeps_rows or self.hooked or model.token_exits is not None):
+            self.read_positions = model.exits.positions
 
     def run(self, rows: Rows) -> None:
-        """All the way: until every row has its answer."""
+        """Run layers until every row has its prediction in the record."""
+        if not self.early_exit:
+            self.encode(rows)
+            return
         rows.state = self.new_state(rows)
-        self.walk.see(rows)
-        left: Rows | None = rows
-        while left is not None:
-            left = self.step(left)
+        self.record.add_states(rows)
+        remaining: Rows | None = rows
+        while remaining is not None:
+            remaining = self.step(remaining)
 
-    def new_state(self, rows: Rows) -> ExitState | None:
-        """What the criterion will remember of the rows; None where there is no criterion."""
-        if self.policy is None:
-            return None
+    def leave_layer(self, rows: Rows) -> None:
+        """Without early exit: keep the exit's evidence; at the last layer its logits are all rows' predictions."""
+        if rows.depth not in self.exit_depths:
+            return
+        to_exit, rows.hidden_states = branch(rows.hidden_states, self.exit_depths.index(rows.depth), self.phase)
+        evidence = self.run_exits(rows, to_exit)
+        self.record.evidence.append(evidence)
+        if rows.depth == len(self.depths):
+            self.record.answer(rows.index, evidence.logits, rows.depths())
+
+    def new_state(self, rows: Rows) -> ExitState:
+        """The criterion's memory in front of the first exit."""
         size, device = rows.index.shape[0], rows.index.device
         return start(size, self.num_labels, self.policy, len(self.exit_depths), self.problem_type, device)
 
     def step(self, rows: Rows) -> Rows | None:
-        """One layer; the rows that go on, or None where none does."""
+        """Run one layer and its exits; the rows that remain, or None where all have exited."""
         rows = self.enter(rows)
-        if self.token_first_pays(rows):
-            sublayers = self.sublayers(rows)
-            rows.begun = begin(sublayers, rows, self.wide)
-            left = self.judge(rows, rows.begun.output)
-            if left is not None:
-                own, left.begun = left.begun, None
-                left.hidden_states = finish(self.sublayers(left), left, own.keys, own.values)
-            return left
-        self.ascend(rows)
-        return self.judge(rows, rows.hidden_states)
+        first = self.run_first_positions(rows)
+        if first is None:
+            self.run_whole_layer(rows)
+        keep = self.apply_exits(rows, rows.hidden_states if first is None else first.output)
+        if keep is not None:
+            if not len(keep):
+                return None
+            rows = rows.select(keep, self.execution.trim)
+            first = first and first.select(keep, rows.hidden_states.shape[1])
+        if first is not None:
+            rows.hidden_states = finish(self.sublayers(rows), rows, first.keys, first.values)
+        return rows
+
+    def run_first_positions(self, rows: Rows) -> FirstPositions | None:
+        """The layer for the positions that exits read, where running them first is expected to pay."""
+        if self.read_positions is None or not self.token_first_pays(rows):
+            return None
+        return begin(self.sublayers(rows), rows, self.read_positions)
 
     def token_first_pays(self, rows: Rows) -> bool:
-        """Whether to run what the exits read first, and the rest for those that stay."""
-        alone = len(rows.groups) == 1
-        if self.policy is None or self.wide is None or (alone and not self.may_leave(rows.groups[0][0])):
+        """Whether enough rows are expected to exit here."""
+        if rows.state is None:
             return False
-        if alone and rows.groups[0][0] == len(self.depths):  # nobody stays
+        last = len(self.depths)
+        # Where one depth alone is run and all rows exit or none does, no row is saved anything.
+        if len(rows.groups) == 1 and (rows.depth == last or not self.may_exit(rows.depth)):
             return False
-        leaving, start = 0.0, 0
-        expected = chance(rows.state, self.policy, rows.standing(), len(self.exit_depths))
-        for depth, size in rows.groups:
-            part = expected[start : start + size]
-            start += size
+        leaving = 0.0
+        expected = chance(rows.state, self.policy, rows.depths(), len(self.exit_depths))
+        for depth, own in rows.slices():
             if depth in self.exit_depths:
-                leaving += size if depth == len(self.depths) else part.sum().item()
+                leaving += len(expected[own]) if depth == last else expected[own].sum().item()
         return self.execution.splits(leaving, *rows.hidden_states.shape[:2], rows.index.device.type)
 
     # ---- exits ------------------------------------------------------------------------------------------------------
 
-    def judge(self, rows: Rows, states: Tensor) -> Rows | None:
-        """Take the answers of the rows that stop here; without a policy, all of them at the last layer.
+    def apply_exits(self, rows: Rows, states: Tensor) -> Tensor | None:
+        """Record the predictions of the rows that exit here.
 
         Args:
-            states: (B, n, d) the layer's output, or (B, w, d) of it what the exits read.
+            states: (B, n, d) the layer's output, or the first positions of it, which are all that exits read.
 
         Returns:
-            The rows that go on, or None where none does.
+            The numbers (B',) of the rows to go on with; None: all of them.
         """
-        depth, last = rows.groups[0][0], len(self.depths)
-        if all(depth not in self.exit_depths for depth, _ in rows.groups):
-            return rows
-        if self.policy is None:
-            to_exit, rows.hidden_states = branch(states, self.exit_depths.index(depth), self.phase)
-            evidence = self.ask(rows, to_exit)
-            self.walk.evidence.append(evidence)
-            if depth == last:
-                self.walk.answer(rows.index, evidence.logits, rows.standing())
-            return None if depth == last else rows
-        stay = not any(self.may_leave(depth) for depth, _ in rows.groups)
-        if stay and self.forgetful and len(rows.groups) == 1:  # then nobody has to hear this exit
-            rows.state.seen = rows.state.seen + 1
-            return rows
-        fire, answer = self.decide(rows, self.ask(rows, states))
-        if stay:
-            return rows
-        standing = rows.standing()
-        stops = fire | (standing == last)
-        if rows.done is not None:
-            stops, rows.done = stops & ~rows.done, rows.done | stops
-        self.walk.answer_some(stops, rows.index, answer, standing)
-        return self.dismiss(rows, stops if rows.done is None else rows.done)
+        state = rows.state
+        if state is None or all(depth not in self.exit_depths for depth, _ in rows.groups):
+            return None
+        may_exit = any(self.may_exit(depth) for depth, _ in rows.groups)
+        if not may_exit and self.forgetful and len(rows.groups) == 1:  # this exit's evidence would be used by nothing
+            state.seen = state.seen + 1
+            return None
+        fire, logits = self.decide(rows, self.run_exits(rows, states), state)
+        return self.exit_rows(rows, fire, logits) if may_exit else None
 
-    def ask(self, rows: Rows, states: Tensor) -> Evidence:
-        """What the exits at the rows' depths say of them, in their order; rows without an exit are left out."""
-        mask, weights = rows.padding_mask, rows.mean_weights
+    def run_exits(self, rows: Rows, states: Tensor) -> Evidence:
+        """The evidence of the exits at the rows' depths, in the rows' order; rows without an exit are left out."""
+        weights, mask = rows.mean_weights, rows.padding_mask
         mask = mask if mask is None else mask[:, : states.shape[1]]
-        parts, start = [], 0
-        for depth, size in rows.groups:
-            own = slice(start, start + size) if len(rows.groups) > 1 else slice(None)
-            start += size
+        parts = []
+        for depth, own in rows.slices():
             if depth in self.exit_depths:
                 cut = [None if each is None else each[own] for each in (weights, mask)]
                 parts.append(self.exits(self.exit_depths.index(depth), states[own], *cut, self.pooler))
         return parts[0] if len(parts) == 1 else Evidence.cat(parts)
 
-    def decide(self, rows: Rows, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        """Whether the criterion lets rows stop, (B,), and their answers, (B, C); rows without an exit go on."""
-        standing = rows.standing()
+    def decide(self, rows: Rows, evidence: Evidence, state: ExitState) -> tuple[Tensor, Tensor]:
+        """Which rows the criterion lets exit, (B,), and their logits, (B, C); rows without an exit go on."""
+        depths = rows.depths()
         if all(depth in self.exit_depths for depth, _ in rows.groups):
-            return step(evidence, rows.state, self.policy, standing)
-        able = torch.isin(standing, torch.tensor(self.exit_depths, device=standing.device)).nonzero().squeeze(1)
-        state = rows.state.select(able)
-        fire, answer = step(evidence, state, self.policy, standing[able])
-        rows.state.put(able, state)
-        nothing = torch.zeros_like(rows.index, dtype=torch.bool)
-        return nothing.index_copy(0, able, fire), answer.new_zeros(len(nothing), answer.shape[1]).index_copy(
-            0, able, answer
-        )
+            return step(evidence, state, self.policy, depths)
+        able = torch.isin(depths, torch.tensor(self.exit_depths, device=depths.device)).nonzero().squeeze(1)
+        part = state.select(able)
+        fire, logits = step(evidence, part, self.policy, depths[able])
+        state.put(able, part)
+        no_fire = torch.zeros_like(rows.index, dtype=torch.bool)
+        no_logits = logits.new_zeros(len(no_fire), logits.shape[1])
+        return no_fire.index_copy(0, able, fire), no_logits.index_copy(0, able, logits)
 
-    def may_leave(self, depth: int) -> bool:
-        """Whether any row could have its answer from this layer; known without looking at the rows."""
+    def may_exit(self, depth: int) -> bool:
+        """Whether any row could exit after this layer; known without looking at the rows."""
         if depth == len(self.depths):
             return True
         if depth not in self.exit_depths or depth < self.policy.floor:
             return False
         return self.exit_depths.index(depth) + 1 >= rule_of(self.policy).earliest(self.policy)
 
-    def dismiss(self, rows: Rows, done: Tensor) -> Rows | None:
-        """The rows without those that are done; while they are few, those are computed on with the others."""
-        gone, size = int(done.sum()), len(done)
-        if self.watched:  # someone wants to see every layer of every row
-            rows.done = done
-            return None if rows.groups[0][0] == len(self.depths) else rows
-        if gone in (0, size):
-            return None if gone else rows
-        deepest = max(depth for depth, _ in rows.groups)
-        if deepest < len(self.depths) and not self.execution.drops(gone, size):
-            rows.done = done
-            return rows
-        return rows.select((~done).nonzero().squeeze(1), self.execution.trim)
+    def exit_rows(self, rows: Rows, fire: Tensor, logits: Tensor) -> Tensor | None:
+        """Record the rows that exit now; the numbers of the rows to go on with, None: all of them."""
+        depths = rows.depths()
+        exits = fire | (depths == len(self.depths))
+        exited = exits if rows.exited is None else rows.exited | exits
+        self.record.answer_where(exits if rows.exited is None else exits & ~rows.exited, rows.index, logits, depths)
+        return self.drop_exited(rows, exited)
+
+    def drop_exited(self, rows: Rows, exited: Tensor) -> Tensor | None:
+        """The numbers of the remaining rows; None where exited rows, (B,), are too few to be worth a copy."""
+        gone, size = int(exited.sum()), len(exited)
+        at_last = rows.depth == len(self.depths)
+        if self.keeps_rows:  # all layers of all rows are asked for
+            rows.exited = exited
+            return rows.index[:0] if at_last else None
+        if gone == 0:
+            return None
+        if gone < size and not at_last and not self.execution.drops(gone, size):
+            rows.exited = exited
+            return None
+        return (~exited).nonzero().squeeze(1)

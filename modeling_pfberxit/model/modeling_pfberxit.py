@@ -29,7 +29,7 @@ from .losses import (
     watch_gradients,
 )
 from .persistence import check_trainable
-from .rows import Walk
+from .rows import CallRecord
 from .strategies import Phase, TrainingProgress, current_phase, name_heads, whole_objective
 from .streams import predict
 from .validation import is_recorded, refuse
@@ -142,13 +142,12 @@ class PFBerxitModel(PFBerxitPreTrainedModel):
         want_states, want_attentions = self._wanted(output_hidden_states, output_attentions)
         self._check_inputs(input_ids, inputs_embeds, want_attentions)
         rows, _ = self._start(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        walk = Walk([] if want_states else None, [] if want_attentions else None)
-        states = Encoding(self, walk).encode(rows).tokens()
+        record = CallRecord.of(want_states, want_attentions)
+        states = Encoding(self, record).encode(rows).tokens()
         output = BaseModelOutputWithPooling(
             last_hidden_state=states,
             pooler_output=self._pooled(states, attention_mask),
-            hidden_states=None if walk.hidden_states is None else tuple(walk.hidden_states),
-            attentions=None if walk.attentions is None else tuple(walk.attentions),
+            **record.shown(),
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
@@ -242,11 +241,11 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
             check_trainable(self)
 
         rows, token_layers = self._start(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        walk = Walk([] if want_states else None, [] if want_attentions else None)
-        Loop(self, walk, policy, phase, problem_type).run(rows)
-        output = as_output(walk, token_layers)
+        record = CallRecord.of(want_states, want_attentions)
+        Loop(self, record, policy, phase, problem_type).run(rows)
+        output = as_output(record, token_layers)
         if labels is not None:
-            output.loss = self._loss(walk, labels, phase, problem_type)
+            output.loss = self._loss(record, labels, phase, problem_type)
         if phase is not None:
             watch_gradients(output, phase)
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -305,17 +304,17 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
     def _learned_weights(self) -> Tensor | None:
         return None if self.exits.loss_weights is None else self.exits.loss_weights()
 
-    def _loss(self, walk: Walk, labels: Tensor, phase: Phase | None, problem_type: str) -> Tensor:
+    def _loss(self, record: CallRecord, labels: Tensor, phase: Phase | None, problem_type: str) -> Tensor:
         """Of the exits that learn in this phase, or in the whole run; where rows left early, of their answers."""
-        if not walk.evidence:
-            return task_losses(walk.collect()[0][:, None], labels, problem_type, self.config, self.exit_loss)[0]
+        if not record.evidence:
+            return task_losses(record.collect()[0][:, None], labels, problem_type, self.config, self.exit_loss)[0]
         phase = phase or whole_objective(self.config, self.exit_depths, self._learned_weights())
-        return training_loss(walk.evidence, labels, problem_type, self.config, phase, self.exit_loss)
+        return training_loss(record.evidence, labels, problem_type, self.config, phase, self.exit_loss)
 
 
-def as_output(walk: Walk, token_layers: Tensor | None) -> PFBerxitOutput:
-    """What a finished walk has to tell, still without a loss."""
-    seen, (logits, exit_layer) = walk.recorded, walk.collect()
+def as_output(record: CallRecord, token_layers: Tensor | None) -> PFBerxitOutput:
+    """The output of a call whose rows have all exited, without a loss."""
+    seen, (logits, exit_layer) = record.recorded, record.collect()
     return PFBerxitOutput(
         logits=logits,
         exit_layer=exit_layer,
@@ -323,6 +322,5 @@ def as_output(walk: Walk, token_layers: Tensor | None) -> PFBerxitOutput:
         exit_lte=seen and seen.lte,
         exit_distances=seen and seen.distances,
         token_layers=token_layers,
-        hidden_states=None if walk.hidden_states is None else tuple(walk.hidden_states),
-        attentions=None if walk.attentions is None else tuple(walk.attentions),
+        **record.shown(),
     )

@@ -1,11 +1,13 @@
-"""What belongs to a row, in tensors whose first dimension is the row, and the record of what a call has found.
+"""`Rows`: all that belongs to the rows of a batch, as tensors whose first dimension is the row; `CallRecord`: results.
 
-Letting rows leave is one `index_select` over those tensors. Nothing here runs a layer.
+Removing rows is one `index_select` over those tensors, so rows of different depths can share a batch. Nothing here runs
+a layer or an exit; that is `loop`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,29 +16,32 @@ from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from .exits import Evidence, ExitState, mean_weights
-from .layers import Begun
 from .validation import is_readable, is_recorded, refuse
 
 
 @dataclass
 class Rows:
-    """The rows still on their way through the encoder.
+    """The remaining rows of a batch, in front of a layer or in one.
 
-    Where tokens leave on their own, positions stand in the order in which they leave, the longest-lived first, so that
-    those still querying are the first ones. Prompts stand at 1 ... p: behind the first token, which exits may read.
+    Rows are sorted by depth, the deepest first. Where tokens leave on their own, positions are sorted by the layer they
+    leave after, the last first, so that those still querying are the first ones. Prompts are the positions 1 ... p:
+    behind the first token, which exits may read.
     """
 
     encoder: PreTrainedConfig
-    index: Tensor  # (B,) the row's place in the batch it came in
+    index: Tensor  # (B,) the row's number in the call
     hidden_states: Tensor  # (B, n, d)
     padding_mask: Tensor | None  # (B, n) 1 for tokens and prompts, 0 for padding; None where nothing is padding
     state: ExitState | None = None
     token_depths: Tensor | None = None  # (B, n) the layer each position leaves after; None: they all stay
-    order: Tensor | None = None  # (B, n) where the tokens stood before they were put in the order of leaving, if so
-    prompts: int = 0
-    groups: tuple[tuple[int, int], ...] = ()  # how many rows, the next ones, have passed how many layers
-    done: Tensor | None = None  # (B,) which have their answer and are computed on with the others; None: none of them
-    begun: Begun | None = None  # the layer they are in, where it has been run for their first positions only
+    order: Tensor | None = (
+        None  # (B, n) the tokens' places in the text, if they were sorted by the layer they leave after
+    )
+    prompts: int = 0  # how many have joined
+    groups: tuple[
+        tuple[int, int], ...
+    ] = ()  # (depth, number of rows at it), deepest first; depth counts layers entered
+    exited: Tensor | None = None  # (B,) which have exited and are still computed, to save a copy; None: none of them
     _attention_mask: Tensor | None = field(init=False, default=None, repr=False)  # made when asked for
     _mean_weights: Tensor | None = field(init=False, default=None, repr=False)
 
@@ -45,6 +50,26 @@ class Rows:
 
     def __len__(self) -> int:
         return self.hidden_states.shape[0]
+
+    @property
+    def depth(self) -> int:
+        """The deepest rows' depth: how many layers they have passed, or the one they are in."""
+        return self.groups[0][0]
+
+    def depths(self) -> Tensor:
+        """(B,) the depth of every row."""
+        if len(self.groups) == 1:
+            return torch.full_like(self.index, self.depth)
+        depths, sizes = zip(*self.groups)
+        return torch.tensor(depths).repeat_interleave(torch.tensor(sizes)).to(self.index.device)
+
+    def slices(self) -> Iterator[tuple[int, slice]]:
+        """Every depth, and which rows are at it."""
+        start = 0
+        for depth, size in self.groups:
+            # One group is all rows: a number of rows would be a constant in a traced graph.
+            yield depth, slice(start, start + size) if len(self.groups) > 1 else slice(None)
+            start += size
 
     @property
     def attention_mask(self) -> Tensor | None:
@@ -97,6 +122,8 @@ class Rows:
         attention_mask = None if attention_mask is None else attention_mask.gather(1, order)
         return cls(encoder, index, hidden_states, attention_mask, token_depths=token_depths, order=order)
 
+    # ---- into the next layer, and out of it ------------------------------------------------------------------------
+
     def join(self, prompts: Tensor) -> Rows:
         """The rows with prompts (B, p, d) behind their first token."""
         prompts, mask, depths = prompts.to(self.hidden_states.dtype), self.padding_mask, self.token_depths
@@ -108,31 +135,24 @@ class Rows:
             prompts=prompts.shape[1],
         )
 
-    def queries(self, depth: int) -> int | None:
-        """How many positions, the first ones, a layer has to be run for; None: all."""
-        if self.token_depths is None or self.order is None:
-            return None
-        return int((self.token_depths >= depth).sum(1).max())
-
     def descend(self) -> None:
-        """Into the next layer."""
+        """Count the layer that is entered."""
         self.groups = tuple((depth + 1, size) for depth, size in self.groups)
 
-    def advance(self, hidden_states: Tensor, depth: int) -> None:
-        """Take over a layer's output for the positions that queried, (B, q, d); the others keep what they had."""
+    def queries(self) -> int | None:
+        """How many positions, the first ones, the layer has to be run for; None: all."""
+        if self.token_depths is None or self.order is None:
+            return None
+        return int((self.token_depths >= self.depth).sum(1).max())
+
+    def advance(self, hidden_states: Tensor) -> None:
+        """Take over the layer's output (B, q, d) for the positions that queried; the others keep their states."""
         if self.token_depths is not None:
             queries, before = hidden_states.shape[1], self.hidden_states
-            queried = (self.token_depths[:, :queries] >= depth)[..., None]
+            queried = (self.token_depths[:, :queries] >= self.depth)[..., None]
             hidden_states = torch.where(queried, hidden_states, before[:, :queries])
             hidden_states = torch.cat([hidden_states, before[:, queries:]], dim=1)
         self.hidden_states = hidden_states
-
-    def standing(self) -> Tensor:
-        """(B,) the layers every row has passed."""
-        if len(self.groups) == 1:
-            return torch.full_like(self.index, self.groups[0][0])
-        depths, sizes = zip(*self.groups)
-        return torch.tensor(depths).repeat_interleave(torch.tensor(sizes)).to(self.index.device)
 
     def tokens(self) -> Tensor:
         """The states of the tokens, without prompts and in the order they came in, (B, n, d)."""
@@ -142,8 +162,10 @@ class Rows:
             states = states.index_select(1, place + self.prompts * (place > 0))
         return states if self.order is None else reorder(states, self.order.argsort(1))
 
+    # ---- batches ---------------------------------------------------------------------------------------------------
+
     def select(self, keep: Tensor, trim: bool = True) -> Rows:
-        """The rows whose numbers are given in increasing order, (B',), cut to the longest of them."""
+        """The rows with the increasing numbers `keep` (B',); `trim` cuts off padding beyond the longest of them."""
         mask, longest = self.padding_mask, self.hidden_states.shape[1]
         if mask is not None:
             mask = mask.index_select(0, keep)
@@ -156,46 +178,44 @@ class Rows:
 
         return replace(
             self,
-            index=chosen(self.index),
-            hidden_states=chosen(self.hidden_states, longest),
+            index=self.index.index_select(0, keep),
+            hidden_states=self.hidden_states[:, :longest].index_select(0, keep),
             padding_mask=mask,
             state=None if self.state is None else self.state.select(keep),
             token_depths=chosen(self.token_depths, longest),
             order=chosen(self.order, longest - self.prompts),
             groups=regroup(self.groups, keep),
-            done=chosen(self.done),
-            begun=None if self.begun is None else self.begun.select(keep, longest),
+            exited=chosen(self.exited),
         )
 
     def split(self, size: int) -> tuple[Rows, Rows]:
-        """The first rows, so many, and the others."""
+        """The first `size` rows, and the others."""
         numbers = torch.arange(len(self), device=self.index.device)
         return self.select(numbers[:size]), self.select(numbers[size:])
 
     @classmethod
     def cat(cls, parts: list[Rows]) -> Rows:
-        """Rows that came in different batches as one, padded to the longest; those of one depth stand together."""
+        """Rows of several batches in one, sorted by depth, padded to the longest."""
         if len(parts) == 1:
             return parts[0]
         longest = max(part.hidden_states.shape[1] for part in parts)
-        order = torch.cat([part.standing() for part in parts]).argsort(descending=True, stable=True)
+        order = torch.cat([part.depths() for part in parts]).argsort(descending=True, stable=True)
         sizes: Counter[int] = Counter()
         for part in parts:
             sizes.update(dict(part.groups))
         masks = [lengthen(part.mask(), longest) for part in parts]
+        states = [part.state for part in parts if part.state is not None]
+        none = [torch.zeros_like(part.index, dtype=torch.bool) for part in parts]
+        exited = [other if part.exited is None else part.exited for part, other in zip(parts, none)]
         return replace(
             parts[0],
             index=torch.cat([part.index for part in parts])[order],
             hidden_states=torch.cat([lengthen(part.hidden_states, longest) for part in parts])[order],
             padding_mask=unless_full(torch.cat(masks)[order]),
-            state=ExitState.cat([part.state for part in parts]).select(order),
+            state=ExitState.cat(states).select(order) if states else None,
             groups=tuple(sorted(sizes.items(), reverse=True)),
-            done=torch.cat([part.left() for part in parts])[order],
+            exited=torch.cat(exited)[order],
         )
-
-    def left(self) -> Tensor:
-        """(B,) which rows have their answer."""
-        return torch.zeros_like(self.index, dtype=torch.bool) if self.done is None else self.done
 
     def mask(self) -> Tensor:
         """(B, n) 1 for tokens and prompts, 0 for padding."""
@@ -203,7 +223,7 @@ class Rows:
 
 
 def regroup(groups: tuple[tuple[int, int], ...], keep: Tensor) -> tuple[tuple[int, int], ...]:
-    """How many of the rows that are kept stand at which depth."""
+    """The groups of the rows with the increasing numbers `keep` (B',)."""
     if len(groups) == 1:
         return ((groups[0][0], len(keep)),)
     ends = torch.tensor([size for _, size in groups]).cumsum(0)
@@ -249,38 +269,43 @@ def check_mask(attention_mask: Tensor, hidden_states: Tensor) -> None:
 
 
 @dataclass
-class Walk:
-    """The record of one call. Nothing of it is kept on the model, so one model serves many threads."""
+class CallRecord:
+    """What one call has found. Nothing of it is kept on the model, so one model serves many threads."""
 
     hidden_states: list[Tensor] | None = None  # None: not asked for
-    attentions: list[Tensor] | None = None
-    evidence: list[Evidence] = field(default_factory=list)  # of every exit, while every row passes it
-    answers: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # numbers, logits, layers of rows
+    attentions: list[Tensor] | None = None  # None: not asked for
+    evidence: list[Evidence] = field(default_factory=list)  # of every exit, where all rows pass all of them
+    answers: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # rows' numbers, logits, layers executed
+
+    @classmethod
+    def of(cls, hidden_states: bool, attentions: bool) -> CallRecord:
+        """An empty record of a call that asks for these or not."""
+        return cls([] if hidden_states else None, [] if attentions else None)
 
     @property
-    def watched(self) -> bool:
-        """Whether someone wants to see every layer of every row: none stops being computed then."""
+    def wants_layers(self) -> bool:
+        """Whether every layer's output is asked for: then all rows are computed to the last layer."""
         return self.hidden_states is not None or self.attentions is not None
 
-    def see(self, rows: Rows, weights: Tensor | None = None) -> None:
-        """Keep the tokens' states, (B, n, d), and the attention weights for a caller who asked for them."""
+    def add_states(self, rows: Rows, weights: Tensor | None = None) -> None:
+        """Keep the tokens' states (B, n, d) and the attention weights, where they are asked for."""
         if self.hidden_states is not None:
             self.hidden_states.append(rows.tokens())
         if self.attentions is not None and weights is not None:
             self.attentions.append(weights)
 
     def answer(self, index: Tensor, logits: Tensor, layers: Tensor) -> None:
-        """Rows have theirs: their numbers (B,), (B, C) and the layers executed (B,)."""
+        """Keep the predictions of rows: their numbers (B,), logits (B, C) and layers executed (B,)."""
         self.answers.append((index, logits, layers))
 
-    def answer_some(self, which: Tensor, index: Tensor, logits: Tensor, layers: Tensor) -> None:
-        """Those of the rows, (B,) of True and False, have theirs."""
-        which = which.nonzero().squeeze(1)
+    def answer_where(self, exits: Tensor, index: Tensor, logits: Tensor, layers: Tensor) -> None:
+        """Keep those of the rows that exit, (B,) of True and False."""
+        which = exits.nonzero().squeeze(1)
         if which.numel():
             self.answer(index[which], logits[which], layers[which])
 
     def collect(self) -> tuple[Tensor, Tensor]:
-        """All answers (B, C) and executed layers (B,), in the order of the rows' numbers."""
+        """All logits (B, C) and layers executed (B,), in the order of the rows' numbers."""
         index, logits, layers = (torch.cat(part) for part in zip(*self.answers))
         order = index.argsort()
         return logits[order], layers[order]
@@ -289,3 +314,8 @@ class Walk:
     def recorded(self) -> Evidence | None:
         """Of all exits, which are the second dimension; None where not every exit ran for every row."""
         return Evidence.stack(self.evidence) if self.evidence else None
+
+    def shown(self) -> dict[str, tuple[Tensor, ...] | None]:
+        """`hidden_states` and `attentions` as outputs of `transformers` have them."""
+        parts = {"hidden_states": self.hidden_states, "attentions": self.attentions}
+        return {name: None if part is None else tuple(part) for name, part in parts.items()}

@@ -1,8 +1,9 @@
 """Streams: more rows than fit a batch, each through as many layers as it needs, in batches that stay full.
 
-Rows are read and checked window by window and sorted by length. After every layer those that have their answer leave;
-the others queue for their next layer, and rows of different batches go on together as soon as they fill one. Where
-depths share a layer (ALBERT) rows of different depths do so as well, and new rows take the places of those that left.
+Rows are read and checked window by window and sorted by length. After every layer the remaining rows are queued for the
+next one, and rows of different batches run together as soon as they fill a batch. Where depths share a layer (ALBERT),
+rows of different depths share a queue as well, and new rows fill the places of those that exited. What a step does with
+a batch is not decided here but in `loop`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers.utils import logging
 from .backbones import check_ids, embed, longest_input, table_sizes
 from .exit_policy import ExitPolicy
 from .loop import Loop
-from .rows import Rows, Walk
+from .rows import CallRecord, Rows
 from .validation import refuse, whole
 
 WINDOW = 64  # batches that are sorted by length together
@@ -39,7 +40,7 @@ class RowError(ValueError):
         logits, exit_layer: the answers (row, C) and (row,) of all rows before it, on the CPU; None: nothing was run.
     """
 
-    def __init__(self, row: int, message: str):
+    def __init__(self, row: int, message: str) -> None:
         super().__init__(message)
         self.row = row
         self.logits: Tensor | None = None
@@ -47,7 +48,7 @@ class RowError(ValueError):
 
 
 def read_rows(rows: Iterable[Mapping[str, Any]], backbone: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """The tokens of every row, until one of them is nothing the encoder can read: then a `RowError`."""
+    """The tokens of every row; raises a `RowError` at the first that the encoder cannot read."""
     longest, sizes = longest_input(backbone.config), table_sizes(backbone)
     for number, row in enumerate(rows):
         try:
@@ -97,7 +98,7 @@ def vector(name: str, values: Any) -> Tensor:
 
 
 def unmasked(name: str, mask: Tensor) -> slice:
-    """Where the mask's (n,) one stretch of tokens stands."""
+    """The places of the tokens in a mask (n,) whose tokens are one unbroken stretch."""
     places = mask.nonzero().squeeze(1).tolist()
     if not places or places[-1] - places[0] >= len(places):
         refuse(name, mask.tolist(), "1 for a token at least, and 0 for none in between")
@@ -107,7 +108,7 @@ def unmasked(name: str, mask: Tensor) -> slice:
 def sorted_batches(
     rows: Iterator[dict[str, Tensor]], size: int, room: Callable[[int], int]
 ) -> Iterator[tuple[list[dict[str, Tensor]], Tensor]]:
-    """Rows and their numbers, `size` at most and no more than there is `room` for at the length of the longest.
+    """Batches of rows and their numbers: `size` rows at most, and at most `room(length of the longest)`.
 
     Sorted within a window from long to short and, since neighbours share batches, back again in the next. A row that
     cannot be read ends the batches: those before it come first, then its `RowError`.
@@ -130,7 +131,7 @@ def sorted_batches(
 
 
 def read_window(rows: Iterator[dict[str, Tensor]], most: int) -> tuple[list[dict[str, Tensor]], RowError | None]:
-    """The next rows, so many at most, and what is wrong with the one behind them if that is why they are fewer."""
+    """The next rows, `most` at most, and the error of the one behind them if that is why they are fewer."""
     window: list[dict[str, Tensor]] = []
     try:
         for row in islice(rows, most):
@@ -144,17 +145,17 @@ def read_window(rows: Iterator[dict[str, Tensor]], most: int) -> tuple[list[dict
 
 
 class Stream:
-    """The rows on their way, each waiting where its next layer is."""
+    """The remaining rows, each in the queue of its next layer."""
 
-    def __init__(self, model: PreTrainedModel, policy: ExitPolicy, problem_type: str, size: int):
-        self.model, self.size, self.walk = model, size, Walk()
-        self.loop = Loop(model, self.walk, policy, None, problem_type)
-        self.pools: dict[Any, list[Rows]] = defaultdict(list)
-        self.numbers = count()  # of batches that must stay among themselves
+    def __init__(self, model: PreTrainedModel, policy: ExitPolicy, problem_type: str, size: int) -> None:
+        self.model, self.size, self.record = model, size, CallRecord()
+        self.loop = Loop(model, self.record, policy, None, problem_type)
+        self.queues: dict[Any, list[Rows]] = defaultdict(list)
+        self.numbers = count()  # keys of the queues of batches that no other rows may join
 
     @torch.inference_mode()
     def admit(self, rows: list[dict[str, Tensor]], index: Tensor) -> None:
-        """New rows, in front of the first layer."""
+        """Queue new rows in front of the first layer."""
         device, pad = self.model.device, self.model.config.pad_token_id or 0
         ids = pad_sequence([row["input_ids"] for row in rows], batch_first=True, padding_value=pad).to(device)
         mask = pad_sequence([torch.ones_like(row["input_ids"]) for row in rows], batch_first=True).to(device)
@@ -166,71 +167,71 @@ class Stream:
         leave = None if table is None else table(ids, mask)
         batch = Rows.start(config, embed(self.model.backbone, ids, types), mask, leave, index.to(device))
         batch.state = self.loop.new_state(batch)
-        self.wait(batch)
+        self.enqueue(batch)
 
     def finish(self) -> tuple[Tensor, Tensor] | None:
-        """Run all that wait to their answers: (N, C) and executed layers (N,) on the CPU; None without any row."""
+        """Empty all queues: logits (N, C) and executed layers (N,) on the CPU; None without any row."""
         self.drain(last=True)
-        if not self.walk.answers:
+        if not self.record.answers:
             return None
-        logits, layers = self.walk.collect()
+        logits, layers = self.record.collect()
         return logits.cpu(), layers.cpu()
 
-    def wait(self, rows: Rows) -> None:
-        """Rows line up for their next layer, with those they can share it with."""
-        if rows.token_depths is not None:  # they stay among themselves
-            self.pools[next(self.numbers)].append(rows)
+    def enqueue(self, rows: Rows) -> None:
+        """Put rows in the queue of their next layer; depths that shared the last layer need not share the next."""
+        if rows.token_depths is not None:  # their positions are sorted row by row, so no other batch can join
+            self.queues[next(self.numbers)].append(rows)
             return
-        place = self.place(rows.groups[0][0])
-        same = sum(size for depth, size in rows.groups if self.place(depth) == place)
-        if same < len(rows):  # depths that shared the last layer need not share the next one
+        key = self.queue_of(rows.depth)
+        same = sum(size for depth, size in rows.groups if self.queue_of(depth) == key)
+        if same < len(rows):
             rows, others = rows.split(same)
-            self.wait(others)
-        self.pools[place].append(rows)
+            self.enqueue(others)
+        self.queues[key].append(rows)
 
-    def place(self, passed: int) -> tuple[int, int]:
-        """Rows that have passed so many layers can go on with those that have the same."""
+    def queue_of(self, depth: int) -> tuple[int, int]:
+        """The queue of rows that have passed `depth` layers: one for all depths that can run their next layer together."""
         side = 0
         if self.model.prompts is not None:  # before prompts join, about to, or after
             joins = self.model.config.prompt_layer
-            side = (passed > joins) - (passed < joins)
-        # Whoever hooked a depth, or the layer that depths share, sees the rows of one depth at a time.
-        return passed if self.loop.hooked else id(self.loop.layers[passed]), side
+            side = (depth > joins) - (depth < joins)
+        # A hook on a depth, or on the layer that depths share, is called with the rows of one depth at a time.
+        return depth if self.loop.hooked else id(self.loop.layers[depth]), side
 
     @torch.inference_mode()
     def drain(self, last: bool = False) -> None:
-        """Run layers as long as somewhere enough rows wait, or any at all: the deepest ones, or else the shallowest."""
-        while ready := [key for key, waiting in self.pools.items() if waiting and (last or self.fills(waiting))]:
-            deepest = {key: max(rows.groups[0][0] for rows in self.pools[key]) for key in ready}
-            key = min(ready, key=deepest.get) if last else max(ready, key=deepest.get)
+        """Run layers while a queue fills a batch, the deepest first; with `last` all there are, the shallowest first."""
+        while ready := [key for key, queue in self.queues.items() if queue and (last or self.fills(queue))]:
+            deepest = {key: max(rows.depth for rows in self.queues[key]) for key in ready}
+            key = (min if last else max)(ready, key=lambda key: deepest[key])
             if (rows := self.loop.step(Rows.cat(self.take(key)))) is not None:
-                self.wait(rows)
+                self.enqueue(rows)
 
-    def fills(self, waiting: list[Rows]) -> bool:
-        """Whether those who wait are worth running a layer for; whom nobody can join need not wait."""
-        if waiting[0].token_depths is not None:
+    def fills(self, queue: list[Rows]) -> bool:
+        """Whether the rows of a queue are worth running a layer for; always, if no further rows can join them."""
+        if queue[0].token_depths is not None:
             return True
-        rows, longest = sum(map(len, waiting)), max(each.hidden_states.shape[1] for each in waiting)
-        return rows >= self.room(waiting) or self.loop.execution.feeds(rows * longest, self.model.device.type)
+        rows, longest = sum(map(len, queue)), max(each.hidden_states.shape[1] for each in queue)
+        return rows >= self.room(queue) or self.loop.execution.feeds(rows * longest, self.model.device.type)
 
-    def room(self, waiting: list[Rows]) -> int:
-        """How many of those who wait run together, at most."""
-        longest = max(each.hidden_states.shape[1] for each in waiting)
+    def room(self, queue: list[Rows]) -> int:
+        """The most rows of a queue that run together."""
+        longest = max(each.hidden_states.shape[1] for each in queue)
         return min(self.size, self.loop.execution.room(longest, self.model.device.type))
 
     def take(self, key: Any) -> list[Rows]:
-        """About a batch of those who wait, the deepest first."""
-        waiting = sorted(self.pools.pop(key), key=lambda rows: -rows.groups[0][0])
-        room = self.room(waiting)
-        taken = [waiting.pop(0)]
-        while waiting and sum(map(len, taken)) + len(waiting[0]) <= room:
-            taken.append(waiting.pop(0))
+        """Take about a batch out of a queue, the deepest rows first."""
+        queue = sorted(self.queues.pop(key), key=lambda rows: -rows.depth)
+        room = self.room(queue)
+        taken = [queue.pop(0)]
+        while queue and sum(map(len, taken)) + len(queue[0]) <= room:
+            taken.append(queue.pop(0))
         missing = room - sum(map(len, taken))
-        if waiting and missing > 0 and not self.fills(taken):
-            first, waiting[0] = waiting[0].split(missing)
+        if queue and missing > 0 and not self.fills(taken):
+            first, queue[0] = queue[0].split(missing)
             taken.append(first)
-        if waiting:
-            self.pools[key] = waiting
+        if queue:
+            self.queues[key] = queue
         return taken
 
 
@@ -243,7 +244,7 @@ def predict(
     Args:
         rows: a data set, or anything that yields rows with `input_ids` and, where the model reads them,
             `token_type_ids`. Those that can be read twice are all read before the first batch is run.
-        batch_size: rows that run through a layer together; at most this many wait at each layer.
+        batch_size: rows that run through a layer together; queues hold about as many.
 
     Raises:
         RowError: a row cannot be read. It says which, and carries the answers of all before it if any were computed.
