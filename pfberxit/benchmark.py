@@ -1,6 +1,7 @@
 """`pfberxit benchmark`: speed against the stock `transformers` model, in one run."""
 
 from argparse import ArgumentParser
+from functools import partial
 from typing import Any
 
 HELP = "speed against the stock transformers model, in one run"
@@ -37,22 +38,23 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(replay: bool, training: bool, profile: bool, rows: int, exits: int, **options: Any) -> None:
     """Measure what was asked for, and print it."""
+    say = partial(print, flush=True)
     if replay:
         from modeling_pfberxit.benchmark.commands import benchmark_commands
         from modeling_pfberxit.benchmark.replay import benchmark_replay
 
-        benchmark_replay(rows, exits)
-        benchmark_commands(rows, exits)
+        benchmark_replay(rows, exits, say)
+        benchmark_commands(rows, exits, say)
     elif training:
         from modeling_pfberxit.benchmark.training_step import benchmark_training
 
         chosen = ("preset", "repeats", "sublearner", "device")
-        benchmark_training(**{name: options[name] for name in chosen})
+        benchmark_training(**{name: options[name] for name in chosen}, say=say)
     elif profile:
         from modeling_pfberxit.benchmark.profiling import run_profile
 
-        run_profile(**options)
+        run_profile(**options, say=say)
     else:
         from modeling_pfberxit.benchmark.speed import run_benchmark
 
-        run_benchmark(**options)
+        run_benchmark(**options, say=say)

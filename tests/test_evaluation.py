@@ -1,6 +1,7 @@
 """Metrics, exit reports, the layer table, the benchmark, the card and the command line."""
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,10 @@ from huggingface_hub import ModelCard
 from tiny import save_backbone, tiny_batch, tiny_config, tiny_model
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.benchmark.workload import Script, of_one_length, recorded, settled
+from modeling_pfberxit.benchmark import profiling
+from modeling_pfberxit.benchmark.baselines import errors_only, with_short_cuts
+from modeling_pfberxit.benchmark.scripted import scripted
+from modeling_pfberxit.benchmark.workload import of_one_length, recorded, settled
 from modeling_pfberxit.data.metrics import METRICS, majority_score, score
 from modeling_pfberxit.data.source import Source
 from modeling_pfberxit.evaluation.frontier import settings_for
@@ -22,6 +26,7 @@ from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.settings import Setting, as_table, earlier, histogram
 from modeling_pfberxit.evaluation.timing import interleaved, median_ratio
 from modeling_pfberxit.model import layers as sublayers
+from modeling_pfberxit.model.loop import Execution
 from modeling_pfberxit.studies import layer_table, trainings
 from modeling_pfberxit.studies.quickstart import difficulty_note
 from modeling_pfberxit.studies.runs import Budget, Run
@@ -186,11 +191,32 @@ def test_rows_leave_the_benchmark_where_the_recorded_model_lets_them():
     policy, left = workload.policy(0.5)
     assert len(set(left.tolist())) > 3
     for batch in workload.batches("cpu"):
-        with Script(spread).spoken(batch.numbers):
-            assert torch.equal(model(**batch.tokens, exit_policy=policy).exit_layer, left[batch.numbers])
-    with Script(spread).spoken():
-        rows = [{"input_ids": row} for row in workload.rows]
-        assert torch.equal(model.predict(rows, policy, 4, progress=False).exit_layer, left)
+        view = scripted(model, Execution(), spread, batch.numbers)
+        assert torch.equal(view(**batch.tokens, exit_policy=policy).exit_layer, left[batch.numbers])
+    rows = [{"input_ids": row} for row in workload.rows]
+    view = scripted(model, Execution(), spread)
+    assert torch.equal(view.predict(rows, policy, 4, progress=False).exit_layer, left)
+
+
+def test_the_benchmark_leaves_the_model_and_the_loggers_as_they_were():
+    recording, model = settled(6, rows=8), tiny_model("bert", num_labels=2).eval()
+    workload, execution, level = of_one_length(recording, 8, 5, 100), model.execution, logging.getLogger().level
+    (batch, *_) = workload.batches("cpu")
+    before = model(**batch.tokens).logits
+    policy, _ = workload.policy(0.5)
+    answers = with_short_cuts(model, Execution(token_first=False), policy, workload.recording)(batch)
+    assert not torch.allclose(answers, before)
+    assert torch.equal(model(**batch.tokens).logits, before) and model.execution is execution
+    with pytest.raises(ZeroDivisionError), errors_only():
+        assert logging.getLogger().level == logging.ERROR
+        raise ZeroDivisionError
+    assert logging.getLogger().level == level
+
+
+def test_the_profile_names_what_was_moved(monkeypatch):
+    monkeypatch.setitem(profiling.PARTS, "exits", ("exits:Exits.backward", None))
+    with pytest.raises(ValueError, match="PARTS.*'exits:Exits.backward', which is not in"):
+        profiling.profile(lambda: None, 1, 1)
 
 
 def test_a_recording_of_another_depth_is_refused(tmp_path):

@@ -255,7 +255,7 @@ def steps(monkeypatch):
             taken.append((rows.groups, rows.index.tolist(), rows.hidden_states.shape[1]))
             return super().step(rows)
 
-    monkeypatch.setattr(streams, "Loop", Spied)
+    monkeypatch.setattr(PFBerxitForSequenceClassification, "new_loop", Spied)
     return taken
 
 

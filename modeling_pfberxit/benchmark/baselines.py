@@ -1,9 +1,13 @@
-"""Who runs in the benchmark: the stock model, shallower ones, ONNX Runtime, and ours with its short cuts one by one."""
+"""The models of the benchmark: the stock one, shallower ones, ONNX Runtime, and ours with more and more short cuts.
+
+All have random weights, which decide nothing about speed. Nothing is timed here.
+"""
 
 import json
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from importlib import resources
 from importlib.util import find_spec
@@ -14,15 +18,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from ..evaluation.recording import Recording
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import ExitPolicy
 from ..model.loop import Execution
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from .workload import Batch, Script
+from .scripted import scripted
+from .workload import Batch
 
 Answer = Callable[[Batch], Tensor]
 
-# Each with one more short cut than the one before. The first is how PABEE's code treats a batch: it goes on for all.
+# Each with one more short cut than the one before. The first runs a batch as PABEE's code does: all rows to the end of
+# the slowest.
 SHORT_CUTS = {
     "all rows wait for the slowest": Execution(token_first=False, drop_rows=False, trim=False, fused=False),
     "rows leave": Execution(token_first=False, trim=False, fused=False),
@@ -30,12 +37,12 @@ SHORT_CUTS = {
     "and token first": Execution(fused=False),
     "and one activation": Execution(),
 }
-OURS = "and one activation"  # with all short cuts there are by default
+OURS = "and one activation"  # all short cuts that are on by default
 COMPILED = {"and compiled": Execution(compiled=True)}
 
 
 def configuration(preset: str, **knobs: Any) -> PFBerxitConfig:
-    """The library's defaults on the encoder of a preset; `paper` among the knobs takes the preset's layout as well."""
+    """The library's defaults on the encoder of a preset; with `paper=True` the preset's own exits and adapters."""
     text = resources.files("modeling_pfberxit.configuration").joinpath(f"{preset}.json").read_text()
     config = PFBerxitConfig.from_dict({**json.loads(text), "base_model_name_or_path": None})
     if knobs.pop("paper", False):
@@ -47,7 +54,7 @@ def configuration(preset: str, **knobs: Any) -> PFBerxitConfig:
 def stock_and_ours(
     preset: str, device: str, dtype: torch.dtype, **knobs: Any
 ) -> tuple[PreTrainedModel, PFBerxitForSequenceClassification]:
-    """The stock classifier and ours on one encoder."""
+    """The stock classifier and ours, both with the same encoder weights."""
     torch.manual_seed(0)
     stock = AutoModelForSequenceClassification.from_config(configuration(preset).encoder_config())
     ours = PFBerxitForSequenceClassification(configuration(preset, **knobs))
@@ -56,7 +63,7 @@ def stock_and_ours(
 
 
 def shallower(stock: PreTrainedModel, layers: int) -> PreTrainedModel:
-    """The stock model cut to its first layers: the floor that early exit is compared with."""
+    """The stock model cut to its first layers: what early exit has to beat."""
     config = deepcopy(stock.config)
     config.num_hidden_layers = layers
     smaller = AutoModelForSequenceClassification.from_config(config)
@@ -70,15 +77,13 @@ def answers_of(model: PreTrainedModel) -> Answer:
 
 
 def with_short_cuts(
-    model: PFBerxitForSequenceClassification, execution: Execution, policy: ExitPolicy, script: Script
+    model: PFBerxitForSequenceClassification, execution: Execution, policy: ExitPolicy, recording: Recording
 ) -> Answer:
-    """Our logits under a policy, with certain short cuts, where exits say what was recorded."""
+    """Our model's logits under a policy, with certain short cuts and exits that answer as recorded."""
 
     def answer(batch: Batch) -> Tensor:
-        """One batch's logits."""
-        model.execution = execution
-        with script.spoken(batch.numbers):
-            return model(**batch.tokens, exit_policy=policy).logits
+        """A batch -> (B, C)."""
+        return scripted(model, execution, recording, batch.numbers)(**batch.tokens, exit_policy=policy).logits
 
     return answer
 
@@ -86,10 +91,10 @@ def with_short_cuts(
 # ---- ONNX Runtime ---------------------------------------------------------------------------------------------------
 
 
-class Exported(torch.nn.Module):
-    """Positional arguments and one output, as the exporter wants them."""
+class LogitsOnly(torch.nn.Module):
+    """A classifier with positional arguments and one output, as the exporter needs it."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
@@ -105,13 +110,12 @@ def onnx_runtime(stock: PreTrainedModel) -> dict[str, Answer]:
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser speaks to the root logger
     sample, free = torch.ones(2, 17, dtype=torch.long), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, errors_only():
         paths = [str(Path(folder) / f"{name}.onnx") for name in ("exported", "plain", "int8")]
         names = ["input_ids", "attention_mask"]
         torch.onnx.export(
-            Exported(stock), (sample, sample), paths[0], input_names=names, output_names=["logits"],
+            LogitsOnly(stock), (sample, sample), paths[0], input_names=names, output_names=["logits"],
             dynamic_shapes=(free, free), dynamo=True, verbose=False,
         )  # fmt: skip
         graph = onnx.load(paths[0])
@@ -121,8 +125,20 @@ def onnx_runtime(stock: PreTrainedModel) -> dict[str, Answer]:
         return {"ONNX Runtime": session(paths[1]), "ONNX Runtime, int8": session(paths[2])}
 
 
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Silence warnings of the root logger, to which the quantiser writes."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
 def session(path: str) -> Answer:
-    """A model in a file, run with as many threads as torch."""
+    """The logits of an exported model, run with as many threads as torch."""
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch.nn.functional import one_hot
@@ -22,11 +23,12 @@ from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import ExitPolicy
 from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
+# By problem type: the metric, and how many answers an exit gives.
 KINDS = {SINGLE_LABEL: ("accuracy", 3), MULTI_LABEL: ("micro_f1", 20), REGRESSION: ("correlation", 1)}
 
 
 def planted(problem_type: str, rows: int, exits: int, seed: int = 0) -> Recording:
-    """A recording of no model: exits that know more the deeper they stand, and are a little wrong everywhere."""
+    """A recording made without a model: exits that are more often right the deeper they are, and nowhere always."""
     generator, (metric, answers) = torch.Generator().manual_seed(seed), KINDS[problem_type]
     noise, known = torch.randn(rows, exits, answers, generator=generator), torch.linspace(0.3, 1, exits)[:, None]
     if problem_type == SINGLE_LABEL:
@@ -43,10 +45,10 @@ def planted(problem_type: str, rows: int, exits: int, seed: int = 0) -> Recordin
     return Recording(evidence, lengths, labels, list(range(1, exits + 1)), problem_type, {"metric": metric})
 
 
-class Bench:
-    """The commands on one recording, as methods of the names they have on the command line or in Python."""
+class Commands:
+    """The commands on one recording, one method each; files go to a folder."""
 
-    def __init__(self, recording: Recording, folder: Path):
+    def __init__(self, recording: Recording, folder: Path) -> None:
         self.recording, self.metric, self.folder = recording, recording.source["metric"], folder
         self.parts = recording.split()
         encoder = BertConfig(num_hidden_layers=recording.layers)
@@ -55,51 +57,52 @@ class Bench:
         self.policy = ExitPolicy("patience" if values else "entropy", threshold=0.4, patience=2)
 
     def write_and_read(self) -> None:
-        """The recording's file."""
+        """Save the recording and load it."""
         self.recording.save(self.folder / "a.safetensors")
         Recording.load(self.folder / "a.safetensors")
 
     def frontier(self) -> None:
-        """Every rule, with CSV and picture."""
+        """The frontier of every rule, as CSV and picture."""
         found = frontiers(self.recording, self.metric, self.config)
         write_csv(found, self.folder / "frontier.csv")
         full = layer_scores(self.recording, self.metric)[-1]
         plots.frontiers(found, full, self.metric, self.folder / "frontier.png", "planted")
 
     def calibrate(self) -> None:
-        """Two speed-ups, a drop and an agreement."""
+        """Points for two speed-ups, a drop of the score and an agreement with full depth."""
         tried = all_points(self.parts[0], self.metric)
-        for target in ({"speed_up": 1.25}, {"speed_up": 2.0}, {"max_drop": 0.02}):
+        targets: list[dict[str, Any]] = [{"speed_up": 1.25}, {"speed_up": 2.0}, {"max_drop": 0.02}]
+        for target in targets:
             calibrate(*self.parts, self.metric, **target, tried=tried, config=self.config)
         conformal(self.parts[0], self.policy, 0.3)
 
     def ladder(self) -> None:
-        """Six rungs."""
+        """A ladder of six points."""
         ladder(*self.parts, self.metric, config=self.config)
 
     def elue(self) -> None:
-        """Every rule against static truncations."""
+        """The ELUE score of every rule against static truncations."""
         scores(str(self.folder / "a.safetensors"), None, None, "layers", None)
 
     def report(self) -> None:
-        """Overthinking, groups, drift, pictures and a line for every row."""
+        """Overthinking, groups, drift, pictures and a CSV line for every row."""
         kept, before = (Recording.load(self.folder / "a.safetensors") for _ in range(2))
         settling(kept)
         drifting(drift(before, kept, self.policy))
         save(kept, self.policy, leaving(kept, self.policy), self.folder / "report")
 
 
-def benchmark_commands(rows: int, exits: int) -> dict[tuple[str, str], float]:
-    """Seconds of every command on a recording of every kind, printed as they are measured."""
-    print(f"\n{rows:,} rows x {exits} exits, {torch.get_num_threads()} threads\n")
-    print(header(["recording", "command", "seconds"], align="ll"))
+def benchmark_commands(rows: int, exits: int, say: Callable[[str], None]) -> dict[tuple[str, str], float]:
+    """Seconds by problem type and command; `say` is told each line of the table as it is measured."""
+    say(f"\n{rows:,} rows x {exits} exits, {torch.get_num_threads()} threads\n")
+    say(header(["recording", "command", "seconds"], align="ll"))
     seconds = {}
     for problem_type in KINDS:
         with TemporaryDirectory() as folder:
-            bench = Bench(planted(problem_type, rows, exits), Path(folder))
+            commands = Commands(planted(problem_type, rows, exits), Path(folder))
             for name in ("write_and_read", "frontier", "calibrate", "ladder", "elue", "report"):
-                seconds[problem_type, name] = timed(getattr(bench, name))
-                print(line([problem_type, name, f"{seconds[problem_type, name]:.1f}"]), flush=True)
+                seconds[problem_type, name] = timed(getattr(commands, name))
+                say(line([problem_type, name, f"{seconds[problem_type, name]:.1f}"]))
     return seconds
 
 

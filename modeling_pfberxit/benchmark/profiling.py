@@ -1,7 +1,7 @@
 """Where the time of a call goes: layers, exits, criterion, and what lies between them.
 
-Python's own profiler counts the calls of our functions, not those of torch, which costs a few hundredths of the time.
-The stock model's time for the layers that were run stands below: less than that is an efficiency above 1.
+Python's own profiler times the calls of our functions, not those of torch, which costs a few per cent. Each table ends
+with the stock model's time for the layers that were run: less than that is an efficiency above 1.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from cProfile import Profile
 from dataclasses import dataclass
 from functools import partial
+from inspect import unwrap
 from itertools import product
 from pathlib import Path
+from pkgutil import resolve_name
 from statistics import median
 from types import CodeType
 from typing import Any
@@ -20,68 +22,72 @@ import torch
 
 from ..evaluation.tables import header, line
 from ..evaluation.timing import interleaved
-from ..model.backbones import embed
-from ..model.exits import Exits
-from ..model.loop import Loop, begin, finish
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.rows import Rows
-from ..model.streams import Stream
 from .baselines import OURS, SHORT_CUTS, answers_of, with_short_cuts
-from .speed import contest, run, stream
-from .workload import Script, Workload
+from .speed import models_and_workloads, run_batches, run_predict
+from .workload import Workload
 
-# What is counted, and by whom it was called where only those calls count.
-PARTS: dict[str, tuple[Callable, Callable | None]] = {
-    "embeddings": (embed, None),
-    "whole layers": (Loop.run_layer, None),
-    "layers for the exit's token": (begin, None),
-    "those layers for the rows that stay": (finish, Loop.step),
-    "exits": (Exits.forward, None),
-    "criterion": (Loop.decide, None),
-    "rows that leave": (Loop.drop_exited, None),
-    "rows that wait": (Stream.enqueue, None),
-    "rows that join": (Rows.cat.__func__, None),
-    "whether token first pays": (Loop.token_first_pays, None),
+# The function of the model whose time a part is, and its caller where only that one's calls count.
+PARTS: dict[str, tuple[str, str | None]] = {
+    "embeddings": ("backbones:embed", None),
+    "whole layers": ("loop:Loop.run_layer", None),
+    "layers for the exit's token": ("loop:begin", None),
+    "those layers for the rows that stay": ("loop:finish", "loop:Loop.step"),
+    "exits": ("exits:Exits.forward", None),
+    "criterion": ("loop:Loop.decide", None),
+    "rows that leave": ("rows:Rows.select", "loop:Loop.step"),
+    "rows that wait": ("streams:Stream.enqueue", None),
+    "rows that join": ("rows:Rows.cat", None),
+    "whether token first pays": ("loop:Loop.token_first_pays", None),
 }
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of all calls of a workload: how often, and milliseconds a row."""
+    """A part of the time of a workload."""
 
     name: str
-    calls: float
-    ms: float
+    calls: float  # in one pass over the workload
+    ms: float  # per row
 
 
 @torch.inference_mode()
 def profile(call: Callable[[], object], rows: int, repeats: int) -> list[Part]:
-    """The parts of a call that treats so many rows, mean over repeats; what is none of them comes last."""
+    """The parts of a call that runs so many rows, mean over repeats; what belongs to none of them comes last."""
+    codes = {part: (code_of(name), caller and code_of(caller)) for part, (name, caller) in PARTS.items()}
     call()
     profiler = Profile(builtins=False)
     for _ in range(repeats):
         profiler.runcall(call)
-    stats = {entry.code: entry for entry in profiler.getstats()}
-    times = 1000 / rows / repeats
-    parts = []
-    for name, (function, caller) in PARTS.items():
-        calls, seconds = counted(stats, function.__code__, caller and caller.__code__)
-        parts.append(Part(name, calls / repeats, seconds * times))
-    everything = stats[call.func.__code__].totaltime * times
-    return [*parts, Part("everything else", 1, everything - sum(part.ms for part in parts))]
+    entries = profiler.getstats()
+    total = {entry.code: (entry.callcount, entry.totaltime) for entry in entries}
+    below = {entry.code: {c.code: (c.callcount, c.totaltime) for c in entry.calls or ()} for entry in entries}
+    parts, times = [], 1000 / rows / repeats
+    for part, (code, caller) in codes.items():
+        calls, seconds = (below.get(caller, {}) if caller else total).get(code, (0, 0.0))
+        parts.append(Part(part, calls / repeats, seconds * times))
+    whole = max(seconds for _, seconds in total.values()) * times
+    return [*parts, Part("everything else", 1, whole - sum(part.ms for part in parts))]
 
 
-def counted(stats: dict[CodeType, object], code: CodeType, caller: CodeType | None) -> tuple[int, float]:
-    """How often a function was called, and the seconds until it returned; by a certain caller, where one is given."""
-    entries = stats.values() if caller is None else (stats[caller].calls or () if caller in stats else ())
-    return next(((entry.callcount, entry.totaltime) for entry in entries if entry.code is code), (0, 0.0))
+def code_of(name: str) -> CodeType:
+    """The code of a function of the model room, by which the profiler knows it.
+
+    Raises:
+        ValueError: there is no function of this name; it was moved or renamed, and `PARTS` was not.
+    """
+    try:
+        return unwrap(resolve_name(f"modeling_pfberxit.model.{name}")).__code__
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"PARTS of {__name__} times {name!r}, which is not in modeling_pfberxit.model.") from error
 
 
 def run_profile(
-    saved: list[float], rivals: bool, compiled: bool, repeats: int, output: str | None, **setting: Any
-) -> str:
-    """`pfberxit benchmark --profile`; our default alone, whatever `rivals` and `compiled` say."""
-    text = profiles(*contest(**setting), saved, repeats)
+    saved: list[float], rivals: bool, compiled: bool, repeats: int, output: str | None, say: Callable[[str], None],
+    **setting: Any,
+) -> str:  # fmt: skip
+    """`pfberxit benchmark --profile`: our default alone, whatever `rivals` and `compiled` say."""
+    text = profiles(*models_and_workloads(**setting), saved, repeats, say)
     if output:
         Path(output).mkdir(parents=True, exist_ok=True)
         (Path(output) / "profile.md").write_text(text + "\n", encoding="utf-8")
@@ -90,27 +96,28 @@ def run_profile(
 
 def profiles(
     stock: torch.nn.Module, ours: PFBerxitForSequenceClassification, workloads: Sequence[Workload],
-    saved: Sequence[float], repeats: int,
+    saved: Sequence[float], repeats: int, say: Callable[[str], None],
 ) -> str:  # fmt: skip
-    """A table for every workload and share of layers to save; printed as they are finished."""
+    """Tables for every workload and share of layers to save; `say` is told each as it is finished."""
     tables = []
     for workload, goal in product(workloads, saved):
         for table in tables_of(stock, ours, workload, goal, repeats):
             tables.append(table)
-            print(table + "\n", flush=True)
+            say(table + "\n")
     return "\n\n".join(tables)
 
 
 def tables_of(
     stock: torch.nn.Module, ours: PFBerxitForSequenceClassification, workload: Workload, goal: float, repeats: int
 ) -> Iterator[str]:
-    """One table for a call per batch, and one for `predict` where there are batches to speak of."""
-    parts, rows, script = workload.batches(str(ours.device)), len(workload.rows), Script(workload.recording)
+    """One table for a call per batch and, at batch sizes above 1, one for `predict`."""
+    parts, rows = workload.batches(str(ours.device)), len(workload.rows)
     policy, left = workload.policy(goal)
-    calls = {"a call": partial(run, with_short_cuts(ours, SHORT_CUTS[OURS], policy, script), parts)}
+    answer = with_short_cuts(ours, SHORT_CUTS[OURS], policy, workload.recording)
+    calls: dict[str, Callable[[], object]] = {"a call": partial(run_batches, answer, parts)}
     if workload.size > 1:
-        calls["predict"] = partial(stream, ours, workload, policy, script)
-    times = interleaved([partial(run, answers_of(stock), parts), *calls.values()], repeats, warmups=1)
+        calls["predict"] = partial(run_predict, ours, workload, policy)
+    times = interleaved([partial(run_batches, answers_of(stock), parts), *calls.values()], repeats, warmups=1)
     stock_ms, *own = (1000 * median(each) / rows for each in times)
     share = left.double().mean().item() / len(ours.depths)
     lengths = torch.tensor([len(row) for row in workload.rows])
@@ -123,7 +130,12 @@ def tables_of(
 
 
 def as_table(parts: list[Part], allowed: float, measured: float) -> str:
-    """One line per part, then their sum, the time without the profiler, and the stock model's for as many layers."""
+    """One line per part, their sum, and two times a row in milliseconds.
+
+    Args:
+        allowed: of the stock model for as many layers.
+        measured: of the call without the profiler.
+    """
     total = sum(part.ms for part in parts)
     lines = [header(["", "calls", "ms/row", "share"])]
     lines += [

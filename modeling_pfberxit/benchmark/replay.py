@@ -1,6 +1,7 @@
 """How long a sweep takes: many settings of every criterion, replayed on a recording of random logits."""
 
 import time
+from collections.abc import Callable
 from itertools import cycle, islice
 
 import torch
@@ -11,18 +12,18 @@ from ..evaluation.tables import header, line
 from ..model.exits import SINGLE_LABEL, Evidence
 
 
-def benchmark_replay(rows: int = 10_000, exits: int = 12, settings: int = 10_000) -> dict[str, float]:
-    """Seconds for so many settings of each criterion that judges logits alone, printed as they are measured."""
+def benchmark_replay(rows: int, exits: int, say: Callable[[str], None], settings: int = 10_000) -> dict[str, float]:
+    """Seconds for so many settings of each criterion that reads logits alone; `say` is told each line of the table."""
     torch.manual_seed(0)
     lengths, depths = torch.full((rows,), 32), list(range(1, exits + 1))
     recording, seconds = Recording(Evidence(torch.randn(rows, exits, 2)), lengths, None, depths, SINGLE_LABEL), {}
-    print(f"{settings:,} settings over {rows:,} rows x {exits} exits, {torch.get_num_threads()} threads\n")
-    print(header(["criterion", "seconds", "ms per setting"]))
+    say(f"{settings:,} settings over {rows:,} rows x {exits} exits, {torch.get_num_threads()} threads\n")
+    say(header(["criterion", "seconds", "ms per setting"]))
     for name in judging(recording):
         policies = list(islice(cycle(grid(recording, name, steps=settings // 3 + 1)), settings))
         started = time.perf_counter()
         for policy in policies:
             recording.replay(policy)
         seconds[name] = time.perf_counter() - started
-        print(line([name, f"{seconds[name]:.1f}", f"{1000 * seconds[name] / settings:.2f}"]), flush=True)
+        say(line([name, f"{seconds[name]:.1f}", f"{1000 * seconds[name] / settings:.2f}"]))
     return seconds

@@ -1,7 +1,7 @@
-"""Speed against the stock `transformers` model of the same encoder, in one run, in turn, as ratios.
+"""Speed against the stock `transformers` model of the same encoder, measured in turn within one run, as ratios.
 
-* overhead: full depth with adapters and all exits, over the stock model;
-* efficiency: wall-clock speed-up over layer speed-up. 1.0 means that every layer saved shows on the clock.
+* overhead: the time at full depth, with adapters and all exits, over the stock model's;
+* efficiency: wall-clock speed-up over layer speed-up. At 1.0 every layer saved shows on the clock.
 """
 
 import json
@@ -33,12 +33,13 @@ from .baselines import (
     stock_and_ours,
     with_short_cuts,
 )  # fmt: skip
-from .workload import Batch, Script, Workload, of_one_length, of_recorded_lengths, recorded, settled
+from .scripted import scripted
+from .workload import Batch, Workload, of_one_length, of_recorded_lengths, recorded, settled
 
 
 @dataclass(frozen=True)
 class Line:
-    """One measured case; times in milliseconds per row, ratios pair by pair against the stock model."""
+    """A measured case: milliseconds a row of the stock model and its own, their ratio taken pair by pair."""
 
     batch: int
     workload: str
@@ -56,7 +57,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Case:
-    """A contestant: what it does with a workload once, and the share of the layers that saves."""
+    """What is timed: one pass over a workload, and the share of the layers it saves."""
 
     name: str
     saved: float
@@ -64,12 +65,13 @@ class Case:
 
 
 def run_benchmark(
-    saved: list[float], rivals: bool, compiled: bool, repeats: int, output: str | None, **setting: Any
-) -> list[Line]:
-    """`pfberxit benchmark`; `setting` as `contest` takes it."""
-    stock, ours, workloads = contest(**setting)
-    lines = benchmark(stock, ours, workloads, saved, repeats, rivals, compiled)
-    print("\n" + as_markdown(lines))
+    saved: list[float], rivals: bool, compiled: bool, repeats: int, output: str | None, say: Callable[[str], None],
+    **setting: Any,
+) -> list[Line]:  # fmt: skip
+    """`pfberxit benchmark`; `setting` as `models_and_workloads` takes it."""
+    stock, ours, workloads = models_and_workloads(**setting)
+    lines = benchmark(stock, ours, workloads, saved, repeats, say, rivals, compiled)
+    say("\n" + as_markdown(lines))
     if output:
         layout = "{pooling} exits, {sublearner} adapters" if not setting["paper"] else "the preset's exits"
         where = f"{layout}; {{device}}, {{dtype}}, {torch.get_num_threads()} threads"
@@ -77,11 +79,11 @@ def run_benchmark(
     return lines
 
 
-def contest(
+def models_and_workloads(
     preset: str, paper: bool, pooling: str, sublearner: str, batch_sizes: list[int], lengths: list[int],
     recordings: list[str], mix_rows: int, device: str, dtype: str,
 ) -> tuple[PreTrainedModel, PFBerxitForSequenceClassification, list[Workload]]:  # fmt: skip
-    """The stock model, ours, and what they are given, as the command line has them."""
+    """The stock model, ours, and what they run on, from the options of the command line."""
     layers = configuration(preset).encoder_config().num_hidden_layers
     source = recorded(recordings, layers) if recordings else settled(layers)
     layout = {"paper": True} if paper else {"exit_pooling": pooling, "adapter_sublearner": sublearner}
@@ -95,14 +97,15 @@ def contest(
 
 def benchmark(
     stock: torch.nn.Module, ours: PFBerxitForSequenceClassification, workloads: Sequence[Workload],
-    saved: Sequence[float], repeats: int, rivals: bool = True, compiled: bool = False,
+    saved: Sequence[float], repeats: int, say: Callable[[str], None], rivals: bool = True, compiled: bool = False,
 ) -> list[Line]:  # fmt: skip
-    """All cases; the calls of one workload run in turn. Prints what it finds as it goes.
+    """Time all cases; those of one workload run in turn.
 
     Args:
         saved: shares of the layers to save.
-        rivals: run ONNX Runtime as well, where it is installed.
-        compiled: run the stock model and ours as `torch.compile` translates them as well.
+        say: is told what is timed, and a table for every workload.
+        rivals: time ONNX Runtime as well, where it is installed.
+        compiled: time the stock model and ours under `torch.compile` as well.
     """
     others, short_cuts = onnx_runtime(stock) if rivals else {}, SHORT_CUTS
     if compiled:
@@ -110,22 +113,21 @@ def benchmark(
         short_cuts = SHORT_CUTS | COMPILED
     lines: list[Line] = []
     for number, workload in enumerate(workloads, start=1):
-        print(f"[{number}/{len(workloads)}] batch {workload.size}, {workload.name} ...", flush=True)
+        say(f"[{number}/{len(workloads)}] batch {workload.size}, {workload.name} ...")
         cases = cases_of(stock, ours, workload, saved, others, short_cuts)
         parts, rows = workload.batches(str(ours.device)), len(workload.rows)
-        stock_times, *times = interleaved(
-            [partial(run, answers_of(stock), parts), *(c.call for c in cases)], repeats, warmups=1
-        )
+        calls = [partial(run_batches, answers_of(stock), parts), *(case.call for case in cases)]
+        stock_times, *times = interleaved(calls, repeats, warmups=1)
         for case, own in zip(cases, times, strict=True):
-            spent = (1000 * median(each) / rows for each in (stock_times, own))
+            stock_ms, ms = (1000 * median(each) / rows for each in (stock_times, own))
             ratio = median_ratio(stock_times, own)
-            lines.append(Line(workload.size, workload.name, case.name, case.saved, *spent, ratio))
-        print(as_markdown(lines[-len(cases) :]), flush=True)
+            lines.append(Line(workload.size, workload.name, case.name, case.saved, stock_ms, ms, ratio))
+        say(as_markdown(lines[-len(cases) :]))
     return lines
 
 
-def run(answer: Answer, parts: list[Batch]) -> list[torch.Tensor]:
-    """All batches, one after the other."""
+def run_batches(answer: Answer, parts: list[Batch]) -> list[torch.Tensor]:
+    """The logits of all batches, one call each."""
     return [answer(part) for part in parts]
 
 
@@ -133,34 +135,31 @@ def cases_of(
     stock: torch.nn.Module, ours: PFBerxitForSequenceClassification, workload: Workload, saved: Sequence[float],
     others: dict[str, Answer], short_cuts: dict[str, Execution],
 ) -> list[Case]:  # fmt: skip
-    """The others, ours at full depth, and everything at every share to save."""
-    parts, script, layers = workload.batches(str(ours.device)), Script(workload.recording), len(ours.depths)
-    cases = [Case(name, 0.0, partial(run, answer, parts)) for name, answer in others.items()]
+    """The other models, ours at full depth, and ours and a shallower model at every share of layers to save."""
+    parts, recording, layers = workload.batches(str(ours.device)), workload.recording, len(ours.depths)
+    cases = [Case(name, 0.0, partial(run_batches, answer, parts)) for name, answer in others.items()]
     for name in [name for name in short_cuts if name in ("rows leave", "and token first", OURS, *COMPILED)]:
-        answer = with_short_cuts(ours, short_cuts[name], FULL_DEPTH, script)
-        cases.append(Case(f"full depth, {name}", 0.0, partial(run, answer, parts)))
+        answer = with_short_cuts(ours, short_cuts[name], FULL_DEPTH, recording)
+        cases.append(Case(f"full depth, {name}", 0.0, partial(run_batches, answer, parts)))
     for goal in saved:
         policy, left = workload.policy(goal)
         share = 1 - left.double().mean().item() / layers
         fixed = max(1, round(layers * (1 - share)))
         cut = answers_of(shallower(stock, fixed))
-        cases.append(Case(f"first {fixed} layers", 1 - fixed / layers, partial(run, cut, parts)))
+        cases.append(Case(f"first {fixed} layers", 1 - fixed / layers, partial(run_batches, cut, parts)))
         for name, execution in short_cuts.items():
-            answer = with_short_cuts(ours, execution, policy, script)
-            cases.append(Case(name, share, partial(run, answer, parts)))
+            answer = with_short_cuts(ours, execution, policy, recording)
+            cases.append(Case(name, share, partial(run_batches, answer, parts)))
         if workload.size > 1:
-            cases.append(Case("predict", share, partial(stream, ours, workload, policy, script)))
+            cases.append(Case("predict", share, partial(run_predict, ours, workload, policy)))
     return cases
 
 
-def stream(
-    model: PFBerxitForSequenceClassification, workload: Workload, policy: ExitPolicy, script: Script
-) -> PFBerxitOutput:
-    """All rows at once, batched by the model."""
-    model.execution = SHORT_CUTS[OURS]
+def run_predict(model: PFBerxitForSequenceClassification, workload: Workload, policy: ExitPolicy) -> PFBerxitOutput:
+    """All rows of a workload through `predict`, which makes the batches itself."""
     rows = [{"input_ids": row} for row in workload.rows]
-    with script.spoken():
-        return model.predict(rows, policy, workload.size, progress=False)
+    model = scripted(model, SHORT_CUTS[OURS], workload.recording)
+    return model.predict(rows, policy, workload.size, progress=False)
 
 
 # ---- results --------------------------------------------------------------------------------------------------------
@@ -186,7 +185,7 @@ def as_markdown(lines: list[Line]) -> str:
 
 
 def save(lines: list[Line], folder: str | Path, title: str) -> None:
-    """`benchmark.json`, `benchmark.md` and `benchmark.png` in a folder."""
+    """Write `benchmark.json`, `benchmark.md` and `benchmark.png` to a folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [{**asdict(line), "efficiency": line.efficiency} for line in lines]

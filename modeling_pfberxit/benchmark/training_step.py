@@ -1,4 +1,4 @@
-"""What a training step costs beside full fine-tuning of the same encoder: time, and memory by what it is kept for."""
+"""What a training step costs beside full fine-tuning of the same encoder: time, and memory by its purpose."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,24 +17,20 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class TrainingLine:
-    """One way to train; ratio: its step over that of full fine-tuning, pair by pair; memory in megabytes.
-
-    Args:
-        kept: what the forward pass keeps for its backward pass, weights apart.
-        states: gradients and the two moments of Adam.
-    """
+    """One way to train; memory in megabytes."""
 
     name: str
     milliseconds: float
-    ratio: float
-    kept: float
-    states: float
+    ratio: float  # of its step's time to that of full fine-tuning, pair by pair
+    kept: float  # by the forward pass for its backward pass, weights apart
+    states: float  # gradients and the two moments of Adam
 
 
 def benchmark_training(
-    preset: str, batch: int = 32, length: int = 64, repeats: int = 5, sublearner: str = "mlp", device: str = "cpu"
-) -> list[TrainingLine]:
-    """Steps with AdamW on random tokens, in turn; prints a table. Stock ALBERT knows no activation checkpointing."""
+    preset: str, repeats: int, sublearner: str, device: str, say: Callable[[str], None], batch: int = 32,
+    length: int = 64,
+) -> list[TrainingLine]:  # fmt: skip
+    """Time steps with AdamW on random tokens, in turn, and say the table. Stock ALBERT has no checkpointing."""
     stock, ours = stock_and_ours(preset, device, torch.float32, adapter_sublearner=sublearner, num_labels=2)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, stock.config.vocab_size, (batch, length), generator=generator).to(device)
@@ -53,16 +49,16 @@ def benchmark_training(
         TrainingLine(name, 1000 * median(own), median_ratio(own, times[0]), *size)
         for (name, *_), own, size in zip(ways, times, sizes, strict=True)
     ]
-    print(as_markdown(found, f"{preset}, {sublearner} adapters, batch {batch} x {length} tokens"))
+    say(as_markdown(found, f"{preset}, {sublearner} adapters, batch {batch} x {length} tokens"))
     return found
 
 
 def step_of(model: nn.Module, rows: dict[str, Tensor], checkpointing: bool) -> Callable[[], None]:
-    """A whole step: forward, backward, AdamW."""
+    """A function that takes one training step: forward, backward, AdamW."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
 
     def step() -> None:
-        """The one that is timed."""
+        """Take it; `interleaved` runs its calls in inference mode, which has to be left for that."""
         switch(model, checkpointing)
         with torch.inference_mode(False), torch.enable_grad():
             loss_of(model, rows).backward()
@@ -81,7 +77,7 @@ def switch(model: nn.Module, checkpointing: bool) -> None:
 
 
 def loss_of(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
-    """What the step goes down."""
+    """The loss of these rows, a scalar."""
     return model(**rows).loss
 
 

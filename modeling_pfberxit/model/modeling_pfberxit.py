@@ -1,6 +1,6 @@
 """PF-BERxiT: a frozen encoder with an adapter and an exit at every depth."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -174,6 +174,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
     training_progress: TrainingProgress | None = None  # for strategies that follow the steps; StrategyCallback sets it
     # Takes one exit's logits (B, C) and the labels, returns a scalar; every exit then learns from it. Not saved.
     exit_loss: ExitLoss | None = None
+    new_loop: Callable[..., Loop] = Loop  # makes the loop of every call; an instance may have its own
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "exit_loss":
@@ -242,7 +243,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
 
         rows, token_layers = self._start(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         record = CallRecord.of(want_states, want_attentions)
-        Loop(self, record, policy, phase, problem_type).run(rows)
+        self.new_loop(self, record, policy, phase, problem_type).run(rows)
         output = as_output(record, token_layers)
         if labels is not None:
             output.loss = self._loss(record, labels, phase, problem_type)

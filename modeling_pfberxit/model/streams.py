@@ -22,7 +22,6 @@ from transformers.utils import logging
 
 from .backbones import check_ids, embed, longest_input, table_sizes
 from .exit_policy import ExitPolicy
-from .loop import Loop
 from .rows import CallRecord, Rows
 from .validation import refuse, whole
 
@@ -149,7 +148,7 @@ class Stream:
 
     def __init__(self, model: PreTrainedModel, policy: ExitPolicy, problem_type: str, size: int) -> None:
         self.model, self.size, self.record = model, size, CallRecord()
-        self.loop = Loop(model, self.record, policy, None, problem_type)
+        self.loop = model.new_loop(model, self.record, policy, None, problem_type)
         self.queues: dict[Any, list[Rows]] = defaultdict(list)
         self.numbers = count()  # keys of the queues of batches that no other rows may join
 
