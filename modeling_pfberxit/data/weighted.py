@@ -64,7 +64,7 @@ def shared_labels(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, 0 where there is nothing."""
+    """The ratio part / whole, 0 where whole is 0."""
     return np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)
 
 

@@ -24,14 +24,14 @@ from .replay import same_answers
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A policy, what it did on the rows it was chosen on, and what it does on others."""
+    """A policy, measured on the rows it was chosen on and on others."""
 
     chosen: Point
     reported: Point
 
     @property
     def policy(self) -> ExitPolicy:
-        """To be used."""
+        """The policy that was chosen."""
         return self.chosen.policy
 
 
@@ -71,8 +71,7 @@ def calibrate(
         kept = [point for point in points if point.score >= floor]
         best = min(kept, key=lambda point: (point.layers, -point.score), default=None)
     else:
-        cost = (lambda point: 1 / point.speed_up) if name == "speed_up" else (lambda point: time_of(point.layers))
-        limit = 1 / value if name == "speed_up" else value
+        cost, limit = bounded_cost(name, value, time_of)
         kept = [point for point in points if cost(point) <= limit]
         best = max(kept, key=lambda point: (point.score, -point.layers), default=None)
     if best is None:
@@ -80,6 +79,17 @@ def calibrate(
         refuse(name, value, f"within reach: the fastest policy runs {fastest.layers:.2f} layers, {fastest.score:.3f}")
     chosen, reported = (sweep(part, [best.policy], metric, config)[0] for part in (chosen_on, reported_on))
     return Calibrated(chosen, reported)
+
+
+def bounded_cost(
+    name: str, value: float, time_of: Callable[[float], float] | None
+) -> tuple[Callable[[Point], float], float]:
+    """What a target bounds, as the cost of a point, and the bound: mean layers relative to all, or milliseconds."""
+    if name == "speed_up":
+        return (lambda point: 1 / point.speed_up), 1 / value
+    if time_of is None:
+        refuse("time_of", None, "given with milliseconds: a function from mean layers to milliseconds")
+    return (lambda point: time_of(point.layers)), value
 
 
 def all_points(recording: Recording, metric: str, criteria: Sequence[str] | None = None) -> list[Point]:
@@ -103,9 +113,9 @@ def conformal(recording: Recording, policy: ExitPolicy, epsilon: float, toleranc
 
     The guarantee is conformal prediction's (CATs, Schuster et al., EMNLP 2021, in the marginal form): on average over
     recordings and new rows that are exchangeable with them, P(answer = full answer) >= 1 - epsilon. What the rule reads
-    first, mostly its threshold, is turned from careful to fast; every recorded row has a place up to which its answer
-    stays the full model's, and the floor(epsilon (n + 1))-th smallest of these is chosen. Beside it, the policy stays
-    as it is: fix patience and window first, and on other rows.
+    first, mostly its threshold, is varied from careful to fast; every recorded row has a place up to which its answer
+    stays the full model's, and the floor(epsilon (n + 1))-th smallest of these is chosen. The policy's other fields
+    stay as they are: fix patience and window first, and on other rows.
 
     Args:
         recording: of rows that chose neither the model nor the policy's other fields. Labels are not needed.
@@ -120,31 +130,31 @@ def conformal(recording: Recording, policy: ExitPolicy, epsilon: float, toleranc
         refuse("criterion", policy.criterion, f"one that judges what was recorded: {', '.join(judging(recording))}")
     rank = math.floor(epsilon * (len(recording) + 1))
     if rule_of(policy).needs_threshold(recording.problem_type):
-        found = safe_threshold(recording, policy, rank, tolerance)
-        found = None if found is None else replace(policy, threshold=max(found, 0.0))
+        threshold = safe_threshold(recording, policy, rank, tolerance)
+        found = None if threshold is None else replace(policy, threshold=max(threshold, 0.0))
     else:
         steps = turned(recording, policy, first_values(recording, policy, steps=0))
         kept = safe_steps(recording, (recording.replay(each)[0] for each in steps), tolerance).sort().values
         last = int(kept[rank - 1]) if rank else min(1, int(kept[0]))
         found = steps[last - 1] if last else None
     if found is None:
-        careful = "even where it is most careful, too many rows are told something else than by full depth"
+        careful = "even where it is most careful, too many predictions differ from full depth's"
         refuse("epsilon", epsilon, f"larger for {policy.criterion}: {careful}")
     return found
 
 
 def safe_steps(recording: Recording, answers: Iterable[Tensor], tolerance: float) -> Tensor:
-    """How many of a policy's steps from careful to fast, answers (N, C) each, tell a row what full depth does, (N,)."""
+    """How many of a policy's steps, logits (N, C) each from careful to fast, keep full depth's prediction, (N,)."""
     full = recording.evidence.logits[:, -1]
     same = [same_answers(each, full, recording.problem_type, tolerance) for each in answers]
     return torch.stack(same, dim=1).long().cumprod(1).sum(1)
 
 
 def safe_threshold(recording: Recording, policy: ExitPolicy, rank: int, tolerance: float) -> float | None:
-    """The threshold under which fewer than `rank` rows are told something else than by full depth; None: there is none.
+    """The threshold under which fewer than `rank` predictions differ from full depth's; None: there is none.
 
-    A row's answer changes at its own scores alone. So every row is replayed under thresholds of its own: one that no
-    score passes, and one that lets the next of its scores pass, and so on.
+    A row's answer changes only where the threshold passes one of its own scores. So every row is replayed under
+    thresholds of its own: one that no score passes, then one that its next score passes, and so on.
     """
     above, scores = rule_of(policy).leaves_above, recording.scores.of(policy)
     doubts = torch.cat([score.reshape(len(recording), -1) for score in scores.exits], dim=1)
@@ -158,7 +168,7 @@ def safe_threshold(recording: Recording, policy: ExitPolicy, rank: int, toleranc
     limit, finite = limits[max(rank - 1, 0)], doubts[doubts.isfinite()]
     if limit == -math.inf:
         return None
-    if not rank:  # no row may be told anything else
+    if not rank:  # no prediction may differ
         return torch.nextafter(-finite.min(), everything[0, 0]).item() if above else 0.0
     if limit == math.inf:  # no threshold does harm
         return 0.0 if above or not finite.numel() else finite.max().item() + 1
@@ -173,7 +183,7 @@ def row_wise(policy: ExitPolicy, thresholds: Tensor) -> ExitPolicy:
 
 
 def agreement(recording: Recording, tolerance: float = 0.5) -> Tensor:
-    """Whether each exit answers as the last one does, (N, E): the same labels, or values within the tolerance."""
+    """Whether each exit predicts as the last one does, (N, E): equal labels, or values within the tolerance."""
     logits = recording.evidence.logits
     return same_answers(logits, logits[:, -1:], recording.problem_type, tolerance)
 

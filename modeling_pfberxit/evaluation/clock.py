@@ -7,10 +7,11 @@ from statistics import median
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..model.backbones import longest_input
-from ..model.exit_policy import static
-from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.exit_policy import ExitPolicy, static
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
 from ..model.validation import each, refuse, whole
 from .timing import interleaved
 
@@ -31,6 +32,11 @@ class Clock:
             refuse("batch_size, length", (batch_size, length), f"one that was measured: {sorted(self.lines)}")
         fixed, per_layer = self.lines[batch_size, length]
         return lambda layers: fixed + per_layer * layers
+
+
+def run(model: PFBerxitForSequenceClassification, ids: Tensor, policy: ExitPolicy) -> PFBerxitOutput:
+    """One call on tokens (B, n)."""
+    return model(input_ids=ids, exit_policy=policy)
 
 
 @torch.inference_mode()
@@ -57,7 +63,7 @@ def measure_clock(
     for batch_size in batch_sizes:
         for length in lengths:
             ids = torch.randint(5, model.config.vocab_size, (batch_size, length), device=model.device)
-            calls = [partial(model, input_ids=ids, exit_policy=policy) for policy in policies]
+            calls = [partial(run, model, ids, policy) for policy in policies]
             times = [1000 * median(series) / batch_size for series in interleaved(calls, repeats)]
             per_layer, fixed = np.polyfit(stops, times, 1)
             lines[batch_size, length] = float(fixed), float(per_layer)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..model.criteria import STATIC
@@ -26,8 +27,11 @@ def scores(points: str, reference: str | None, static: str | None, cost: str, me
     return as_markdown({name: part for name, part in methods.items() if name != STATIC or reference}, against, cost)
 
 
-def read_points(path: str, cost: str, metric: str | None) -> dict[str, Points]:
-    """(cost, score) by criterion: of a CSV its lines, of a recording every rule's frontier, which flatters a little."""
+def read_points(path: str, cost: str, metric: str | None) -> Mapping[str, Points]:
+    """(cost, score) by criterion: of a CSV its lines, of a recording every rule's frontier.
+
+    A frontier chosen on the rows it is scored on is a little better than it would be on others.
+    """
     if Path(path).suffix != ".csv":
         recording, metric = read_recording(path, cost, metric)
         swept = {name: sweep(recording, grid(recording, name), metric) for name in judging(recording)}
@@ -63,7 +67,7 @@ def static_points(path: str, cost: str, metric: str | None) -> Points:
 
 
 def read_recording(path: str, cost: str, metric: str | None) -> tuple[Recording, str]:
-    """A labelled recording and what its answers are scored by."""
+    """A labelled recording, and the metric given or else the one it names."""
     recording = Recording.load(path)
     if recording.labels is None:
         refuse("points", path, "a recording of labelled rows")
@@ -72,7 +76,7 @@ def read_recording(path: str, cost: str, metric: str | None) -> tuple[Recording,
     return recording, metric or recording.source.get("metric") or refuse("metric", None, f"given: {path} names none")
 
 
-def as_markdown(methods: dict[str, Points], reference: Points, cost: str) -> str:
+def as_markdown(methods: Mapping[str, Points], reference: Points, cost: str) -> str:
     """A line per method: the mean gap to the reference, how many points made it, and whether it is an improvement."""
     low, high = min(reference)[0], max(reference)[0]
     lines, outside = [header(["", "ELUE score", "points", "left out", "Pareto improvement"])], []
@@ -87,7 +91,7 @@ def as_markdown(methods: dict[str, Points], reference: Points, cost: str) -> str
 
 
 def write_dynamic_flops(points: str, policy: str | None, path: str) -> None:
-    """A line per row, its length and the layers it ran under the policy, as ELUE's server takes them."""
+    """Write a line per row, its length and its executed layers under the policy, as ELUE's server takes them."""
     if Path(points).suffix == ".csv":
         refuse("dynamic_flops", path, "asked of a recording; a CSV knows no rows")
     recording = Recording.load(points)

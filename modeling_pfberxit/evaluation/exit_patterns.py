@@ -1,4 +1,4 @@
-"""What a recording tells beside scores: overthinking, wasted depth, who leaves where, and drift."""
+"""A recording beside its scores: overthinking, wasted depth, where rows exit, and drift."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .recording import Recording
 
 @dataclass(frozen=True)
 class Overthinking:
-    """How full depth compares with stopping earlier, in shares of the rows (Kaya et al., ICML 2019).
+    """Full depth against earlier exits, in shares of the rows (Kaya et al., ICML 2019).
 
     Args:
         wasteful: right at the end, and at some earlier exit already.
@@ -52,9 +52,7 @@ def overthinking(recording: Recording, tolerance: float = 0.5) -> Overthinking:
 
 def correct(recording: Recording, tolerance: float = 0.5) -> Tensor:
     """Whether each exit is right, (N, E)."""
-    logits, labels = recording.evidence.logits, recording.labels
-    if labels is None:
-        refuse("recording", "no labels", "one of labelled rows")
+    logits, labels = recording.evidence.logits, recording.known_labels
     if recording.problem_type == REGRESSION:
         return ((logits - labels.reshape(len(labels), 1, -1)).abs() <= tolerance).all(-1)
     if recording.problem_type == MULTI_LABEL:
@@ -69,7 +67,7 @@ def settled_depth(recording: Recording, tolerance: float = 0.5) -> Tensor:
     return torch.tensor(recording.exit_depths)[unsettled.sum(1)]
 
 
-# ---- who leaves where -----------------------------------------------------------------------------------------------
+# ---- where rows exit ------------------------------------------------------------------------------------------------
 
 
 def exits_by_class(recording: Recording, policy: ExitPolicy, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -77,7 +75,7 @@ def exits_by_class(recording: Recording, policy: ExitPolicy, names: Sequence[str
     _, layers = recording.replay(policy)
     if recording.problem_type == REGRESSION:
         refuse("recording", REGRESSION, "one of classes or labels")
-    labels = recording.labels
+    labels = recording.known_labels
     members = labels > 0.5 if labels.dim() == 2 else labels[:, None] == torch.arange(len(names))
     return {name: layers[members[:, number]].numpy() for number, name in enumerate(names)}
 
@@ -96,7 +94,7 @@ def exits_by_length(recording: Recording, policy: ExitPolicy, groups: int = 4) -
 
 @dataclass(frozen=True)
 class Drift:
-    """How two recordings differ in where rows leave: shares by layer, and the chance of so much by chance alone."""
+    """The exit histograms of two recordings, as shares by layer, and the p-value of their difference."""
 
     before: dict[int, float]
     after: dict[int, float]
@@ -114,9 +112,9 @@ def drift(before: Recording, after: Recording, policy: ExitPolicy) -> Drift:
     """
     layers = [recording.replay(policy)[1] for recording in (before, after)]
     counts = np.stack([np.bincount(each, minlength=before.layers + 1)[1:] for each in layers])
-    shares = [dict(enumerate((row / row.sum()).tolist(), start=1)) for row in counts]
+    earlier, later = (dict(enumerate((row / row.sum()).tolist(), start=1)) for row in counts)
     joined = join_rare(counts)
-    return Drift(*shares, float(chi2_contingency(joined).pvalue) if joined.shape[1] > 1 else 1.0)
+    return Drift(earlier, later, float(chi2_contingency(joined).pvalue) if joined.shape[1] > 1 else 1.0)
 
 
 def join_rare(counts: np.ndarray, least: float = 5.0) -> np.ndarray:

@@ -1,12 +1,13 @@
 """The frontier of a recording: what every criterion can reach, score against layers and multiply-adds.
 
-Points are policies replayed on recorded rows. Those worth having are the ones no other dominates; how sure they are is
-told by resampling the rows.
+Points are policies replayed on recorded rows; the frontier is made of those that no other dominates. Intervals of their
+scores come from resampling the rows.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +17,7 @@ from ..data.weighted import weighted_scores
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.criteria import CRITERIA, able, rule_of
 from ..model.exit_policy import FIELDS, ExitPolicy, fits
+from ..model.validation import refuse
 from .elue import pareto
 from .macs import depth_macs
 from .recording import Recording
@@ -43,7 +45,7 @@ class Point:
 
     @property
     def speed_up(self) -> float:
-        """By layers."""
+        """Layer speed-up."""
         return 1 / (1 - self.saved)
 
 
@@ -62,7 +64,7 @@ def measured(
     config: PFBerxitConfig | None = None,
 ) -> list[Point]:
     """What policies did, given their answers (N, C) and executed layers (N,) on the recorded rows."""
-    labels, once, points = recording.labels.numpy(), np.ones((len(recording), 1)), []
+    labels, once, points = recording.known_labels.numpy(), np.ones((len(recording), 1)), []
     prices = None if config is None else depth_macs(config, recording.lengths, recording.exit_depths)  # (N, n + 1)
     for policy, answers, layers in replayed:
         mean = layers.double().mean().item()
@@ -76,7 +78,7 @@ def measured(
 
 def layer_scores(recording: Recording, metric: str) -> list[float]:
     """The score of every exit, shallowest first."""
-    labels = recording.labels.numpy()
+    labels = recording.known_labels.numpy()
     return [score(metric, logits.numpy(), labels) for logits in recording.evidence.logits.unbind(1)]
 
 
@@ -98,7 +100,7 @@ def resampled_scores(
     points: Sequence[Point], recording: Recording, metric: str, resamples: int = 500, seed: int = 0
 ) -> np.ndarray:
     """The points' scores on rows drawn anew with replacement, the same rows for all of them, (resamples, points)."""
-    labels, found = recording.labels.numpy(), []
+    labels, found = recording.known_labels.numpy(), []
     for weights in drawn_weights(len(labels), resamples, seed):
         answers = (recording.replay(point.policy)[0].numpy() for point in points)  # one at a time in memory
         found.append(weighted_scores(metric, answers, labels, weights))
@@ -119,8 +121,8 @@ def drawn_weights(rows: int, resamples: int, seed: int, at_once: int = 1_000_000
 def settings_for(recording: Recording, policy: ExitPolicy, saved: list[float], steps: int = 200) -> list[ExitPolicy]:
     """For each share of layers to be saved, the policy that saves it on the recorded rows, and hardly more.
 
-    What is turned is what the rule reads first, mostly its threshold; where a share is out of reach, the policy that
-    saves most.
+    Only the field that the rule reads first is varied, mostly its threshold. Where a share is out of reach, the policy
+    that saves most.
     """
     tried = by_share(recording, policy, steps)
     return [tried[each][1] for each in nearest(tried, saved)]
@@ -129,10 +131,10 @@ def settings_for(recording: Recording, policy: ExitPolicy, saved: list[float], s
 def distinct_settings(
     recording: Recording, policy: ExitPolicy, saved: list[float], steps: int = 200
 ) -> list[ExitPolicy | None]:
-    """`settings_for`, no two of which do the same: neighbours step aside; None where there are too few to go round."""
+    """`settings_for` without two that save the same: the next one is taken instead; None where there are too few."""
     tried = [each for each in by_share(recording, policy, steps) if each[0] > 0]
     places = nearest(tried, saved) if tried else []
-    for number in range(1, len(places)):  # up, where the one before has it ...
+    for number in range(1, len(places)):  # up, where the setting before has this place ...
         places[number] = max(places[number], places[number - 1] + 1)
     for number, place in enumerate(places):  # ... and down again, where there is no more room
         places[number] = min(place, len(tried) - len(places) + number)
@@ -140,7 +142,7 @@ def distinct_settings(
 
 
 def by_share(recording: Recording, policy: ExitPolicy, steps: int) -> list[tuple[float, ExitPolicy]]:
-    """The shares of layers that a policy with its first knob turned can save, each with the most careful that does."""
+    """The shares of layers that a policy saves as its first knob varies, each with the most careful setting."""
     policies = turned(recording, policy, first_values(recording, policy, steps))
     found: dict[float, ExitPolicy] = {}
     for each in policies:
@@ -154,18 +156,27 @@ def nearest(tried: list[tuple[float, ExitPolicy]], saved: list[float]) -> list[i
 
 
 def first_values(recording: Recording, policy: ExitPolicy, steps: int) -> Sequence[float]:
-    """What a rule's first knob may be, from careful to fast; thresholds are `steps` quantiles of scores."""
+    """Values of a rule's first knob, from careful to fast; thresholds are `steps` quantiles of the scores."""
     rule = rule_of(policy)
     if not rule.needs_threshold(recording.problem_type):
-        return FIELDS[rule.knobs(recording.problem_type)[0]].tried(recording.exit_depths)
+        return values_of(rule.knobs(recording.problem_type)[0], recording.exit_depths)
     values = recording.scores.of(policy).quantiles(steps)
     return values[::-1] if rule.leaves_above else values
 
 
+def values_of(name: str, exit_depths: list[int]) -> Sequence[float]:
+    """The values of a policy's field worth trying on a model with exits at these layers, from careful to fast."""
+    tried = FIELDS[name].tried
+    return (
+        refuse("knobs", name, "a field whose entry in FIELDS says what to try") if tried is None else tried(exit_depths)
+    )
+
+
 def turned(recording: Recording, policy: ExitPolicy, values: Sequence[float]) -> list[ExitPolicy]:
-    """The policy with its rule's first knob at each of the values that fit the others."""
+    """The policy with its rule's first knob at each of the values that fit its other fields."""
     name = rule_of(policy).knobs(recording.problem_type)[0]
-    policies = (replace(policy, **{name: value}) for value in values)
+    changes: list[dict[str, Any]] = [{name: value} for value in values]
+    policies = (replace(policy, **each) for each in changes)
     return [each for each in policies if fits(each, recording.exit_depths, recording.problem_type)]
 
 
@@ -177,19 +188,20 @@ def grid(
     patience: Sequence[int] = (1, 2, 3),
     min_layers: Sequence[int] = (1,),
 ) -> Iterator[ExitPolicy]:
-    """Settings of one criterion: its first knob turned, for each lowest layer and each value of its other knobs."""
+    """Settings of one criterion: every value of its first knob, for each lowest layer and value of its other knobs."""
     depths, names = recording.exit_depths, CRITERIA[criterion].knobs(recording.problem_type)[1:]
     base = replace(base or ExitPolicy(), criterion=criterion)
     base = replace(base, window=min(base.window, len(depths)))
-    values = [patience if name == "patience" else FIELDS[name].tried(depths)[::-1] for name in names]
+    values = [patience if name == "patience" else values_of(name, depths)[::-1] for name in names]
     first: dict[tuple, Sequence[float]] = {}
     for *chosen, layer in product(*values, min_layers):
-        policy = replace(base, **dict(zip(names, chosen)), min_layer=layer)
+        knobs: dict[str, Any] = {**dict(zip(names, chosen)), "min_layer": layer}
+        policy = replace(base, **knobs)
         if (key := score_key(policy)) not in first:
             first[key] = first_values(recording, policy, steps)
         yield from turned(recording, policy, first[key])
 
 
 def judging(recording: Recording) -> list[str]:
-    """The criteria that can judge what was recorded."""
+    """The criteria whose problem type and evidence the recording has."""
     return able(recording.problem_type, recording.evidence.emitted)

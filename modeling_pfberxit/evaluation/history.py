@@ -1,4 +1,4 @@
-"""What rules look back on in a recording, worked out once for all rules and settings that ask."""
+"""Predictions and divergences of earlier exits in a recording, worked out once for all rules and settings."""
 
 import math
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from ..model.exits import Evidence, ExitState, predictions
 
 
 class History:
-    """What every exit predicted of the recorded rows, and how far it is from each exit before."""
+    """Every exit's predictions on the recorded rows, and their divergences from those of earlier exits."""
 
-    def __init__(self, evidence: Evidence, problem_type: str):
+    def __init__(self, evidence: Evidence, problem_type: str) -> None:
         self.evidence, self.problem_type = evidence, problem_type
         self.exits = [evidence.at(number) for number in range(evidence.logits.shape[1])]
         self.now = [predictions(part.logits, problem_type) for part in self.exits]  # (N, L, K) of each
@@ -22,7 +22,7 @@ class History:
         self._apart: dict[tuple[Callable, int], Tensor] = {}
 
     def state(self, number: int, memory: int) -> "RecordedState":
-        """What a rule that looks back on so many exits remembers at this one (0-based)."""
+        """The state of a rule at exit `number` (0-based) that keeps the predictions of `memory` exits before it."""
         before = self.now[max(0, number - memory) : number][::-1]
         nothing = self._nothing[:, None].expand(-1, memory - len(before), -1, -1)
         past = torch.cat([*(each[:, None] for each in before), nothing], dim=1)
@@ -38,7 +38,7 @@ class History:
 
 @dataclass
 class RecordedState(ExitState):
-    """The memory of recorded rows at one exit: divergences are looked up."""
+    """The state of recorded rows at one exit, whose divergences are looked up instead of computed."""
 
     history: History
     number: int

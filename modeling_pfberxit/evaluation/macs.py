@@ -5,6 +5,8 @@ its dimensions, a LayerNorm 2 per element; activations, biases and embeddings ar
 128 tokens costs 931.9 million.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -13,7 +15,7 @@ from ..model.adapters import PLACEMENTS, Adapter
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exits import MULTI_LABEL
 
-Count = int | Tensor  # of one row, or of each of many
+Count = TypeVar("Count", int, Tensor)  # of one row, or of each of many
 
 
 def layer_macs(encoder: PreTrainedConfig, keys: Count, queries: Count | None = None) -> Count:
@@ -32,7 +34,7 @@ def adapter_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count) -> Cou
     return sum(module_macs(module, tokens) for module in adapter.modules())
 
 
-def module_macs(module: nn.Module, tokens: int) -> int:
+def module_macs(module: nn.Module, tokens: Count) -> Count:
     """What one module does over `tokens` positions by itself, without those inside it; `pair_macs` adds to that."""
     pairs = module.pair_macs(tokens) if hasattr(module, "pair_macs") else 0
     if isinstance(module, (nn.Linear, nn.Conv1d)):  # every weight once per position

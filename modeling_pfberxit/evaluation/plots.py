@@ -3,7 +3,7 @@
 Figures are made without pyplot, so that importing this file leaves a notebook's backend and its figures alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,7 +71,7 @@ def exit_depths(groups: dict[str, np.ndarray], layers: int, path: str | Path, ti
     return finish(figure, axes, path, title)
 
 
-def frontiers(found: dict[str, Sequence[Banded]], full: float, metric: str, path: str | Path, title: str) -> Path:
+def frontiers(found: Mapping[str, Sequence[Banded]], full: float, metric: str, path: str | Path, title: str) -> Path:
     """Score over layers saved, a panel per criterion with its 95 % band, the others behind it; dotted: full depth."""
     size = (10, 2.4 * lines_of(found)) if len(found) > 1 else (7, 3.2)
     figure, panels = panels_of(found, size, sharex=True, sharey=True)
@@ -88,7 +88,7 @@ def frontiers(found: dict[str, Sequence[Banded]], full: float, metric: str, path
 
 
 def curves(
-    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], across: str, path: str | Path, title: str
+    found: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]], across: str, path: str | Path, title: str
 ) -> Path:
     """A panel per task, a line per variant: x (k,) and scores (seeds, k), their mean with the range over seeds."""
     figure, panels = panels_of(found, (3.2 * min(COLUMNS, len(found)), 2.8 * lines_of(found)))
@@ -133,7 +133,7 @@ def mean_efficiency(lines: Iterable[Timed]) -> tuple[list[float], list[float]]:
 
 
 def comparison(
-    found: dict[str, Sequence[dict[str, Any]]], goals: Sequence[float], path: str | Path, title: str
+    found: Mapping[str, Sequence[dict[str, Any]]], goals: Sequence[float], path: str | Path, title: str
 ) -> Path:
     """A panel per task, a line per system: mean scores at shares of layers saved and at full depth, with their sd.
 

@@ -1,6 +1,6 @@
-"""Recordings: what all exits of a model said about some rows, so that any policy can be replayed without the model.
+"""Recordings: the evidence of all exits of a model on some rows, so that any policy can be replayed without the model.
 
-One full-depth pass makes one; a safetensors file keeps it with where it came from. Texts are not in it.
+One full-depth pass makes one; a safetensors file keeps it with its origin. Texts are not in it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Recording:
 
     @property
     def layers(self) -> int:
-        """Of the model."""
+        """How many layers the model has."""
         return self.exit_depths[-1]
 
     def __len__(self) -> int:
@@ -53,12 +53,21 @@ class Recording:
 
     @cached_property
     def scores(self) -> ScoreBook:
-        """What rules make of the evidence, each worked out when a policy first asks."""
+        """The scores that rules make of the evidence, each worked out when a policy first needs it."""
         return ScoreBook(self.evidence, self.problem_type)
 
     def replay(self, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
         """The answers (N, C) and executed layers (N,) under a policy."""
         return self.scores.of(policy).decide(policy, self.exit_depths)
+
+    @property
+    def known_labels(self) -> Tensor:
+        """The labels, (N,) or (N, C).
+
+        Raises:
+            ValueError: a recording without.
+        """
+        return refuse("recording", "no labels", "one of labelled rows") if self.labels is None else self.labels
 
     def select(self, rows: Tensor) -> Recording:
         """Some of the rows, by their numbers."""
@@ -75,7 +84,7 @@ class Recording:
         return self.select(order[:first]), self.select(order[first:])
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write it in one move: what an interrupted program leaves never looks finished."""
+        """Write it to a safetensors file, in one move."""
         parts = {"lengths": self.lengths, **{f"evidence.{k}": v for k, v in self.evidence._asdict().items()}}
         parts["labels"] = self.labels
         about = {name: getattr(self, name) for name in ("exit_depths", "problem_type", "source", "label_names")}
@@ -109,11 +118,11 @@ def record(
     batch_size: int = 128,
     **source: Any,
 ) -> Recording:
-    """Run a model at full depth over encoded rows and keep what its exits say, in the rows' order.
+    """Run a model at full depth over encoded rows and keep its exits' evidence, in the rows' order.
 
     Args:
-        rows: a data set with `input_ids` and, if known, `labels`, as `training.tasks.encode` makes it; or batches.
-        source: what should be remembered of the data, such as `dataset="nyu-mll/glue", config="sst2", split="train"`.
+        rows: a data set with `input_ids` and, if known, `labels`, as `data.tasks.encode` makes it; or batches.
+        source: facts of the data to keep, such as `dataset="nyu-mll/glue", config="sst2", split="train"`.
     """
     model.eval()
     parts, order = [], None
@@ -129,8 +138,8 @@ def record(
     joined = [None if kind[0] is None else torch.cat([part.cpu() for part in kind]) for kind in zip(*parts)]
     if order is not None:
         joined = [None if kind is None else kind[order.argsort()] for kind in joined]
-    *evidence, lengths, labels = joined
-    evidence = Evidence(*(None if kind is None else kind.float() for kind in evidence))
+    *emitted, lengths, labels = joined
+    evidence = Evidence(*(None if kind is None else kind.float() for kind in emitted))
     return Recording(
         evidence, lengths, labels, model.exit_depths, problem_type_of(model.config, labels),
         {**provenance(model), **source},
@@ -155,7 +164,7 @@ def padded(values: list[list[int]], fill: int) -> Tensor:
 
 
 def provenance(model: PFBerxitForSequenceClassification) -> dict[str, Any]:
-    """Which model this was, and what ran it."""
+    """The model's origin and hashes, and the versions and device it ran with."""
     config = model.config
     return {
         "model": config.name_or_path,

@@ -24,19 +24,20 @@ def replay(evidence: Evidence, policy: ExitPolicy, exit_depths: list[int], probl
 
 
 class ScoreBook:
-    """The scores of recorded evidence by all policies that asked; policies that differ in what is decided share them.
+    """A cache of scores of recorded evidence; policies that differ only in what is decided on them share them.
 
-    Those not asked for longest are forgotten, before new ones are made, where all take more than `room` bytes.
+    Args:
+        room: bytes above which the scores not asked for longest are dropped, before new ones are made.
     """
 
-    def __init__(self, evidence: Evidence, problem_type: str, room: int = 2**28):
+    def __init__(self, evidence: Evidence, problem_type: str, room: int = 2**28) -> None:
         self.history, self.room = History(evidence, problem_type), room
         self.known: dict[tuple[Any, ...], Scores] = {}
 
     def of(self, policy: ExitPolicy) -> "Scores":
-        """By the policy's rule."""
+        """The scores by a policy's rule, worked out once."""
         if (key := score_key(policy)) in self.known:
-            self.known[key] = self.known.pop(key)  # the last to be asked for stand last
+            self.known[key] = self.known.pop(key)  # to the end: the first key is the one not asked for longest
             return self.known[key]
         while self.known and sum(each.bytes for each in self.known.values()) > self.room:
             del self.known[next(iter(self.known))]
@@ -45,15 +46,16 @@ class ScoreBook:
 
 
 def score_key(policy: ExitPolicy) -> tuple[Any, ...]:
-    """All that scores and answers may depend on; policies that differ beside it share them."""
+    """The values of a policy's fields that scores and answers depend on; policies with equal keys share both."""
     return tuple(getattr(policy, name) for name in rule_of(policy).scored_by(policy))
 
 
 class Scores:
     """Recorded evidence scored by one criterion, to be decided under any threshold, patience and lowest layer."""
 
-    def __init__(self, history: History, policy: ExitPolicy):
-        self.history, self.rule, self._told = history, rule_of(policy), None
+    def __init__(self, history: History, policy: ExitPolicy) -> None:
+        self.history, self.rule = history, rule_of(policy)
+        self._answers: tuple[Tensor, Tensor] | None = None  # (N, E, C) where rows exit, (N, C) where none has
         if (needed := self.rule.needs_evidence) not in (None, *history.evidence.emitted):
             refuse("criterion", policy.criterion, f"a rule whose evidence was recorded: this model had no {needed}")
         self.memory = max(1, self.rule.memory(policy, len(history.exits)))
@@ -64,46 +66,46 @@ class Scores:
 
     @property
     def bytes(self) -> int:
-        """Of memory."""
-        return sum(each.nbytes for each in (*self.exits, *(self._told or ())))
+        """Memory that scores and answers take."""
+        return sum(each.nbytes for each in (*self.exits, *(self._answers or ())))
 
     def decide(self, policy: ExitPolicy, exit_depths: list[int]) -> tuple[Tensor, Tensor]:
         """The answers (N, C) and executed layers (N,): `decide` at one exit after the other, as online."""
         logits, counts = self.history.evidence.logits, []
         if not policy.is_active(self.history.problem_type):
             return logits[:, -1], torch.full((len(logits),), exit_depths[-1])
-        running, at = torch.ones(len(logits), dtype=torch.bool), torch.zeros(len(logits), dtype=torch.int16)
+        remaining, at = torch.ones(len(logits), dtype=torch.bool), torch.zeros(len(logits), dtype=torch.int16)
         for fire, count in self.fires(policy, exit_depths):
             counts.append(count)
-            running = running & ~fire
-            at += running
+            remaining = remaining & ~fire
+            at += remaining
         at = at.long().clamp(max=len(self.exits) - 1)
-        layers, everyone = torch.tensor(exit_depths)[at], torch.arange(len(at))
+        layers, rows = torch.tensor(exit_depths)[at], torch.arange(len(at))
         if self.rule.own(policy):
-            return logits[everyone, at], layers
+            return logits[rows, at], layers
         if "patience" in read_by(self.rule.answer, policy):
             return self._counted(policy, at, counts), layers
-        if self._told is None:  # what exits answer depends on whether they fire, not on how the threshold made them
-            each = [self._tell(policy, number, fired=True) for number in range(len(self.exits))]
-            self._told = torch.stack(each, dim=1), self._tell(policy, len(self.exits) - 1, fired=False)
-        told, at_the_end = self._told
-        return torch.where(running[:, None], at_the_end, told[everyone, at]), layers
+        if self._answers is None:  # an exit's answer depends on whether it fires, not on the threshold behind that
+            each = [self._answer_of(policy, number, fired=True) for number in range(len(self.exits))]
+            self._answers = torch.stack(each, dim=1), self._answer_of(policy, len(self.exits) - 1, fired=False)
+        exited, at_the_end = self._answers
+        return torch.where(remaining[:, None], at_the_end, exited[rows, at]), layers
 
     def fires(self, policy: ExitPolicy, exit_depths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Exit after exit: which rows it lets go, had none left before, and their counters, (N,) both."""
+        """For each exit, whether each row fires there, had none exited before, and its counter, (N,) both."""
         state = self.history.state(0, 0)
         for score, depth in zip(self.exits, exit_depths, strict=True):
             fire = self.rule.decide(score, state, policy, torch.tensor(depth))
             yield fire if depth >= policy.min_layer else torch.zeros_like(fire), state.count
             state.seen = state.seen + 1
 
-    def _tell(self, policy: ExitPolicy, number: int, fired: bool) -> Tensor:
-        """What one exit would answer every row if they all fire there, or none, (N, C)."""
+    def _answer_of(self, policy: ExitPolicy, number: int, fired: bool) -> Tensor:
+        """The logits (N, C) that one exit gives when all rows fire there, or none."""
         state, now = self.history.state(number, self.memory), self.history.now[number]
         return self.rule.answer(torch.full((len(now),), fired), now, self.history.exits[number], state, policy)
 
     def _counted(self, policy: ExitPolicy, at: Tensor, counts: list[Tensor]) -> Tensor:
-        """What rows are told at the exits they leave `at`, where that depends on the counters there, (N, C)."""
+        """The logits (N, C) of rows that exit `at` (N,), by a rule whose answer depends on the counters there."""
         answers = torch.empty_like(self.history.evidence.logits[:, 0])
         for number, count in enumerate(counts):
             rows = (at == number).nonzero().squeeze(1)
@@ -123,7 +125,7 @@ class Scores:
 
 
 def same_answers(logits: Tensor, others: Tensor, problem_type: str, tolerance: float) -> Tensor:
-    """Whether answers (..., C) say the same, (...): the same labels, or values within the tolerance."""
+    """Whether logits (..., C) give the same prediction, (...): equal labels, or values within the tolerance."""
     if problem_type == REGRESSION:
         return ((logits - others).abs() <= tolerance).all(-1)
     if problem_type == MULTI_LABEL:

@@ -1,4 +1,4 @@
-"""What exit settings do to score, depth and time; who leaves where; whether easy rows leave earlier than hard ones."""
+"""Exit settings measured online: score, depth and time; where rows exit; whether easy rows exit before hard ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def batches(
 def predict(
     model: PFBerxitForSequenceClassification, rows: list[dict[str, Tensor]], policy: ExitPolicy
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Answers (N, C) and executed layers (N,) of batches run under a policy."""
+    """Logits (N, C) and executed layers (N,) of batches run under a policy."""
     outputs = [model(**batch, exit_policy=policy) for batch in rows]
     logits = torch.cat([output.logits for output in outputs]).float().cpu().numpy()
     return logits, torch.cat([output.exit_layer for output in outputs]).cpu().numpy()
@@ -108,7 +108,7 @@ def as_table(settings: list[Setting], metric: str) -> str:
 
 
 def histogram(groups: dict[str, np.ndarray], layers: int, width: int = 40) -> str:
-    """Bars of the share of rows that left at each layer, one block per group."""
+    """Bars of the share of rows that exited at each layer, one block per group."""
     lines = []
     for name, depths in groups.items():
         lines.append(f"{name} ({len(depths)} rows, mean depth {depths.mean():.2f})")
@@ -120,7 +120,7 @@ def histogram(groups: dict[str, np.ndarray], layers: int, width: int = 40) -> st
 
 
 def earlier(easy: np.ndarray, hard: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """By how many layers the easy rows leave earlier: the mean difference and its 95 % bootstrap interval over rows."""
+    """By how many layers the easy rows exit earlier: the mean difference and its 95 % bootstrap interval over rows."""
 
     def difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
         return b.mean(axis) - a.mean(axis)
@@ -129,4 +129,5 @@ def earlier(easy: np.ndarray, hard: np.ndarray, seed: int = 0) -> tuple[float, f
     found = bootstrap(
         (easy, hard), difference, method="percentile", n_resamples=9999, batch=at_once, rng=np.random.default_rng(seed)
     )
-    return float(difference(easy, hard)), *map(float, found.confidence_interval)
+    low, high = found.confidence_interval
+    return float(difference(easy, hard)), float(low), float(high)

@@ -1,4 +1,4 @@
-"""Operating points for several targets at once: found on some rows, told on others, kept in the config."""
+"""Operating points for several targets at once: chosen on some rows, reported on others, kept in the config."""
 
 import json
 from collections.abc import Sequence
@@ -53,7 +53,8 @@ def reach(
 
 
 def operating_point(found: Calibrated, recording: Recording, task: Task, rows: int) -> dict[str, Any]:
-    """A policy with what it was measured to do, as the config keeps it."""
+    """A policy with its measured score and cost, as the config keeps it."""
+    macs = found.reported.macs
     return {
         **found.policy.stated(),
         "dataset": task.dataset,
@@ -64,7 +65,7 @@ def operating_point(found: Calibrated, recording: Recording, task: Task, rows: i
         "score": round(found.reported.score, 4),
         "layers": round(found.reported.layers, 3),
         "layers_saved": round(found.reported.saved, 4),
-        "macs": round(found.reported.macs, 4),
+        **({} if macs is None else {"macs": round(macs, 4)}),
     }
 
 

@@ -171,6 +171,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
 
     # The loss is a mean over this call's rows; with **kwargs or True, Trainer would not divide it by the accumulation.
     accepts_loss_kwargs = False
+    exits: Exits  # a classifier always has them
     training_progress: TrainingProgress | None = None  # for strategies that follow the steps; StrategyCallback sets it
     # Takes one exit's logits (B, C) and the labels, returns a scalar; every exit then learns from it. Not saved.
     exit_loss: ExitLoss | None = None

@@ -55,8 +55,8 @@ def from_elasticbert(
         raise OSError(f"{source}: no model.safetensors; weights in other formats are not read. Convert them first.")
     model = PFBerxitForSequenceClassification.from_backbone(encoder, **{**knobs, "system": "elasticbert"})
     published = {key: value for file in files for key, value in load_file(file).items()}
-    weights = {rename(key, model.exit_depths, model.config.exit_shared): value for key, value in published.items()}
-    weights.pop(None, None)
+    renamed = ((rename(key, model.exit_depths, model.config.exit_shared), value) for key, value in published.items())
+    weights = {key: value for key, value in renamed if key is not None}
     missing, _ = model.load_state_dict(weights, strict=False)
     needed = [key for key in missing if key.startswith(("backbone.", "exits.poolers."))]
     if needed:

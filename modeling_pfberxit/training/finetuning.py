@@ -95,18 +95,18 @@ def new_trainer(
 
 @torch.no_grad()
 def start_at_base_rates(model: PFBerxitForSequenceClassification, labels: Sequence[Any]) -> None:
-    """Let fresh exits answer what the labels, (N,) or (N, C), say on average, where 0 is far from it.
+    """Set the biases of new exits to the mean of the labels, (N,) or (N, C), where that is far from 0.
 
-    Values start at their mean, each of several labels at the log-odds of its share of the rows; a single label is left
-    as it is. From far off, the first steps push the states of all rows the same way, and adapters may never recover;
-    rare labels stay unlearned for long. Exits that have learned, which shows in their biases, are left alone.
+    Regression starts at the mean value, each of several labels at the log-odds of its share of the rows; classes are
+    left as they are. From far off, the first steps push the states of all rows the same way, and adapters may never
+    recover; rare labels take long to be learned. Exits whose biases are not 0 have learned and are left alone.
     """
-    problem_type, labels = problem_type_of(model.config), np.asarray(labels, dtype=float)
+    problem_type, values = problem_type_of(model.config), np.asarray(labels, dtype=float)
     if problem_type not in (REGRESSION, MULTI_LABEL):
         return
-    start = labels.mean(axis=0)
+    start = values.mean(axis=0)
     if problem_type == MULTI_LABEL:
-        share = (labels.sum(axis=0) + 0.5) / (len(labels) + 1)
+        share = (values.sum(axis=0) + 0.5) / (len(values) + 1)
         start = np.log(share / (1 - share))
     for classifier in model.exits.classifiers:
         if not classifier.bias.any():

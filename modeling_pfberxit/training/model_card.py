@@ -116,7 +116,7 @@ def model_facts(model: PFBerxitForSequenceClassification) -> dict[str, Any]:
 
 def base_of(config: PFBerxitConfig) -> str:
     """Where the encoder comes from, or its family where it was made here."""
-    return config.base_model_name_or_path or config.backbone_config["model_type"]
+    return config.base_model_name_or_path or config.encoder_config().model_type
 
 
 def frontier_table(frontier: dict[str, list[Point]], metric: str) -> str:

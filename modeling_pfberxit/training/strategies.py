@@ -1,6 +1,7 @@
 """Training strategies on the stock `Trainer`: counting its steps, learned loss weights, runs of two stages."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -13,7 +14,7 @@ LOSS_WEIGHT_LEARNING_RATE = 1e-2  # ELBERT's, for theta
 
 
 class StrategyCallback(TrainerCallback):
-    """Tells the model how far the run is, for strategies that change with its steps.
+    """Sets `model.training_progress` at every step, for strategies that change in the course of a run.
 
     Counts optimiser steps, so accumulated gradients belong to one phase, every process of a distributed run is in the
     same, and a resumed run goes on in the right one. Does no harm where the strategy does not need it.
@@ -23,23 +24,23 @@ class StrategyCallback(TrainerCallback):
     """
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Refuse what ends in an error of the distributed reduction: heads that sit out a step, and nobody told it."""
-        sit_out = any(len(group) < len(model.exit_depths) for group in exit_groups(model.config, model.exit_depths))
-        told = args.ddp_find_unused_parameters  # None: True, unless activations are recomputed
-        told = not args.gradient_checkpointing if told is None else told
-        if args.world_size > 1 and sit_out and not told:
+        """Refuse a distributed run in which some heads get no gradient at a step, though the reduction expects all."""
+        unused = any(len(group) < len(model.exit_depths) for group in exit_groups(model.config, model.exit_depths))
+        searched = args.ddp_find_unused_parameters  # None: True, unless activations are recomputed
+        searched = not args.gradient_checkpointing if searched is None else searched
+        if args.world_size > 1 and unused and not searched:
             refuse("ddp_find_unused_parameters", args.ddp_find_unused_parameters, "True: some exits sit out some steps")
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         """Before the first forward pass of an optimiser step."""
         without_peft(model).training_progress = TrainingProgress(state.global_step, state.max_steps)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         """The next run counts from its own start."""
         without_peft(model).training_progress = None

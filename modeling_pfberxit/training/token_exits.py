@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from ..model.adapters import DRAWN
+from ..model.adapters import DRAWN, TokenExits
 from ..model.identity import rebuilt
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
@@ -40,14 +40,17 @@ def fit_token_exits(
     Raises:
         ValueError: an unknown method, or a model without `token_exits`.
     """
-    low, high = check_layers(model, method, layers)
+    exits = model.token_exits
+    if exits is None:
+        refuse("token_exits", False, "True before the model is made")
+    low, high = check_layers(exits, method, layers)
     buckets = high - low + 1 if buckets is None else buckets
     if not 1 <= buckets <= high - low + 1:
         refuse("buckets", buckets, f"1 to {high - low + 1}: no more than there are layers from {low} to {high}")
     labels = np.asarray(labels)
     if method == "mutual_information" and labels.ndim == 1 and not np.issubdtype(labels.dtype, np.integer):
         refuse("labels", str(labels.dtype), "classes, or 0 and 1 for every label, to tell anything about")
-    table = np.full(len(model.token_exits.depths), model.token_exits.layers)
+    table = np.full(len(exits.depths), exits.layers)
     seen = np.setdiff1d(np.unique(np.concatenate([np.asarray(row) for row in token_ids])), np.asarray(special_ids))
     if method == "clustered" and len(seen) < buckets:
         refuse("token_ids", f"{len(seen)} different tokens", f"rows with at least {buckets}, one for every bucket")
@@ -55,27 +58,23 @@ def fit_token_exits(
         method = "random"  # nothing to place: only special tokens were seen
     if method == "random_each_time":
         table[seen] = DRAWN
-        model.token_exits.low, model.token_exits.high, model.token_exits.seed = low, high, seed
+        exits.low, exits.high, exits.seed = low, high, seed
         rebuilt(model, token_exit_range=[low, high], token_exit_seed=seed)
     elif method == "random":
         table[seen] = np.random.default_rng(seed).integers(low, high + 1, len(seen))
     else:
         bucket = bucket_of_tokens(method, seen, token_ids, labels, model, buckets, seed)
         table[seen] = low + bucket * ((high - low + 1) // buckets)
-    model.token_exits.depths.copy_(torch.as_tensor(table, dtype=torch.int16))
+    exits.depths.copy_(torch.as_tensor(table, dtype=torch.int16))
 
 
-def check_layers(
-    model: PFBerxitForSequenceClassification, method: str, layers: tuple[int, int] | None
-) -> tuple[int, int]:
-    """The lowest and the highest layer tokens may leave after; refuses a model, method or layers that do not fit."""
-    if model.token_exits is None:
-        refuse("token_exits", False, "True before the model is made")
+def check_layers(exits: TokenExits, method: str, layers: tuple[int, int] | None) -> tuple[int, int]:
+    """The lowest and the highest layer tokens may exit after; refuses an unknown method, or layers there are not."""
     if method not in METHODS:
         refuse("method", method, f"one of {', '.join(METHODS)}")
-    low, high = layers or (1, model.token_exits.layers)
-    if not 1 <= low <= high <= model.token_exits.layers:
-        refuse("layers", layers, f"two layers, lowest first, 1 to {model.token_exits.layers}")
+    low, high = layers or (1, exits.layers)
+    if not 1 <= low <= high <= exits.layers:
+        refuse("layers", layers, f"two layers, lowest first, 1 to {exits.layers}")
     return low, high
 
 
@@ -87,7 +86,7 @@ def bucket_of_tokens(
     if method == "clustered":
         vectors = model.get_input_embeddings().weight.detach().float().cpu().numpy()[seen]
         return cluster_buckets(vectors, buckets, seed)
-    counts = token_counts(token_ids, len(model.token_exits.depths))[seen]
+    counts = token_counts(token_ids, model.get_input_embeddings().num_embeddings)[seen]
     score = counts if method == "frequency" else mutual_information(seen, token_ids, labels)
     rank = np.empty(len(seen), dtype=int)
     rank[np.argsort(-score, kind="stable")] = np.arange(len(seen))
@@ -100,15 +99,17 @@ def token_counts(token_ids: Sequence[Sequence[int]], vocabulary: int) -> np.ndar
 
 
 def mutual_information(seen: np.ndarray, token_ids: Sequence[Sequence[int]], labels: np.ndarray) -> np.ndarray:
-    """What meeting a token tells about the label, in nats: sum over y of p(x, y) ln(p(x, y) / (p(x) p(y))), (tokens,).
+    """Each token's share of the mutual information with the label, (tokens,), in nats.
 
-    x is an occurrence of the token; several labels: the sum over them of what it tells about each.
+    For an occurrence x of the token, the sum over labels y of p(x, y) ln(p(x, y) / (p(x) p(y))); of several labels, the
+    sum over all of them.
     """
     if labels.ndim == 2:
-        return sum(mutual_information(seen, token_ids, (column > 0.5).astype(int)) for column in labels.T)
+        each = [mutual_information(seen, token_ids, (column > 0.5).astype(int)) for column in labels.T]
+        return np.sum(each, axis=0)
     joint = np.zeros((int(seen.max()) + 1, int(labels.max()) + 1))
-    for row, label in zip(token_ids, labels, strict=True):
-        row = np.asarray(row)
+    for ids, label in zip(token_ids, labels, strict=True):
+        row = np.asarray(ids)
         np.add.at(joint, (row[row < len(joint)], label), 1.0)
     joint = joint[seen] / joint[seen].sum()
     apart = joint / (joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True))

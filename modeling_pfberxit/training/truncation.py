@@ -3,6 +3,7 @@
 import torch
 
 from ..model.backbones import architecture
+from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 
@@ -35,7 +36,7 @@ def truncate(model: PFBerxitForSequenceClassification, layers: int) -> PFBerxitF
     return smaller.to(model.device, model.dtype).eval()
 
 
-def truncated_config(model: PFBerxitForSequenceClassification, encoder: dict, layers: int):
+def truncated_config(model: PFBerxitForSequenceClassification, encoder: dict, layers: int) -> PFBerxitConfig:
     """The model's config for the smaller encoder; what was measured on the larger one is left behind."""
     values = model.config.to_diff_dict()
     for name in ("base_model_name_or_path", "base_model_revision", "base_model_sha256", "weights_sha256"):

@@ -33,7 +33,13 @@ class ExitMetric(evaluate.Metric):
             description=_DESCRIPTION, citation="", inputs_description=_INPUTS, features=datasets.Features(features)
         )
 
-    def _compute(self, predictions, references, exit_layers, layers: int) -> dict[str, object]:
+    def _compute(
+        self,
+        predictions: list[list[float]],
+        references: list[float] | list[list[float]],
+        exit_layers: list[int],
+        layers: int,
+    ) -> dict[str, object]:
         depths, labels = np.asarray(exit_layers), np.asarray(references)
         if not ((depths >= 1) & (depths <= layers)).all():
             raise ValueError(
