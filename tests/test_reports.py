@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2_contingency
-from sklearn.linear_model import Ridge
 from tiny import tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
@@ -18,7 +17,7 @@ from modeling_pfberxit.evaluation.exit_patterns import (
     settled_depth,
 )
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.evaluation.suitability import explained, ridge_weights, suitability
+from modeling_pfberxit.evaluation.suitability import explained, suitability
 from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from pfberxit.cli import main
 
@@ -146,14 +145,6 @@ def test_what_is_explained_is_what_a_linear_map_can_carry_over():
 def test_too_few_rows_are_refused():
     with pytest.raises(ValueError, match="batches='20 rows': must be at least 50"):
         suitability(scale_upper_layers(0.0), [tiny_batch(20)])
-
-
-@pytest.mark.parametrize(("rows", "dimensions"), [(60, 90), (90, 60)])
-def test_many_rows_are_regressed_as_few_are(rows, dimensions):
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(rows, size, generator=generator).double() for size in (dimensions, 4))
-    expected = Ridge(alpha=2.0, fit_intercept=False).fit(x.numpy(), y.numpy()).coef_.T
-    np.testing.assert_allclose(ridge_weights(x, y, 2.0).numpy(), expected, atol=1e-10)
 
 
 def test_half_way_up_is_told_of_the_middle_layer(local_backbone, monkeypatch, capsys):

@@ -1,8 +1,10 @@
-"""Is there anything to gain from leaving early? An answer before any training, from unlabelled rows."""
+"""Is there anything to gain from early exits? An answer before any training, from texts without labels."""
 
 from collections.abc import Sequence
 
 import torch
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor
 
 from ..model.exit_policy import FULL_DEPTH
@@ -13,14 +15,17 @@ from ..model.validation import refuse
 
 @torch.inference_mode()
 def suitability(model: PFBerxitForSequenceClassification, batches: Sequence[dict[str, Tensor]]) -> list[float]:
-    """How much of what the encoder says at its end is there at each layer already, (n,) in [0, 1].
+    """How much of the last layer's states can be predicted from each layer's, (n,) in [0, 1].
 
-    For every layer, the share of the variance of the last layer's mean states that a ridge regression foretells from
-    that layer's, on rows it was not fitted on. A backbone that works everything out in its last layers has little to
-    gain from leaving early, whatever is trained on it; near 1 in the middle there is room.
+    For every layer, the share of the variance of the last layer's mean states that a ridge regression explains from
+    that layer's, on rows it was not fitted on. An encoder that computes everything in its last layers has little to
+    gain from early exits, whatever is trained on it; near 1 in the middle there is room.
 
     Args:
         batches: of unlabelled rows, a few hundred in all.
+
+    Raises:
+        ValueError: fewer than 50 rows.
     """
     states = torch.cat([layer_means(model, batch) for batch in batches])  # (N, n, d)
     if len(states) < 50:
@@ -38,22 +43,13 @@ def layer_means(model: PFBerxitForSequenceClassification, batch: dict[str, Tenso
 
 
 def explained(source: Tensor, target: Tensor, folds: int = 5, ridge: float = 1e-1) -> float:
-    """The cross-validated share of a target's variance, (N, d), that a ridge regression explains; at least 0."""
-    missed = torch.zeros((), dtype=target.dtype)
-    for held_out in torch.arange(len(source)).tensor_split(folds):
-        fitted = torch.ones(len(source), dtype=torch.bool)
-        fitted[held_out] = False
-        centre, goal = source[fitted].mean(0), target[fitted].mean(0)
-        scale = source[fitted].std(0).mean().clamp(min=1e-9)
-        x, y = (source[fitted] - centre) / scale, target[fitted] - goal
-        weights = ridge_weights(x, y, ridge * x.square().sum() / len(x))
-        missed += (target[held_out] - goal - (source[held_out] - centre) / scale @ weights).square().sum()
-    return max(0.0, 1 - (missed / (target - target.mean(0)).square().sum()).item())
+    """The cross-validated share of a target's variance, (N, k), that a ridge regression on (N, d) explains; at least 0.
 
-
-def ridge_weights(x: Tensor, y: Tensor, ridge: float | Tensor) -> Tensor:
-    """The weights (d, k) of a ridge regression from x (N, d) to y (N, k), by what is fewer: rows or columns."""
-    rows, columns = x.shape
-    if rows < columns:
-        return x.T @ torch.linalg.solve(x @ x.T + ridge * torch.eye(rows, dtype=x.dtype), y)
-    return torch.linalg.solve(x.T @ x + ridge * torch.eye(columns, dtype=x.dtype), x.T @ y)
+    Args:
+        ridge: the penalty, relative to the variance of the source summed over its dimensions.
+    """
+    x, y = source.cpu().numpy(), target.cpu().numpy()
+    # Layers differ in the scale of their states by orders of magnitude; the penalty goes along with it.
+    penalty = max(ridge * x.var(axis=0).sum(), 1e-9)
+    predicted = cross_val_predict(Ridge(alpha=penalty), x, y, cv=KFold(folds))
+    return max(0.0, 1 - float(((y - predicted) ** 2).sum() / ((y - y.mean(axis=0)) ** 2).sum()))
