@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
@@ -14,6 +14,7 @@ from test_examples import run
 from tiny import save_backbone, tiny_model
 from transformers import set_seed
 
+from modeling_pfberxit.data import readers
 from modeling_pfberxit.data.labels import LISTS, VECTORS, label_column, read_form
 from modeling_pfberxit.data.readers import read_file
 from modeling_pfberxit.data.targets import read_names, read_targets
@@ -299,6 +300,22 @@ def test_one_file_of_any_kind_is_read_and_a_fifth_held_out_the_same_every_time(t
     assert (len(parts["train"]), len(parts["validation"])) == (16, 4)
     assert parts["validation"]["text"][:] == again["validation"]["text"][:]
     assert sorted([*parts["train"]["text"], *parts["validation"]["text"]]) == sorted(data["text"])
+
+
+@pytest.mark.parametrize("place", ["folder", "Hub id"])
+def test_a_saved_model_is_evaluated_on_the_rows_its_training_held_out(tmp_path, monkeypatch, place):
+    kept = folder(tmp_path / "data", train=rows(["no", "yes"] * 10))
+    if place == "Hub id":
+        splits = DatasetDict(train=Dataset.from_list(rows(["no", "yes"] * 10)))
+        monkeypatch.setattr(readers, "load_dataset", lambda name, config: DatasetDict(splits))
+        kept = "someone/messages"
+    task, parts = load_task(kept)
+    model = tiny_model(id2label={0: "no", 1: "yes"})
+    of_model, again = load_task(kept, model=model)
+    assert task.evaluation_split == of_model.evaluation_split == "validation"
+    assert (len(parts["train"]), len(parts["validation"])) == (16, 4)
+    assert again["validation"]["text"][:] == parts["validation"]["text"][:]
+    assert not set(again["validation"]["text"]) & set(again["train"]["text"])
 
 
 def test_a_split_to_evaluate_on_is_left_as_it_is(tmp_path):
