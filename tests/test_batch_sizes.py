@@ -11,8 +11,7 @@ from modeling_pfberxit.evaluation.frontier import grid, sweep
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.model.exit_policy import configured_policy
 from modeling_pfberxit.model.exits import REGRESSION, SINGLE_LABEL, Evidence
-from modeling_pfberxit.studies import batch_sizes
-from modeling_pfberxit.studies import paper_values as printed
+from modeling_pfberxit.studies import batch_sizes, paper_values
 from modeling_pfberxit.studies.batch_sizes import at_batch_sizes, beside, sweep_whole, together, whole_batches
 from modeling_pfberxit.studies.comparison_table import points, setting_near
 from modeling_pfberxit.studies.trainings import Trained
@@ -93,7 +92,7 @@ def test_settings_of_table_6_are_chosen_on_held_out_rows_at_the_size_their_line_
 def test_the_doubtful_printed_values_are_marked_and_no_others():
     marked = [
         (size, task, number)
-        for size, tasks in printed.BY_BATCH.items()
+        for size, tasks in paper_values.BY_BATCH.items()
         for task in tasks
         for number in range(3)
         if "†" in beside("own", size, task, number)
@@ -104,9 +103,9 @@ def test_the_doubtful_printed_values_are_marked_and_no_others():
 
 
 def test_what_table_6_prints_is_complete():
-    assert list(printed.BY_BATCH) == [1, 2, 4, 8, 16]
-    for tasks in printed.BY_BATCH.values():
-        assert set(tasks) == set(printed.TASKS) - {"cola"}
+    assert list(paper_values.BY_BATCH) == [1, 2, 4, 8, 16]
+    for tasks in paper_values.BY_BATCH.values():
+        assert set(tasks) == set(paper_values.TASKS) - {"cola"}
         assert all(len(values) == len(batch_sizes.GOALS) for values in tasks.values())
 
 

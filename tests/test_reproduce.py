@@ -8,8 +8,7 @@ import pytest
 from tiny import save_backbone
 
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.studies import paper_values as printed
-from modeling_pfberxit.studies import trainings
+from modeling_pfberxit.studies import paper_values, trainings
 from modeling_pfberxit.studies.reproduce import ITEMS, RULES, Study, point_cell, reproduce
 from modeling_pfberxit.studies.runs import Budget
 from pfberxit.cli import main
@@ -44,7 +43,7 @@ def test_tables_and_figures_share_their_trainings(study, monkeypatch):
 def test_rows_on_their_own_are_batches_of_one_in_table_6(study):
     ways = [row for row in cells(dict(reproduce(["table6"], study))["table6"]) if row[0] in ("own", "whole", "kept")]
     own = [row for row in ways if row[0] == "own"]
-    assert [row[1] for row in own] == [str(size) for size in printed.BY_BATCH]
+    assert [row[1] for row in own] == [str(size) for size in paper_values.BY_BATCH]
     assert len({tuple(row[2:]) for row in own}) == 1
     ones = {way: row for way, size, *row in ways if size == "1"}
     assert ones["own"] == ones["whole"] == ones["kept"]
@@ -72,10 +71,10 @@ def test_the_printed_value_stands_beside_ours():
 
 
 def test_what_is_printed_is_complete():
-    assert all(len(values) == len(printed.TASKS) for values in printed.AVERAGES.values())
-    assert all(set(by_task) == set(printed.TASKS) for by_task in printed.EXITS.values())
-    assert set(printed.EXITS) == set(RULES)
-    assert np.isclose(printed.AVERAGES["pf-conv"][1], printed.PARAMETERS["pf-conv"][2])
+    assert all(len(values) == len(paper_values.TASKS) for values in paper_values.AVERAGES.values())
+    assert all(set(by_task) == set(paper_values.TASKS) for by_task in paper_values.EXITS.values())
+    assert set(paper_values.EXITS) == set(RULES)
+    assert np.isclose(paper_values.AVERAGES["pf-conv"][1], paper_values.PARAMETERS["pf-conv"][2])
 
 
 def test_an_unknown_item_is_refused_with_those_there_are():

@@ -1,4 +1,4 @@
-"""From systems and tasks to a table."""
+"""The comparison of systems: train them on tasks and seeds, write a table and a picture."""
 
 import time
 from collections import Counter
@@ -25,9 +25,9 @@ def compare(
     Args:
         tasks: pairs of a data set (Hub id or folder) and its configuration.
         goals: the shares of layers to save at which systems are compared.
-        columns: what of the data sets' columns is named, as `load_task` takes it.
+        columns: what the data sets' columns mean, as `load_task` takes it.
         output: a folder: `recordings/` of trained models, `results.json`, `table.md` and `comparison.png`.
-        say: is told what is trained, and the tables.
+        say: called with a line for every training, and with the tables.
     """
     folder, results, started = Path(output), [], time.perf_counter()
     sources = [Source.read(dataset, config, **(columns or {})) for dataset, config in tasks]
@@ -48,7 +48,7 @@ def measured(
     config = compared_config(system, run.backbone)
     if not config.token_exits:
         return measure(system, config, trained(folder, run, config, say, progress), goals)
-    # Where tokens leave is settled before training, so every share is a training of its own.
+    # The layers tokens exit after are fixed before training, so every share is a training of its own.
     results = []
     for goal in goals:
         config.token_exit_range = token_range(config, goal)
@@ -57,7 +57,7 @@ def measured(
 
 
 def write(folder: Path, results: list[dict[str, Any]], goals: list[float]) -> None:
-    """The raw numbers, the table and the picture: these results, and what the folder has of other runs and systems."""
+    """Add results to the folder's, and write numbers, table and picture of all of them."""
     place = list(SYSTEMS)
     everything = added(folder, results, "system")
     everything.sort(key=lambda each: (group(each), place.index(each["system"]), each["seed"]))

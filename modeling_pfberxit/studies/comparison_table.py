@@ -1,11 +1,10 @@
-"""The comparison's results: what every system scores in full and at given shares of layers saved."""
+"""The comparison's results: every system's scores at full depth and at given shares of layers saved, and their table."""
 
 import math
 from typing import Any
 
 import numpy as np
 
-from ..data.metrics import majority_score
 from ..evaluation.frontier import Point, grid, judging, layer_scores, sweep
 from ..evaluation.tables import spread, table
 from ..model.configuration_pfberxit import PFBerxitConfig
@@ -22,14 +21,13 @@ def measure(system: str, config: PFBerxitConfig, kept: Trained, goals: list[floa
 
     Settings of the system's rule (threshold and patience) are chosen on held-out rows, and reported on the others.
     """
-    facts, targets = kept.facts, kept.reported_on.labels.numpy()
-    layers = layer_scores(kept.reported_on, facts["metric"])
+    facts, layers = kept.facts, layer_scores(kept.reported_on, kept.metric)
     return {
         "system": system,
         "task": facts["task"],
-        "metric": facts["metric"],
+        "metric": kept.metric,
         "seed": facts["run"]["seed"],
-        "majority": majority_score(facts["metric"], targets),
+        "majority": kept.majority,
         "layers": layers,
         "exit_depths": kept.reported_on.exit_depths,
         "full": layers[-1],
@@ -41,16 +39,16 @@ def measure(system: str, config: PFBerxitConfig, kept: Trained, goals: list[floa
 
 
 def points(config: PFBerxitConfig, kept: Trained, goals: list[float]) -> list[dict[str, Any] | None]:
-    """One for each share of layers to save; None where the rule cannot judge the task or comes nowhere near."""
-    if kept.facts["token_layers"] is not None:  # tokens leave on their own, where they were told before training
+    """One for each share of layers to save; None where the rule cannot judge the task or no setting is near."""
+    if kept.facts["token_layers"] is not None:  # tokens exit, after layers that were fixed before training
         saved = 1 - kept.facts["token_layers"] / kept.reported_on.layers
-        (full,) = sweep(kept.reported_on, [FULL_DEPTH], kept.facts["metric"])
+        (full,) = sweep(kept.reported_on, [FULL_DEPTH], kept.metric)
         point = {"saved": saved, "score": full.score, "macs_saved": kept.facts["macs_saved"]}
         return [point if abs(saved - goal) <= ABOUT else None for goal in goals]
     if config.exit_criterion not in judging(kept.chosen_on):
         return [None for _ in goals]
     policies = grid(kept.chosen_on, config.exit_criterion, configured_policy(config), steps=60)
-    tried = sweep(kept.chosen_on, policies, kept.facts["metric"])
+    tried = sweep(kept.chosen_on, policies, kept.metric)
     return [point_near(goal, tried, kept) for goal in goals]
 
 
@@ -59,7 +57,7 @@ def point_near(goal: float, tried: list[Point], kept: Trained) -> dict[str, Any]
     policy = setting_near(goal, tried)
     if policy is None:
         return None
-    (point,) = sweep(kept.reported_on, [policy], kept.facts["metric"])
+    (point,) = sweep(kept.reported_on, [policy], kept.metric)
     return {"goal": goal, "saved": point.saved, "score": point.score, **policy.stated()}
 
 
@@ -93,7 +91,7 @@ def as_markdown(results: list[dict[str, Any]], goals: list[float]) -> str:
 
 
 def task_title(result: dict[str, Any]) -> str:
-    """What the table's numbers are."""
+    """The table's title: task, metric, training and encoder."""
     budget = result["run"]["budget"]
     return (
         f"**{result['task']}** ({result['metric']}; majority class {result['majority']:.3f}; {result['train_rows']:,} "

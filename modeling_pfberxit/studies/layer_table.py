@@ -1,4 +1,4 @@
-"""The layer table: what every exit scores, frozen encoder beside trained one, and what is left when rows leave early.
+"""The layer table: the score of every exit, with a frozen and with a trained encoder, and at three early-exit settings.
 
 One model per task, mode and seed. Thresholds are chosen on rows held out of the training split, and reported on the
 evaluation split. Every training is kept, so a table that was interrupted goes on where it stopped.
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ..data.metrics import majority_score
 from ..evaluation.frontier import layer_scores, settings_for, sweep
 from ..evaluation.recording import Recording
 from ..evaluation.tables import header, line
@@ -20,7 +19,7 @@ from ..model.exit_policy import ExitPolicy
 from .runs import Run
 from .trainings import Trained, trained
 
-# All weights trained is the field's usual setting: no adapters, the encoder itself moves.
+# Training all weights, without adapters, is the field's usual setting.
 MODES: dict[str, dict[str, Any]] = {
     "frozen": {},
     "trained": {"train_backbone": True, "adapter_placement": "none"},
@@ -33,7 +32,7 @@ def measured(
     """A line of the table for one seed, from a model that `folder` keeps or that is trained now.
 
     Args:
-        knobs: fields of the model's config to set, beside the mode's own.
+        knobs: further fields of the model's config to set.
         saved: the shares of layers to save.
         say: is told what is trained.
     """
@@ -43,14 +42,13 @@ def measured(
 
 def measure(kept: Trained, mode: str, saved: list[float]) -> dict[str, Any]:
     """Scores of all exits on the reported rows, and at the thresholds that save given shares of the layers."""
-    facts, labels = kept.facts, kept.reported_on.labels.numpy()
     return {
-        **{name: facts[name] for name in ("task", "metric", "train_rows", "run")},
+        **{name: kept.facts[name] for name in ("task", "metric", "train_rows", "run")},
         "mode": mode,
-        "evaluation_rows": len(labels),
-        "majority": majority_score(facts["metric"], labels),
-        "layers": layer_scores(kept.reported_on, facts["metric"]),
-        "points": exit_points(kept.chosen_on, kept.reported_on, facts["metric"], saved),
+        "evaluation_rows": len(kept.reported_on),
+        "majority": kept.majority,
+        "layers": layer_scores(kept.reported_on, kept.metric),
+        "points": exit_points(kept.chosen_on, kept.reported_on, kept.metric, saved),
     }
 
 

@@ -1,11 +1,10 @@
-"""Operating points of PF-BERxiT: the best rule and setting for a speed-up, chosen on held-out rows, told on others."""
+"""Operating points of PF-BERxiT: the best rule and setting for a speed-up, chosen on held-out rows, reported on others."""
 
 import json
 from typing import Any
 
 import numpy as np
 
-from ..data.metrics import majority_score
 from ..evaluation.calibration import Calibrated, all_points, calibrate
 from ..evaluation.frontier import layer_scores
 from ..evaluation.tables import header, line, spread
@@ -17,7 +16,7 @@ SPEED_UPS = (1.25, 1.5, 2.0)
 
 
 def points(study: Study, speed_ups: tuple[float, ...] = SPEED_UPS) -> str:
-    """A line per task, every seed with its own settings; what was chosen goes to `points.json` in the folder."""
+    """A table, one line per task, every seed with its own settings; these go to `points.json` in the folder."""
     names = [f"{speed_up:g}x" for speed_up in speed_ups]
     lines, found = [header(["", "majority", "full depth", *names, "seeds"])], {}
     for task in study.tasks:
@@ -30,7 +29,7 @@ def points(study: Study, speed_ups: tuple[float, ...] = SPEED_UPS) -> str:
 
 def measure(config: PFBerxitConfig, kept: Trained, speed_ups: tuple[float, ...]) -> dict[str, Any]:
     """One model: its full-depth score, the majority's, and a point for every speed-up by layers."""
-    metric = kept.facts["metric"]
+    metric = kept.metric
     tried = all_points(kept.chosen_on, metric)
     chosen = {
         f"{speed_up:g}x": calibrate(
@@ -41,14 +40,14 @@ def measure(config: PFBerxitConfig, kept: Trained, speed_ups: tuple[float, ...])
     return {
         "metric": metric,
         "seed": kept.facts["run"]["seed"],
-        "majority": majority_score(metric, kept.reported_on.labels.numpy()),
+        "majority": kept.majority,
         "full": layer_scores(kept.reported_on, metric)[-1],
         "points": {name: as_dict(point) for name, point in chosen.items()},
     }
 
 
 def as_dict(found: Calibrated) -> dict[str, Any]:
-    """The policy, and what it did: on the rows it was chosen on (`chosen_...`), and on others."""
+    """The policy, with score and shares saved on the rows it was chosen on (`chosen_...`) and on others."""
     chosen, reported = found.chosen, found.reported
     return {
         "policy": found.policy.stated(), "chosen_score": chosen.score, "chosen_saved": chosen.saved,
@@ -57,7 +56,7 @@ def as_dict(found: Calibrated) -> dict[str, Any]:
 
 
 def task_line(task: str, runs: list[dict[str, Any]], names: list[str]) -> str:
-    """A task's line."""
+    """A task's line of the table."""
     majority = runs[0]["majority"]
     cells = [f"{majority:.3f}", starred([run["full"] for run in runs], majority)]
     for name in names:

@@ -1,4 +1,4 @@
-"""A study: what the paper compares, on some tasks and seeds, and where its trainings are kept."""
+"""A study: the variants that the paper compares, trained on some tasks and seeds, and kept in a folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from ..data.source import Source
 from ..model.adapters import SUBLEARNERS
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exits import REGRESSION
-from . import paper_values as printed
+from . import paper_values
 from .compared import COMMON
 from .runs import Budget, Run
 from .trainings import Trained, trained
 
 logger = logging.get_logger(__name__)
 
-# What the paper compares, by its own names: all weights trained in three ways, BERxiT, and adapters with each module.
+# By the paper's names: all weights trained in three ways, BERxiT, and adapters with each sub-learning module.
 VARIANTS: dict[str, dict[str, Any]] = {
     "joint": {"system": "pabee", "exit_weights": "uniform"},
     "alternating": {"system": "pabee", "training_strategy": "alternating", "exit_weights": "uniform"},
@@ -26,8 +26,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "berxit": {"system": "berxit"},
     **{f"pf-{module}": {"adapter_sublearner": module} for module in SUBLEARNERS},
 }
-DIMENSIONS = {f"r={r}": {"adapter_dim": r, "adapter_num_heads": min(4, r)} for r in printed.BY_DIMENSION}
-PLACEMENTS = {place: {"adapter_placement": place} for place in printed.BY_PLACEMENT}
+DIMENSIONS = {f"r={r}": {"adapter_dim": r, "adapter_num_heads": min(4, r)} for r in paper_values.BY_DIMENSION}
+PLACEMENTS = {place: {"adapter_placement": place} for place in paper_values.BY_PLACEMENT}
 RULES = {
     "branchynet": {"system": "branchynet"}, "shallow-deep": {"system": "shallow-deep"},
     "berxit": {"system": "berxit"}, "pabee": {"system": "pabee"}, "elbert": {"system": "elbert"},
@@ -37,7 +37,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Study:
-    """What to train, on what, and where it is kept."""
+    """Data, encoder, seeds and budget of trainings, and the folder that keeps them."""
 
     dataset: str
     tasks: tuple[str, ...]
@@ -45,8 +45,8 @@ class Study:
     seeds: tuple[int, ...]
     budget: Budget
     folder: Path
-    columns: dict[str, Any] = field(default_factory=dict)  # what of them is named, as `load_task` takes it
-    say: Callable[[str], None] = logger.info  # is told what is trained
+    columns: dict[str, Any] = field(default_factory=dict)  # what they mean, as `load_task` takes it
+    say: Callable[[str], None] = logger.info  # called with a line for every training
     sources: dict[str, Source] = field(default_factory=dict, init=False, repr=False)
 
     def source(self, task: str) -> Source:
@@ -56,7 +56,7 @@ class Study:
         return self.sources[task]
 
     def models(self, knobs: dict[str, Any], task: str) -> list[tuple[PFBerxitConfig, Trained]]:
-        """One variant on one task, every seed."""
+        """The config and recordings of one variant on one task, for every seed."""
         config = PFBerxitConfig.from_backbone(self.backbone, **{**COMMON, **knobs})
         runs = (Run(self.source(task), self.backbone, seed, self.budget) for seed in self.seeds)
         return [(config, trained(self.folder, run, config, self.say)) for run in runs]
@@ -64,7 +64,8 @@ class Study:
     def judged(self, task: str) -> list[tuple[PFBerxitConfig, Trained]]:
         """PF-BERxiT with learning-to-exit heads and prototypes, so that every criterion can judge the same model.
 
-        The heads do not move the adapters, the prototypes do, by a tenth of the loss. Regression has no prototypes.
+        The heads' loss does not reach the adapters; that of the prototypes does, as a tenth of the whole. Regression has
+        no prototypes.
         """
         outcomes = self.source(task).task.problem_type != REGRESSION
         return self.models({**RULES["pf-mlp"], "use_lte": True, "use_prototypes": outcomes}, task)

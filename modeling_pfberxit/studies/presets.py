@@ -10,6 +10,7 @@ fetches the encoder. Its commit is left open and pinned when it is fetched.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 
@@ -65,7 +66,7 @@ def presets() -> dict[str, PFBerxitConfig]:
     return made
 
 
-def preset(encoder: str, **knobs) -> PFBerxitConfig:
+def preset(encoder: str, **knobs: Any) -> PFBerxitConfig:
     """A config on a known encoder, which is named but not looked up."""
     config = PFBerxitConfig.from_backbone(ENCODERS[encoder], **knobs)
     return PFBerxitConfig.from_dict({**config.to_dict(), "base_model_name_or_path": encoder, "adapter_only": None})

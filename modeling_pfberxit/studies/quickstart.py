@@ -39,7 +39,7 @@ def quickstart(
     backbone: str | None, dataset: str, config: str | None, system: str, output: str, epochs: float, held_out: int,
     seed: int, columns: dict[str, Any] | None, say: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Run it and say what it finds; all of it is measured in this run."""
+    """Run it; `say` is called with what was measured in this run, as it is found."""
     backbone = backbone or packaged_backbone()
     task, data = load_task(dataset, config, **(columns or {}))
     if not 0 < held_out < len(data["train"]):
@@ -94,10 +94,10 @@ def quickstart(
 
 
 def choice_of(system: str, task: Task) -> dict:
-    """The system with patience 1, so that six layers leave room; values are compared by their distance.
+    """The system's knobs, with patience 1, since six layers leave little room for more; regression has a rule for values.
 
     Raises:
-        ValueError: an unknown system, or one without a rule by which rows leave.
+        ValueError: an unknown system, or one without an exit criterion.
     """
     check_system(system)
     rule = SYSTEMS[system].criterion
@@ -108,26 +108,26 @@ def choice_of(system: str, task: Task) -> dict:
 
 
 def choose_policies(model: PFBerxitForSequenceClassification, chosen_on: Recording) -> dict[str, ExitPolicy]:
-    """The system's own rule at each of `POINTS`, turned on held-out rows; names without a setting left are not in."""
+    """The system's own rule at each of `POINTS`, chosen on held-out rows, without names that no setting is left for."""
     found = distinct_settings(chosen_on, configured_policy(model.config), [*POINTS.values()])
     return {name: rounded(each) for name, each in zip(POINTS, found) if each is not None}
 
 
 def rounded(policy: ExitPolicy) -> ExitPolicy:
-    """With a threshold that can be read, where it is one number."""
+    """The policy with a threshold of six digits, where that is one number."""
     single = isinstance(policy.threshold, float)
     return replace(policy, threshold=float(f"{policy.threshold:.6g}")) if single else policy
 
 
 def own_frontier(model: PFBerxitForSequenceClassification, recording: Recording, metric: str) -> dict[str, list[Point]]:
-    """What the model's own rule reaches on recorded rows, by the rule's name."""
+    """The frontier of the model's own rule on recorded rows, by the rule's name."""
     policies = grid(recording, model.config.exit_criterion, configured_policy(model.config))
     points = frontier(sweep(recording, policies, metric, model.config))
     return {model.config.exit_criterion: with_intervals(points, recording, metric, resamples=200)}
 
 
 def stored(setting: Setting, task: Task) -> dict:
-    """An operating point as the config keeps it: the policy, and what it was measured to do."""
+    """An operating point as the config keeps it: the policy, with its measured score and share of layers saved."""
     return {
         **setting.policy.stated(),
         "dataset": task.dataset,
@@ -138,7 +138,7 @@ def stored(setting: Setting, task: Task) -> dict:
 
 
 def depth_groups(rows: Dataset, setting: Setting, task: Task) -> dict[str, np.ndarray]:
-    """Executed layers by difficulty, which the support desk says of its rows."""
+    """Executed layers (N,) by difficulty, a column of the support desk; of other data all together."""
     if task.dataset != "support_desk":
         return {"all": setting.depths}
     kinds = np.asarray(rows["difficulty"])
@@ -159,7 +159,7 @@ def difficulty_note(groups: dict[str, np.ndarray]) -> str:
 
 
 def classify_in_a_fresh_process(folder: Path, task: Task, point: str | None) -> str:
-    """What three sentences are classified as by the folder, loaded as any user would, with the code it carries."""
+    """What a fresh process prints that loads the folder with the code it carries and classifies three sentences."""
     code = usage_snippet(str(folder), SENTENCES, task.problem_type, point)
     code += "print(f\"\\n(model class from {type(model).__module__.split('.')[0]})\")\n"
     environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}

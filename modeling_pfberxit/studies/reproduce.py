@@ -1,7 +1,7 @@
 """The tables and figures of PF-BERxiT's paper, ours beside the printed values.
 
-Every table is a set of variants, each trained once per task and seed and kept, as in `compare`; what several tables
-need is trained once. `frontiers` and `points` say what the paper does not: what every rule reaches on its model.
+Every table is a set of variants, each trained once per task and seed and kept, as in `compare`; a training that several
+tables need is shared. `frontiers` and `points` go beyond the paper: the scores of every rule on its model.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,8 +17,7 @@ from ..evaluation.tables import header, line, point_cell, spread
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
-from . import operating_points
-from . import paper_values as printed
+from . import operating_points, paper_values
 from .batch_sizes import GOALS, table6
 from .comparison_table import points
 from .paper_study import DIMENSIONS, PLACEMENTS, RULES, VARIANTS, Study
@@ -44,14 +43,14 @@ def averages(study: Study, variants: dict[str, dict], expected: dict[Any, tuple]
 
 
 def average(kept: Trained) -> float:
-    """Over the exits."""
-    return float(np.mean(layer_scores(kept.reported_on, kept.facts["metric"])))
+    """The mean score over all exits."""
+    return float(np.mean(layer_scores(kept.reported_on, kept.metric)))
 
 
 def table2(study: Study) -> str:
-    """Parameters at ALBERT-base's shape, counted on modules without memory; needs no training."""
+    """Parameters at ALBERT-base's shape, counted on the meta device; needs no training."""
     lines = [header(["", "all", "printed", "adapters, or all", "printed"])]
-    for name, (everything, tuned, _) in printed.PARAMETERS.items():
+    for name, (everything, tuned, _) in paper_values.PARAMETERS.items():
         total, adapters = count_parameters(name)
         lines.append(line([name, f"{total:,}", f"{everything:,}", f"{adapters or total:,}", f"{tuned:,}"]))
     return "\n".join(lines)
@@ -59,7 +58,7 @@ def table2(study: Study) -> str:
 
 def count_parameters(name: str) -> tuple[int, int]:
     """All parameters and those of adapters, of a model of Table 2 or of ALBERT alone."""
-    knobs = (
+    knobs: dict[str, Any] = (
         {**PAPER, "adapter_sublearner": name[3:]} if name.startswith("pf-") else {"system": name, "lte_shared": False}
     )
     if name == "albert":
@@ -79,7 +78,7 @@ def table5(study: Study, goals: tuple[float, ...] = GOALS) -> str:
         cells = []
         for task in study.tasks:
             found = [points(config, kept, list(goals)) for config, kept in study.models(knobs, task)]
-            known = printed.EXITS[name].get(task)
+            known = paper_values.EXITS[name].get(task)
             for number in range(len(goals)):
                 cells.append(point_cell([each[number] for each in found], known and known[number]))
         lines.append(line([name, *cells]))
@@ -93,7 +92,7 @@ def layer_curves(study: Study, variants: dict[str, dict], path: Path, title: str
     """Figures 2 and 3: the score of every exit, mean over seeds with their range."""
     found = {
         task: {name: np.array([
-            layer_scores(kept.reported_on, kept.facts["metric"]) for _, kept in study.models(knobs, task)
+            layer_scores(kept.reported_on, kept.metric) for _, kept in study.models(knobs, task)
         ]) for name, knobs in variants.items()}
         for task in study.tasks
     }  # fmt: skip
@@ -130,10 +129,10 @@ FIGURE_4 = {name: RULES[name] for name in ("pabee", "berxit", "pf-mlp")}
 STRATEGIES = {name: VARIANTS[name] for name in ("joint", "alternating", "two-stage", "berxit", "pf-mlp")}
 MODULES = {name: knobs for name, knobs in VARIANTS.items() if name.startswith("pf-")}
 ITEMS = {
-    "table1": lambda study: averages(study, VARIANTS, printed.AVERAGES, printed.TASKS),
+    "table1": lambda study: averages(study, VARIANTS, paper_values.AVERAGES, paper_values.TASKS),
     "table2": table2,
-    "table3": lambda study: averages(study, DIMENSIONS, printed.BY_DIMENSION, printed.ABLATED),
-    "table4": lambda study: averages(study, PLACEMENTS, printed.BY_PLACEMENT, printed.ABLATED),
+    "table3": lambda study: averages(study, DIMENSIONS, paper_values.BY_DIMENSION, paper_values.ABLATED),
+    "table4": lambda study: averages(study, PLACEMENTS, paper_values.BY_PLACEMENT, paper_values.ABLATED),
     "table5": table5,
     "table6": table6,
     "figure2": lambda study: layer_curves(study, STRATEGIES, study.folder / "figure2.png", "Training strategies"),
@@ -146,7 +145,7 @@ ITEMS = {
 
 
 def reproduce(items: list[str], study: Study) -> Iterator[tuple[str, str]]:
-    """Tables and figures by name, and their text; written to the study's folder as they are finished.
+    """Yield tables and figures, name and text, and write them to the study's folder as they are finished.
 
     Raises:
         ValueError: an unknown name, before anything is trained.

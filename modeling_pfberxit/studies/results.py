@@ -6,16 +6,16 @@ from typing import Any
 
 
 def group(result: dict[str, Any]) -> tuple[str, str]:
-    """What results must share to stand in one table: the task, and all of their run but the seed."""
+    """What results of one table have in common: the task, and all of their run but the seed."""
     shared = {name: value for name, value in result["run"].items() if name != "seed"}
     return result["task"], json.dumps(shared, sort_keys=True)
 
 
 def added(folder: Path, results: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
-    """Add results to a folder's; returns all of them, a group's after each other, in the order they came.
+    """Add results to a folder's; returns all of them, group by group, in the order they were added.
 
     Args:
-        what: the field that tells results of one run and seed apart; a newer one takes an older one's place.
+        what: the field by which results of one run and seed differ; a newer one replaces an older one.
     """
     path = folder / "results.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

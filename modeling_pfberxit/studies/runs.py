@@ -1,4 +1,4 @@
-"""One run: a training on one task with one budget and seed, and what its exits say of rows it has not seen."""
+"""One run: a training on one task with one budget and seed, and the recordings of its exits on rows it has not seen."""
 
 import tempfile
 import time
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from ..data.source import Source
 from ..data.tasks import Task, encode
@@ -28,16 +28,13 @@ from ..training.token_exits import fit_token_exits
 
 @dataclass(frozen=True)
 class Budget:
-    """What one run may spend: `rows` of the training split (0: all) for `epochs`; `held_out` rows choose thresholds.
+    """What one run may cost."""
 
-    Without the encoder's `dropout` a step on CPU takes six tenths of the time.
-    """
-
-    rows: int = 0
+    rows: int = 0  # of the training split; 0: all
     epochs: float = 5
-    held_out: int = 500
+    held_out: int = 500  # further rows of the training split, to choose thresholds on
     batch_size: int = 32
-    dropout: bool = True
+    dropout: bool = True  # in the encoder; without it a step on CPU takes six tenths of the time
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epochs", float(self.epochs))  # 3 and 3.0 are one budget, and one training
@@ -45,15 +42,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Run:
-    """One training, whatever the system: the data that was read, the encoder (Hub id or folder), seed and budget."""
+    """One training, whatever the system."""
 
     source: Source
-    backbone: str
+    backbone: str  # Hub id or folder of an encoder
     seed: int
     budget: Budget
 
     def facts(self) -> dict[str, Any]:
-        """What results say of it; of folders the name alone."""
+        """What results keep of it; of folders the last name alone."""
         run = {
             "dataset": Path(self.source.dataset).name,
             "config": self.source.config,
@@ -68,12 +65,12 @@ class Run:
 
 
 def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recording]:
-    """Train one model; what its exits say about the held-out and the evaluation rows."""
+    """Train one model, and record its exits on the held-out and on the evaluation rows."""
     task = run.source.task
-    tokenizer = new_tokenizer(config.base_model_name_or_path, config.base_model_revision)
+    tokenizer = new_tokenizer(run.backbone, config.base_model_revision)
     held_out, rows, evaluation = (encode(task, part, tokenizer) for part in split_rows(run))
     set_seed(run.seed)
-    # The policy stays behind: nothing of it is trained, and a model without criterion runs to its last layer.
+    # Without the policy: nothing of it is trained, and a model without criterion runs to its last layer.
     model = new_model(config, task, system=None, exit_criterion=None, exit_threshold=None)
     if not run.budget.dropout:
         drop_nothing(model)
@@ -113,8 +110,11 @@ def split_rows(run: Run) -> tuple[Dataset, Dataset, Dataset]:
     return held_out, rows, data[run.source.task.evaluation_split]
 
 
-def trainer_of(model: PFBerxitForSequenceClassification, task: Task, tokenizer, run: Run, folder: str, rows: Dataset):
-    """A stock `Trainer` with the budget; a stage that moves only exits has the learning rate of new parameters."""
+def trainer_of(
+    model: PFBerxitForSequenceClassification, task: Task, tokenizer: PreTrainedTokenizerBase, run: Run, folder: str,
+    rows: Dataset,
+) -> Trainer:  # fmt: skip
+    """A stock `Trainer` with the budget; a stage that trains only exits has the learning rate of new parameters."""
     config = model.config
     arguments = training_arguments(
         folder, train_backbone=config.train_backbone and not in_last_stage(config), num_train_epochs=run.budget.epochs,
@@ -125,15 +125,17 @@ def trainer_of(model: PFBerxitForSequenceClassification, task: Task, tokenizer, 
     return new_trainer(model, task, tokenizer, arguments, rows)
 
 
-def fill_table(model: PFBerxitForSequenceClassification, rows: Dataset, special_ids: list[int], config) -> None:
-    """Token depths by frequency, between the layers the config says."""
+def fill_table(
+    model: PFBerxitForSequenceClassification, rows: Dataset, special_ids: list[int], config: PFBerxitConfig
+) -> None:
+    """Set the layer at which each token exits, by frequency, within the config's `token_exit_range`."""
     low, high = config.token_exit_range or (1, len(model.depths))
     fit_token_exits(model, rows["input_ids"], np.asarray(rows["labels"]), special_ids, "frequency", (low, high))
 
 
 @torch.no_grad()
 def token_facts(model: PFBerxitForSequenceClassification, rows: Dataset) -> dict[str, float | None]:
-    """The mean layer these rows' tokens leave after, and the share of multiply-adds that saves; None: all stay."""
+    """The mean layer these rows' tokens exit after, and the share of multiply-adds that saves; None: no token exits."""
     if model.token_exits is None:
         return {"token_layers": None, "macs_saved": None}
     encoder, depths = model.backbone.config, [model.token_exits(torch.tensor([ids]), None) for ids in rows["input_ids"]]

@@ -1,7 +1,7 @@
 """Frontiers of one model trained with several seeds: every rule's mean, with a band for seeds and rows together.
 
 Settings come from the frontier on held-out rows and are reported on the others, so that nothing is chosen where it is
-measured. Between the settings of a model lie straight lines.
+measured. Between the settings of a model, scores are interpolated linearly.
 """
 
 import csv
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.metrics import majority_score
 from ..evaluation import plots
 from ..evaluation.frontier import Point, frontier, grid, judging, layer_scores, resampled_scores, sweep
 from ..evaluation.frontier_report import as_markdown
@@ -26,32 +25,25 @@ SHARES = np.arange(0.0, 0.85, 0.05)
 
 @dataclass(frozen=True)
 class Reached:
-    """What a rule does where it has to save a share of layers at least, mean over seeds.
+    """A point of a rule's mean frontier over seeds."""
 
-    Args:
-        layers, saved: executed, and the share that was not.
-        macs: multiply-adds relative to full depth.
-        sd: of the score over seeds; 0 for a single one.
-        low, high: the 95 % interval of the mean score when seeds and rows are drawn anew together.
-    """
-
-    layers: float
-    saved: float
-    macs: float
+    layers: float  # executed, mean over rows
+    saved: float  # the share of layers that was not executed
+    macs: float  # multiply-adds relative to full depth
     score: float
-    sd: float
-    low: float
+    sd: float  # of the score over seeds; 0 for a single one
+    low: float  # of the 95 % interval of the mean score, seeds and rows drawn anew together
     high: float
 
     @property
     def speed_up(self) -> float:
-        """By layers."""
+        """Layer speed-up."""
         return 1 / (1 - self.saved)
 
 
 def settings(config: PFBerxitConfig, kept: Trained, criterion: str) -> list[Point]:
-    """A rule's settings on the held-out rows' frontier, as they do on the reported rows, most layers saved first."""
-    metric = kept.facts["metric"]
+    """The settings of a rule's frontier on the held-out rows, measured on the reported rows; most layers saved first."""
+    metric = kept.metric
     tried = sweep(kept.chosen_on, grid(kept.chosen_on, criterion, configured_policy(config)), metric)
     return sweep(kept.reported_on, [point.policy for point in frontier(tried)], metric, config)
 
@@ -62,17 +54,17 @@ def thinned(points: Sequence[Point], width: float = 0.05) -> list[Point]:
 
 
 def at_shares(saved: Sequence[float], values: Sequence[float], shares: np.ndarray) -> np.ndarray:
-    """Values where at least such shares are saved, on the lines between settings; NaN beyond reach.
+    """Values where at least such shares are saved, interpolated between settings; NaN where no setting saves enough.
 
     Example: settings that save 0.2 and 0.4 with values 0.9 and 0.8 give 0.9 at 0.1, 0.85 at 0.3 and NaN at 0.5.
     """
     places, numbers = np.unique(saved, return_index=True)
-    values = np.asarray(values)[numbers]
-    return np.interp(shares, places, values, left=values[0], right=np.nan)
+    known = np.asarray(values)[numbers]
+    return np.interp(shares, places, known, left=known[0], right=np.nan)
 
 
 def along(config: PFBerxitConfig, kept: Trained, shares: np.ndarray) -> np.ndarray:
-    """The reported score at each share of layers saved by the config's rule, NaN where it cannot judge or reach."""
+    """The config's rule: reported score at each share of layers saved, NaN where it cannot judge or save so much."""
     if config.exit_criterion not in judging(kept.chosen_on):
         return np.full(len(shares), np.nan)
     points = settings(config, kept, config.exit_criterion)
@@ -80,14 +72,14 @@ def along(config: PFBerxitConfig, kept: Trained, shares: np.ndarray) -> np.ndarr
 
 
 def band(models: Sequence[tuple[PFBerxitConfig, Trained]], criterion: str, resamples: int) -> list[Reached]:
-    """One rule over several seeds, at those of `SHARES` that all of them reach."""
+    """The mean frontier of one rule over several seeds, at those of `SHARES` that all of them can save."""
     curves, redrawn = [], []
     for config, kept in models:
         points = thinned(settings(config, kept, criterion))
         saved = [point.saved for point in points]
         values = ([getattr(point, name) for point in points] for name in ("layers", "saved", "macs", "score"))
         curves.append([at_shares(saved, each, SHARES) for each in values])
-        drawn = resampled_scores(points, kept.reported_on, kept.facts["metric"], resamples)
+        drawn = resampled_scores(points, kept.reported_on, kept.metric, resamples)
         redrawn.append([at_shares(saved, row, SHARES) for row in drawn])
     scores = np.array(curves)[:, -1]
     sd = scores.std(0, ddof=1) if len(models) > 1 else np.zeros(len(SHARES))
@@ -126,7 +118,6 @@ def frontiers(study: Study, resamples: int = 100) -> str:
         write_csv(found, len(models), study.folder / f"frontier-{task}.csv")
         title = f"{task}: {len(recording)} rows, {len(models)} seed(s), 95 % bootstrap over seeds and rows"
         plots.frontiers(found, float(np.mean(full)), metric, study.folder / f"frontier-{task}.png", title)
-        majority = majority_score(metric, recording.labels.numpy())
-        head = f"**{task}**: {metric} {spread(full)} at full depth, majority class {majority:.3f}"
+        head = f"**{task}**: {metric} {spread(full)} at full depth, majority class {models[0][1].majority:.3f}"
         tables.append(f"{head}\n\n{as_markdown(found, metric)}")
     return "\n\n".join(tables)

@@ -1,10 +1,9 @@
-"""One cache of trainings, keyed by content: what goes into a training is its name; where that lay, and what it was
-called, is not.
+"""One cache of trainings, keyed by the content of encoder, data, config and budget, not by their paths or names.
 
-An entry is a folder called after the hash of its parts. It holds two recordings, what the model's exits said about the
-held-out and about the evaluation rows, and `made_of.json`, which says the parts in clear. Entries appear in one move
-and are never written again, so a comparison that was interrupted goes on where it stopped, new rules cost no training,
-and what code of another format left behind stays as it is.
+An entry is a folder named by the hash of that key. It holds two recordings of the trained model, on the held-out and on
+the evaluation rows, and the key in clear, `made_of.json`. Entries appear in one move and are never written again, so a
+comparison that was interrupted goes on where it stopped, new rules cost no training, and entries of another format stay
+as they are. Models are not kept.
 """
 
 import hashlib
@@ -17,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..data.metrics import majority_score
 from ..evaluation.recording import Recording
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import POLICY_CHECKS
@@ -25,9 +25,9 @@ from ..model.validation import refuse
 from ..training.finetuning import new_tokenizer
 from .runs import Run, train_and_record
 
-FORMAT = 1  # of the entries; to be raised wherever the same parts would train another model than before
+FORMAT = 1  # of the entries; to be raised by a change after which the same key trains another model
 PARTS, MADE_OF = ("held_out.safetensors", "evaluation.safetensors"), "made_of.json"
-# Of a config, what says nothing about a training: names, places (their content is hashed), the policy, how it is saved.
+# Fields of a config that change no training: names, paths (their content is hashed), the policy, how it is saved.
 ASIDE = {
     "system", "operating_points", "format_version", "weights_sha256", "adapter_only", "architectures", "auto_map",
     "base_model_name_or_path", "base_model_revision", "base_model_sha256", "transformers_version", "_name_or_path",
@@ -37,19 +37,32 @@ ASIDE = {
 
 @dataclass(frozen=True)
 class Trained:
-    """What a trained model's exits said about the rows that thresholds are chosen on, and about those reported on."""
+    """The recordings of a trained model: on the rows to choose thresholds on, and on those to report on."""
 
     chosen_on: Recording
     reported_on: Recording
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Task, metric, run, and what the training took, as the recordings say."""
+        """Task, metric, run, and what the training cost."""
         return self.reported_on.source
+
+    @property
+    def metric(self) -> str:
+        """The name of the task's metric."""
+        return self.facts["metric"]
+
+    @property
+    def majority(self) -> float:
+        """What the labels' frequencies alone score on the reported rows."""
+        return majority_score(self.metric, self.reported_on.known_labels.numpy())
 
 
 def trained(folder: Path, run: Run, config: PFBerxitConfig, say: Callable[[str], None], progress: str = "") -> Trained:
-    """The recordings of one training, from `folder` or made now, which is said; told what this run calls its parts."""
+    """The recordings of one training, from `folder` or made now; `say` is told of a training.
+
+    Their facts have the names that this run has for encoder and data, whatever those were called when it was trained.
+    """
     key, facts = key_of(run, config), run.facts()
     # What is loaded for the training is checked against the hash in the key.
     config = PFBerxitConfig.from_backbone(config, base_model_sha256=key["encoder"]["weights"])
@@ -68,7 +81,7 @@ def trained(folder: Path, run: Run, config: PFBerxitConfig, say: Callable[[str],
 
 
 def key_of(run: Run, config: PFBerxitConfig) -> dict[str, Any]:
-    """All that goes into a training, by content, as JSON has it."""
+    """All that goes into a training, by content, in values of JSON."""
     task = run.source.task
     key = {
         "format": FORMAT,
@@ -82,14 +95,14 @@ def key_of(run: Run, config: PFBerxitConfig) -> dict[str, Any]:
     return json.loads(json.dumps(key))
 
 
-def encoder_content(name: str, revision: str | None) -> dict[str, str]:
+def encoder_content(name: str | None, revision: str | None) -> dict[str, str]:
     """Hashes of an encoder's weights and of its tokenizer.
 
     Raises:
         ValueError, OSError: there is none, or it has no safetensors weights.
     """
-    files = [Path(file).resolve() for file in weight_files(name, revision=revision)]
-    if not files:
+    files = [] if name is None else [Path(file).resolve() for file in weight_files(name, revision=revision)]
+    if name is None or not files:
         refuse("backbone", name, "an encoder with safetensors weights")
     state = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return {"weights": weights_hash(state), "tokenizer": tokenizer_hash(name, revision)}
@@ -97,12 +110,12 @@ def encoder_content(name: str, revision: str | None) -> dict[str, str]:
 
 @lru_cache
 def weights_hash(state: tuple[tuple[str, int, int], ...]) -> str:
-    """Of files (path, size, time of last change), read once as long as they stay as they are."""
+    """The SHA-256 of files, (path, size, time of last change) each; read once as long as these stay the same."""
     return sha256_of(*(path for path, *_ in state))
 
 
 def tokenizer_hash(name: str, revision: str | None) -> str:
-    """Of how an encoder's tokenizer turns texts into what the encoder is fed."""
+    """The SHA-256 of all that decides how an encoder's tokenizer turns texts into ids."""
     tokenizer = new_tokenizer(name, revision)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
@@ -117,7 +130,7 @@ def cached(folder: Path, key: dict[str, Any], train: Callable[[], tuple[Recordin
     """The entry of a key in `folder/recordings`; `train` makes it where there is none.
 
     Raises:
-        OSError: an entry that cannot be read, or that says it was made of something else. It is left alone.
+        OSError: an entry that cannot be read, or whose `made_of.json` has another key. It is left as it is.
     """
     place = entry(folder, key)
     if not place.exists():
@@ -133,7 +146,7 @@ def cached(folder: Path, key: dict[str, Any], train: Callable[[], tuple[Recordin
 
 
 def entry(folder: Path, key: dict[str, Any]) -> Path:
-    """Where a key's entry is or will be."""
+    """The path of a key's entry, whether there is one or not."""
     return folder / "recordings" / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
 
