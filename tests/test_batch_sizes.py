@@ -68,7 +68,7 @@ def test_rows_leave_together_where_all_may_at_once_or_at_the_end():
 
 
 def test_a_rule_that_asks_several_exits_is_refused():
-    with pytest.raises(ValueError, match="criterion='voting': must be one whose rows are told what the exit itself"):
+    with pytest.raises(ValueError, match="criterion='voting': must be one whose predictions are those of the exit"):
         list(whole_batches(recording(), [ExitPolicy("voting", threshold=0.5)], 2))
 
 

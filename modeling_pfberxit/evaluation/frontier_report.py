@@ -1,12 +1,14 @@
 """Frontiers to look at: a CSV, a table and a plot of what every criterion reaches."""
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.validation import NAMES
 from .clock import Clock
 from .frontier import Point, frontier, grid, judging, sweep, with_intervals
+from .plots import Banded
 from .recording import Recording
 from .tables import table
 
@@ -42,14 +44,16 @@ def write_csv(found: dict[str, list[Point]], path: str | Path, clock: Clock | No
                 writer.writerow([*policy, *("" if value is None else f"{value:.5g}" for value in numbers)])
 
 
-def as_markdown(found: dict[str, list[Point]], metric: str, speed_ups: tuple[float, ...] = (1.25, 1.5, 2.0)) -> str:
+def as_markdown(
+    found: Mapping[str, Sequence[Banded]], metric: str, speed_ups: tuple[float, ...] = (1.25, 1.5, 2.0)
+) -> str:
     """For every criterion the score at the speed-ups asked for, by layers, or just beyond; a dash where none is."""
     titles = ["criterion", *(f"{metric} at {speed_up:g}×" for speed_up in speed_ups)]
     rows = ([name, *(score_at(points, speed_up) for speed_up in speed_ups)] for name, points in found.items())
     return table(titles, rows)
 
 
-def score_at(points: list[Point], speed_up: float) -> str:
+def score_at(points: Sequence[Banded], speed_up: float) -> str:
     """The score with its interval of the slowest point that is at least this fast."""
     fast = [point for point in points if point.speed_up >= speed_up]
     nearest = min(fast, key=lambda point: point.speed_up, default=None)

@@ -26,6 +26,10 @@ class Banded(Protocol):
         """Share of layers saved."""
 
     @property
+    def speed_up(self) -> float:
+        """Layer speed-up."""
+
+    @property
     def score(self) -> float:
         """Of the answers."""
 

@@ -101,16 +101,12 @@ def reported(kept: Trained, chosen: list[ExitPolicy | None], metric: str, size: 
 
 def table6(study: Study) -> str:
     """Batch sizes 1 to 16, three ways to leave; (printed score @ printed share)."""
-    found = {
-        task: [
-            at_batch_sizes(config, kept, paper_values.BY_BATCH) for config, kept in study.models(RULES["pf-mlp"], task)
-        ]
-        for task in study.tasks
-    }
+    models, sizes = {task: study.models(RULES["pf-mlp"], task) for task in study.tasks}, paper_values.BY_BATCH
+    found = {task: [at_batch_sizes(config, kept, sizes) for config, kept in models[task]] for task in study.tasks}
     titles = [f"{task} {100 * goal:.0f} %" for task in study.tasks for goal in GOALS]
     lines = [header(["exits", "batch size", *titles])]
     for way in ("own", "whole", "kept"):
-        for size in paper_values.BY_BATCH:
+        for size in sizes:
             cells = [
                 point_cell([run[way, size][number] for run in runs], None) + beside(way, size, task, number)
                 for task, runs in found.items()

@@ -1,4 +1,4 @@
-"""The configs of systems as they are compared: all exits read the same states, training and rules are each system's own."""
+"""The configs of systems as they are compared: exits read the same states, training and rules are each system's own."""
 
 from typing import Any
 

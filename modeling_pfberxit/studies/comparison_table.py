@@ -1,4 +1,4 @@
-"""The comparison's results: every system's scores at full depth and at given shares of layers saved, and their table."""
+"""The comparison's results: every system's scores at full depth and at shares of layers saved, and their table."""
 
 import math
 from typing import Any

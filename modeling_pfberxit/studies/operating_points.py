@@ -1,4 +1,4 @@
-"""Operating points of PF-BERxiT: the best rule and setting for a speed-up, chosen on held-out rows, reported on others."""
+"""Operating points of PF-BERxiT: the best setting of any rule for a speed-up, chosen on held-out rows."""
 
 import json
 from typing import Any

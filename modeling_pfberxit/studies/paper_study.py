@@ -64,8 +64,7 @@ class Study:
     def judged(self, task: str) -> list[tuple[PFBerxitConfig, Trained]]:
         """PF-BERxiT with learning-to-exit heads and prototypes, so that every criterion can judge the same model.
 
-        The heads' loss does not reach the adapters; that of the prototypes does, as a tenth of the whole. Regression has
-        no prototypes.
+        The heads do not train the adapters; the prototypes do, by a tenth of the loss. Regression has no prototypes.
         """
         outcomes = self.source(task).task.problem_type != REGRESSION
         return self.models({**RULES["pf-mlp"], "use_lte": True, "use_prototypes": outcomes}, task)

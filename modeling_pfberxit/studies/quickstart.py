@@ -94,7 +94,7 @@ def quickstart(
 
 
 def choice_of(system: str, task: Task) -> dict:
-    """The system's knobs, with patience 1, since six layers leave little room for more; regression has a rule for values.
+    """The system's knobs with patience 1, as six layers have little room for more; for values, a rule that judges them.
 
     Raises:
         ValueError: an unknown system, or one without an exit criterion.

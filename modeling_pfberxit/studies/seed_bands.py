@@ -42,7 +42,7 @@ class Reached:
 
 
 def settings(config: PFBerxitConfig, kept: Trained, criterion: str) -> list[Point]:
-    """The settings of a rule's frontier on the held-out rows, measured on the reported rows; most layers saved first."""
+    """A rule's settings on the held-out rows' frontier, measured on the reported rows, most layers saved first."""
     metric = kept.metric
     tried = sweep(kept.chosen_on, grid(kept.chosen_on, criterion, configured_policy(config)), metric)
     return sweep(kept.reported_on, [point.policy for point in frontier(tried)], metric, config)
