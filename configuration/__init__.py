@@ -1,0 +1,1 @@
+"""The ready-made configurations, as data files of the installed package (`package-dir` in pyproject.toml)."""

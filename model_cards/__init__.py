@@ -1,0 +1,1 @@
+"""The card template, as a data file of the installed package (`package-dir` in pyproject.toml)."""

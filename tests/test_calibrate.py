@@ -10,7 +10,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.data.tasks import encode, load_task
-from modeling_pfberxit.evaluation import targets
 from modeling_pfberxit.evaluation.clock import Clock, measure_clock
 from modeling_pfberxit.evaluation.frontier import sweep
 from modeling_pfberxit.evaluation.recording import Recording, record
@@ -138,7 +137,7 @@ def test_the_frontier_is_written_as_recording_csv_and_picture(saved, tmp_path, c
 
 def test_milliseconds_stand_in_the_frontier_where_they_are_asked_for(saved, tmp_path, monkeypatch):
     clock = Clock({(1, 8): (2.0, 0.5), (4, 16): (1.0, 0.25)})
-    monkeypatch.setattr(targets, "measure_clock", lambda model, sizes, lengths: clock)
+    monkeypatch.setattr("modeling_pfberxit.evaluation.clock.measure_clock", lambda model, sizes, lengths: clock)
     asked = ["--batch-sizes", "1", "4", "--lengths", "8", "16"]
     main(["frontier", saved, "--config", "intent", "--rows", "40", "--output", str(tmp_path), *asked])
     lines = list(csv.DictReader(open(tmp_path / "frontier.csv")))

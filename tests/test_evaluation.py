@@ -116,7 +116,7 @@ def test_times_are_taken_in_turn():
 
 
 def run_cli(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "pfberxit.cli", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pfberxit", *arguments], capture_output=True, text=True)
     return done.stdout + done.stderr
 
 
@@ -240,15 +240,15 @@ def glue_like(tmp_path):
 
 def test_the_layer_table_goes_on_where_it_stopped(glue_like, tmp_path, monkeypatch):
     run = Run(Source.read(glue_like), save_backbone(tmp_path / "encoder"), 1, Budget(rows=16, epochs=1, held_out=20))
-    first = layer_table.measured(tmp_path / "runs", run, "frozen", {}, [0.2, 0.4])
+    first = layer_table.measured(tmp_path / "runs", run, "frozen", {}, [0.2, 0.4], print)
     assert len(first["layers"]) == 6 and len(first["points"]) == 2
     assert first["train_rows"] == 16
     monkeypatch.setattr(trainings, "train_and_record", lambda *_: pytest.fail("trained again"))
-    assert layer_table.measured(tmp_path / "runs", run, "frozen", {}, [0.2, 0.4]) == first
-    assert len(layer_table.measured(tmp_path / "runs", run, "frozen", {}, [0.3])["points"]) == 1
+    assert layer_table.measured(tmp_path / "runs", run, "frozen", {}, [0.2, 0.4], print) == first
+    assert len(layer_table.measured(tmp_path / "runs", run, "frozen", {}, [0.3], print)["points"]) == 1
     for other in ("trained", {}), ("frozen", {"exit_pooling": "cls"}):
         with pytest.raises(pytest.fail.Exception, match="trained again"):
-            layer_table.measured(tmp_path / "runs", run, *other, [0.2, 0.4])
+            layer_table.measured(tmp_path / "runs", run, *other, [0.2, 0.4], print)
     table = layer_table.as_markdown([{**first, "majority": 2.0}])
     assert table.splitlines()[-1].count("*") == 6, "exits below the majority are marked"
 

@@ -141,7 +141,7 @@ def test_exits_read_the_tokens_and_not_the_prompts(generator, pooling):
 def test_prompts_change_what_stands_above_them_and_nothing_below(generator):
     model, batch = prompted("bert", generator, exit_layers=[2, 3, 4]), tiny_batch(5)
     plain = tiny_model("bert", num_labels=3, adapter_placement="none", exit_layers=[2, 3, 4])
-    plain.load_state_dict(model.state_dict(), strict=False)
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if "prompts" not in key})
     with_prompts, without = model(**batch).exit_logits, plain(**batch).exit_logits
     assert torch.equal(with_prompts[:, :2], without[:, :2])
     assert ((with_prompts[:, 2:] - without[:, 2:]).abs().amax(-1) > 1e-3).all()

@@ -236,7 +236,9 @@ def check_trained(model: PreTrainedModel, phase: Phase) -> None:
     if in_use(model):
         check_peft(model, [each for each in own if each.name.partition(".")[0] in KEPT])
     heads = model.exits.classifiers
-    if not any(heads[number if len(heads) > 1 else 0].weight.requires_grad for number in phase.exits):
+    learning = any(heads[number if len(heads) > 1 else 0].weight.requires_grad for number in phase.exits)
+    # Whoever trains the prompts alone has frozen the exits on purpose.
+    if not learning and not any(each.trained and each.name.startswith("prompts.") for each in own):
         refuse_frozen(model, ["exits"])
     strays = [each for each in own if each.trained and each.name.partition(".")[0] not in KEPT]
     strays = [each.name for each in strays if not saved_by_peft(model, each)]

@@ -57,8 +57,8 @@ def from_elasticbert(
     published = {key: value for file in files for key, value in load_file(file).items()}
     renamed = ((rename(key, model.exit_depths, model.config.exit_shared), value) for key, value in published.items())
     weights = {key: value for key, value in renamed if key is not None}
-    missing, _ = model.load_state_dict(weights, strict=False)
-    needed = [key for key in missing if key.startswith(("backbone.", "exits.poolers."))]
-    if needed:
+    new = model.state_dict()  # the classifiers
+    if needed := [key for key in new if key.startswith(("backbone.", "exits.poolers.")) and key not in weights]:
         raise OSError(f"{source}: its weights lack {needed[:3]} ..., so this is not ElasticBERT's layout.")
+    model.load_state_dict({**new, **{key: value for key, value in weights.items() if key in new}})
     return model

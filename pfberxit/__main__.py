@@ -1,0 +1,5 @@
+"""`python -m pfberxit`."""
+
+from .cli import main
+
+main()
