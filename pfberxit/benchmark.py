@@ -8,7 +8,7 @@ HELP = "speed against the stock transformers model, in one run"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """What is run on what; three options measure something else instead."""
+    """Models, inputs and cases to time; three options measure something else instead."""
     parser.add_argument("--preset", default="albert-base-v2-mlp", help="a file of configuration/, without .json")
     parser.add_argument(
         "--paper", action="store_true", help="the preset's exits (backbone pooler, LTE), not the defaults"
@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--saved", nargs="*", type=float, default=[0.25, 0.5, 0.75], help="shares of layers to save")
     parser.add_argument(
         "--recordings", nargs="*", default=[], metavar="FILE",
-        help="of `pfberxit frontier`: how long rows are, and what exits say of them",
+        help="of `pfberxit frontier`: their rows' lengths and evidence are run",
     )  # fmt: skip
     parser.add_argument("--mix-rows", type=int, default=192, help="how many of them are run at their own lengths")
     parser.add_argument("--no-rivals", action="store_false", dest="rivals", help="without ONNX Runtime")
@@ -37,7 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(replay: bool, training: bool, profile: bool, rows: int, exits: int, **options: Any) -> None:
-    """Measure what was asked for, and print it."""
+    """Print the benchmark, or what one of the three options measures."""
     say = partial(print, flush=True)
     if replay:
         from modeling_pfberxit.benchmark.commands import benchmark_commands

@@ -26,7 +26,7 @@ def run(
     model: str, dataset: str, config: str | None, split: str | None, rows: int, columns: dict[str, Any], seed: int,
     criteria: list[str] | None, **targets: list[float],
 ) -> None:  # fmt: skip
-    """Find a point for every target on half of the rows, print what it does on the others, store it in the config."""
+    """Find a point for every target on half of the rows, print it measured on the others, store it in the config."""
     from modeling_pfberxit.evaluation.frontier import sweep
     from modeling_pfberxit.evaluation.saved_model import recorded
     from modeling_pfberxit.evaluation.targets import as_markdown, operating_point, reach, store

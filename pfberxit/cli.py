@@ -1,7 +1,7 @@
-"""The command line: `pfberxit` with one command for each thing to be made or measured, a file each.
+"""The command line: `pfberxit` with one file for each command.
 
-A command's file has `HELP`, `add_arguments(parser)` and `run(...)`, which takes the arguments by name and imports what
-it runs when it runs, so that `pfberxit --help` imports neither torch nor transformers. Only commands print.
+A command's file has `HELP`, `add_arguments(parser)` and `run(...)`, which takes the arguments by name and imports the
+library when it runs, so that `pfberxit --help` imports neither torch nor transformers. Only commands print.
 """
 
 from argparse import ArgumentParser

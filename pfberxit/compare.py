@@ -9,7 +9,7 @@ HELP = "train published systems on one backbone with one budget"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Systems, tasks, an encoder, and what every training may cost."""
+    """Systems, tasks, an encoder, and the budget of every training."""
     parser.add_argument(
         "--systems", nargs="+", default=["all"], metavar="SYSTEM", help="all, or some; an unknown name lists them"
     )

@@ -6,7 +6,7 @@ HELP = "the ELUE score of points against static truncations, or other points"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """A file of points, and what they are held against."""
+    """A file of points, and the reference they are compared with."""
     parser.add_argument("points", help="a CSV of `frontier` or `reproduce frontiers`, or a recording (.safetensors)")
     against = parser.add_mutually_exclusive_group()
     against.add_argument("--reference", metavar="FILE", help="whose points, all of them, are the reference")
@@ -21,7 +21,7 @@ def run(
     points: str, reference: str | None, static: str | None, cost: str, metric: str | None, policy: str | None,
     dynamic_flops: str | None,
 ) -> None:  # fmt: skip
-    """Print the points' scores and what was left out; write the file for ELUE's server if it is asked for."""
+    """Print the points' scores and those outside the reference; write the file for ELUE's server, if named."""
     from modeling_pfberxit.evaluation.elue_report import scores, write_dynamic_flops
 
     if dynamic_flops:

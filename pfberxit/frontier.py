@@ -1,4 +1,4 @@
-"""`pfberxit frontier`: what every criterion reaches."""
+"""`pfberxit frontier`: score against layers saved, for every criterion."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -10,7 +10,7 @@ HELP = "score against layers saved, for every exit criterion"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """A saved model, its data, and what to time."""
+    """A saved model, its data, and sizes to time."""
     add_model_and_data(parser)
     parser.add_argument("--output", default="runs/frontier", help="a folder for recording, CSV and picture")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[], help="to time: milliseconds a row in the CSV")
@@ -21,7 +21,7 @@ def run(
     model: str, dataset: str, config: str | None, split: str | None, rows: int, columns: dict[str, Any], output: str,
     batch_sizes: list[int], lengths: list[int],
 ) -> None:  # fmt: skip
-    """Write a recording, a CSV and a picture to a folder, print the table; milliseconds if asked for."""
+    """Write a recording, a CSV and a picture to a folder, print the table; with milliseconds where sizes are given."""
     from modeling_pfberxit.evaluation import plots
     from modeling_pfberxit.evaluation.clock import measure_clock
     from modeling_pfberxit.evaluation.frontier import sweep

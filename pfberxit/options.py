@@ -1,4 +1,4 @@
-"""Arguments that several commands share: where rows come from, what their columns mean, which saved model."""
+"""Arguments that several commands share: the data set and its columns, a saved model, a budget."""
 
 import os
 from argparse import Action, ArgumentParser, Namespace
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class ColumnOption(Action):
-    """Keeps what is said about the data's columns together, in one dictionary `columns`."""
+    """Collects the options about the data's columns in one dictionary, `columns`."""
 
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
@@ -16,7 +16,7 @@ class ColumnOption(Action):
 
 
 def add_data(parser: ArgumentParser, default: str = "support_desk") -> None:
-    """Where rows come from, and what their columns mean where that is not certain."""
+    """The data set, and its columns where their meaning is not certain."""
     column: dict[str, Any] = {"dest": "columns", "default": {}, "action": ColumnOption}
     parser.add_argument(
         "--dataset",
@@ -45,7 +45,7 @@ def add_model_and_data(parser: ArgumentParser) -> None:
 
 
 def add_budget(parser: ArgumentParser, seeds: list[int], rows: int, epochs: float) -> None:
-    """What every training of a study may cost."""
+    """Seeds, rows and epochs of every training of a study."""
     parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
     parser.add_argument("--rows", type=int, default=rows, help="training rows at most (0: all)")
     parser.add_argument("--held-out", type=int, default=500, help="training rows kept back to choose thresholds on")

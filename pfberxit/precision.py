@@ -1,4 +1,4 @@
-"""`pfberxit precision`: what lower precision changes."""
+"""`pfberxit precision`: rows whose exit or label changes in lower precision."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -9,7 +9,7 @@ HELP = "rows whose exit or label changes in bf16, fp16 or int8"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """A saved model, its data, and the precisions to hold against fp32."""
+    """A saved model, its data, and the precisions to compare with fp32."""
     add_model_and_data(parser)
     parser.add_argument(
         "--precisions", nargs="+", default=["bfloat16"], help="float16 (slow on CPU), int8 (needs torchao)"
@@ -21,7 +21,7 @@ def run(
     model: str, dataset: str, config: str | None, split: str | None, rows: int, columns: dict[str, Any],
     precisions: list[str], policy: str | None,
 ) -> None:  # fmt: skip
-    """Record a split in every precision, and print what changes under a policy."""
+    """Record a split in every precision, and print the shares of rows that change under a policy."""
     from modeling_pfberxit.evaluation.precision import as_markdown, compare_precisions
     from modeling_pfberxit.evaluation.saved_model import model_and_rows
     from modeling_pfberxit.model.exit_policy import describe, resolve_policy

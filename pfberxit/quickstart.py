@@ -21,7 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(**options: Any) -> None:
-    """Everything that is printed is measured in this run."""
+    """Print the whole run; every number is measured in it."""
     from modeling_pfberxit.studies.quickstart import quickstart
 
     quickstart(**options, say=print)

@@ -1,4 +1,4 @@
-"""`pfberxit report`: what a recording tells beside scores."""
+"""`pfberxit report`: overthinking, where rows exit, and drift, from a recording."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -15,7 +15,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(recording: str, policy: str | None, against: str | None, output: str | None) -> None:
-    """Print where answers settle; under a policy also who leaves where, and how that has drifted from before."""
+    """Print where predictions settle; under a policy also where rows exit, and whether that has drifted."""
     from modeling_pfberxit.evaluation import recording_report as report
     from modeling_pfberxit.evaluation.elue_report import read_policy
     from modeling_pfberxit.evaluation.exit_patterns import drift

@@ -10,7 +10,7 @@ HELP = "the paper's tables and figures, printed values beside ours"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Tables and figures, tasks, an encoder, and what every training may cost."""
+    """Tables and figures, tasks, an encoder, and the budget of every training."""
     parser.add_argument("items", nargs="+", help="table1 to table6, figure2 to figure5, frontiers, points")
     add_data(parser, "nyu-mll/glue")
     parser.add_argument(
@@ -26,7 +26,7 @@ def run(
     items: list[str], dataset: str, columns: dict[str, Any], tasks: list[str] | None, backbone: str, seeds: list[int],
     rows: int, held_out: int, epochs: float, dropout: bool, output: str,
 ) -> None:  # fmt: skip
-    """Print every table and what a figure shows as it is finished, and write it to the output folder."""
+    """Print every table, and the numbers of every figure, as it is finished; write all to the output folder."""
     from modeling_pfberxit.data.encoders import named_backbone
     from modeling_pfberxit.studies.reproduce import Study, reproduce
     from modeling_pfberxit.studies.runs import Budget

@@ -9,7 +9,7 @@ HELP = "whether an encoder has anything to gain, before any training"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """An encoder and some texts; labels are not looked at."""
+    """An encoder and some texts; labels are not read."""
     parser.add_argument("backbone", help="Hub id or folder of an encoder, or minilm")
     add_data(parser)
     parser.add_argument("--config", help="its configuration, e.g. a GLUE task; labels are not looked at")

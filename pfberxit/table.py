@@ -11,7 +11,7 @@ HELP = "score at every layer and at three exit settings, frozen beside trained"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Tasks, an encoder, and what every training may cost."""
+    """Tasks, an encoder, and the budget of every training."""
     add_data(parser, "nyu-mll/glue")
     parser.add_argument(
         "--tasks", nargs="+", help="its configurations (default: mrpc rte stsb sst2; of a file: itself)"
@@ -28,7 +28,7 @@ def run(
     dataset: str, columns: dict[str, Any], tasks: list[str] | None, backbone: str | None, modes: list[str],
     seeds: list[int], rows: int, held_out: int, epochs: float, saved: list[float], knobs: list[str], output: str,
 ) -> None:  # fmt: skip
-    """Train what is missing, print the table after every run."""
+    """Run the trainings that are not cached, print the table after each."""
     from modeling_pfberxit.data.encoders import packaged_backbone
     from modeling_pfberxit.data.source import Source
     from modeling_pfberxit.studies.layer_table import as_markdown, measured

@@ -6,7 +6,7 @@ from datasets import Dataset, Features
 
 from ..model.validation import refuse
 
-# One reading each; a data set on which two of them fit has to be told.
+# Names that are certain. Where two of them fit one data set, the columns must be named by the user.
 WELL_KNOWN: tuple[tuple[str, ...], ...] = (
     ("text",), ("sentence",), ("text", "text_pair"), ("text1", "text2"), ("text_a", "text_b"),
     ("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"), ("question", "sentence"),
@@ -17,7 +17,10 @@ STRINGS = ("string", "large_string")
 
 
 def choose_label(features: Features, label: str | Sequence[str] | None) -> str | tuple[str, ...]:
-    """The label's column, or several of 0 and 1: those named (a list, or one string with commas), or the only certain.
+    """The label's column, or several of 0 and 1: those named, or the only one that is certain.
+
+    Args:
+        label: a column, a list of them, or several in one string with commas.
 
     Raises:
         ValueError: a column that is not there, or none is certain; the message lists the columns.
@@ -39,9 +42,9 @@ def choose_label(features: Features, label: str | Sequence[str] | None) -> str |
 def choose_texts(
     features: Features, text: str | None, pair: str | None, label: str | tuple[str, ...]
 ) -> tuple[str, ...]:
-    """One column of text, or two for pairs: those named, or the only reading that is certain.
+    """One column of text, or two for pairs: those named, or those that are certain.
 
-    Certain is a reading of `WELL_KNOWN` if no other fits, and the only column beside the label's if it holds strings.
+    Certain is an entry of `WELL_KNOWN` if no other fits, and the only column beside the label's if it holds strings.
 
     Raises:
         ValueError: a column that is not there or holds no strings, or none is certain; the message lists the columns.
@@ -96,7 +99,7 @@ def is_text(features: Features, name: str) -> bool:
 
 
 def how(field: str) -> str:
-    """How to name the columns."""
+    """The part of a message that says how to name the columns."""
     if field == "label":
         return "the label's column named: --label NAME (label= in Python), one for each label where there are several"
     return "named: --text NAME, for pairs also --pair NAME (text= and pair= in Python)"

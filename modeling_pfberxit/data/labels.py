@@ -1,11 +1,11 @@
-"""How a row's label is written, told apart without doubt or not at all: its *form*.
+"""The *form* of a row's label: how it is written. A form is read off the data where that is certain, else refused.
 
-    class     one class: a string, a boolean, a whole number, a `ClassLabel`; numbers 0.0, 1.0 … only if told
+    class     one class: a string, a boolean, a whole number, a `ClassLabel`; numbers 0.0, 1.0 … only if named
     lists     the labels a row has, by id or by name
     vectors   a 0 or 1 for every label, in one column of lists or in a column for each
     value     a number to predict
 
-What the classes are called, and in which order they stand, is a matter of `data.targets`.
+The names of the classes and their order are not decided here but in `data.targets`.
 """
 
 import math
@@ -26,7 +26,7 @@ NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """The labels of a split as they are written.
+    """The labels of a split as they are written, unchecked.
 
     Args:
         name: the column, or one for each label.
@@ -45,7 +45,7 @@ class LabelColumn:
 
     @property
     def holds(self) -> str:
-        """What a class is written as: a string, a whole number, a float, a bool, or something no label can be."""
+        """The kind of a class's value: string, whole number, float, bool, or the column's own where no label can be."""
         if self.kind in STRINGS:
             return "string"
         families = {"int": "whole number", "uint": "whole number", "class label": "whole number", "float": "float"}
@@ -58,7 +58,11 @@ class LabelColumn:
 
 
 def label_column(data: Dataset, name: str | tuple[str, ...], split: str) -> LabelColumn:
-    """The labels of a split; no row may be without."""
+    """The labels of a split.
+
+    Raises:
+        ValueError: a row without a label, by its number.
+    """
     if isinstance(name, tuple):
         columns = [data[each][:] for each in name]
         for each, values in zip(name, columns):
@@ -84,11 +88,14 @@ def _refuse_all_but_bits(name: str, values: list[Any], split: str) -> None:
 
 
 def read_form(column: LabelColumn, problem_type: str | None, label_form: str | None, outputs: int | None) -> str:
-    """How the labels are written, if that is beyond doubt or has been said.
+    """The form of the labels: the one that is certain, or the one named.
 
     Args:
-        problem_type, label_form: what the user or the model says.
-        outputs: of a saved model, if there is one.
+        problem_type, label_form: as named by the user or the model, if at all.
+        outputs: how many a saved model has, if there is one.
+
+    Raises:
+        ValueError: the form is not certain, or not the one named.
     """
     if column.is_list:
         form = _form_of_lists(column, label_form, outputs)
@@ -130,7 +137,7 @@ def _refuse_written_lists(column: LabelColumn) -> None:
 
 
 def _form_of_lists(column: LabelColumn, label_form: str | None, outputs: int | None) -> str:
-    """Vectors and lists of ids are told apart by what their rows could not be."""
+    """The form of a column of lists: by its type, as named, or by the only one that all rows allow."""
     certain = {"string": LISTS, "bool": VECTORS, "float": VECTORS, "whole number": None}
     if column.holds not in certain:
         refuse(f"type of {column.name}", f"lists of {column.kind}", "lists of ids, of names, or of 0 and 1")

@@ -55,7 +55,7 @@ def score(metric: str, logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def majority_score(metric: str, labels: np.ndarray) -> float:
-    """What knowing only the labels' frequencies scores: an exit at this value has learned nothing from the text."""
+    """The score of always answering the most frequent label: an exit at this score has learned nothing."""
     labels = np.asarray(labels)
     if metric == "correlation":
         return 0.0

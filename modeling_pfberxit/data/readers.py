@@ -1,4 +1,4 @@
-"""From a file, a folder or a Hub id to the splits of a data set, with nothing guessed about their columns.
+"""The splits of a data set, read from a file, a folder or the Hub. What columns mean is not decided here.
 
 Local files are read split by split, so that one without a column does not take the others with it. CSV and TSV are read
 strictly: a header of different names, as many cells in every row, only an empty cell is a missing value ("None" and
@@ -19,7 +19,7 @@ from ..model.validation import refuse
 
 HELD_OUT, HELD_OUT_SEED = 0.2, 0  # of a data set with no split to evaluate on
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
-REAL = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?")  # "007" is a name
+REAL = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?")  # not "007", which is a name
 NO_NUMBER = ("nan", "na", "n/a", "none", "null")
 
 
@@ -27,7 +27,7 @@ def read_splits(dataset: str, config: str | None) -> DatasetDict:
     """The splits of one data file (all its rows as `train`), of a folder, or of a data set on the Hub.
 
     Raises:
-        ValueError, OSError: it is empty or malformed; it is not there or cannot be read. One line says why.
+        ValueError, OSError: it is empty or malformed; it is not there or cannot be read.
     """
     path = Path(dataset)
     if path.is_dir():
@@ -43,7 +43,7 @@ def read_splits(dataset: str, config: str | None) -> DatasetDict:
 
 
 def read_folder(folder: Path, config: str | None) -> DatasetDict:
-    """The splits of a folder as `load_dataset` sees them, by file names or by what its README declares."""
+    """The splits of a folder as `load_dataset` finds them, by file names or by its README's metadata."""
     with loading(str(folder), config):
         builder = load_dataset_builder(str(folder), config)
     splits = {str(name): [Path(file) for file in files] for name, files in (builder.config.data_files or {}).items()}
@@ -68,7 +68,7 @@ def read_file(path: Path) -> Dataset:
 
 @contextmanager
 def loading(dataset: str, config: str | None = None) -> Iterator[None]:
-    """Turn whatever goes wrong inside into one `OSError` of one line; readers raise many kinds."""
+    """Turn any error of the block, of which readers raise many kinds, into one `OSError` of one line."""
     try:
         yield
     except Exception as error:
@@ -113,7 +113,7 @@ def typed(cells: list[str]) -> list[Any]:
 
 
 def name_of(dataset: str) -> str:
-    """What a data set is called: the last part of its id or path, of a file without its ending."""
+    """A data set's name: the last part of its id or path, of a file without its ending."""
     path = Path(os.path.abspath(dataset))
     return path.stem if path.suffix.lower() in READERS else path.name
 

@@ -1,4 +1,4 @@
-"""A data set that was read: its task, its splits, and a hash of what is in them, whatever it is called."""
+"""A data set with its task and a hash of its contents, by which caches know it, whatever its name."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from .tasks import Task, load_task, targets
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a data set's name stood for when it was read.
+    """The task and the splits that a data set's name stood for when it was read.
 
     Args:
         dataset, config: as for `load_task`; `support_desk` is the one in the package.
@@ -26,7 +26,7 @@ class Source:
 
     @classmethod
     def read(cls, dataset: str, config: str | None = None, **columns: Any) -> "Source":
-        """Load it; `columns` as for `load_task`, and what that refuses is refused."""
+        """Load a data set; arguments and errors are those of `load_task`."""
         return cls(dataset, config, *load_task(dataset, config, **columns))
 
     @cached_property
@@ -37,7 +37,7 @@ class Source:
 
 
 def content_hash(task: Task, rows: Dataset) -> str:
-    """The sha256 of the rows' texts and targets in their order; what columns and labels are called is not in it."""
+    """The sha256 of the rows' texts and targets in their order; names of columns and labels are not in it."""
     digest = hashlib.sha256()
     for batch in rows.select_columns(list(task.texts)).iter(1000):
         digest.update(json.dumps([batch[name] for name in task.texts]).encode())

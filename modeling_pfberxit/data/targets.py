@@ -1,9 +1,9 @@
-"""What a model's outputs are called, in which order, and what it is to answer for every row.
+"""The names of a model's outputs, their order, and the target of every row.
 
-Classes stand in the order of `ClassLabel`, by number where all are numbers, else alphabetically. Whole numbers are
-called what they are ("10", "20"), so 0 to n-1 stay as they are; ids in lists that begin at 0 are places from 0 to the
-highest, also those that no row has. Against outputs whose names are no numbers (those of a saved model, mostly) whole
-numbers are ids. Booleans are called "False" and "True".
+Classes are in the order of `ClassLabel`, by number where all are numbers, else alphabetically. Whole numbers are
+their own names ("10", "20"), so 0 to n-1 keep their places; ids in lists that begin at 0 are places from 0 to the
+highest, also those that no row has. Where the outputs' names are no numbers (those of a saved model, mostly), whole
+numbers are ids. Booleans are named "False" and "True".
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from .labels import CLASS, LISTS, NUMBER, VALUE, VECTORS, LabelColumn, unlike_li
 
 
 def read_names(column: LabelColumn, form: str) -> tuple[str, ...]:
-    """What the outputs are called, in their order, as the train split has them."""
+    """The outputs' names in their order, from the labels of the train split."""
     if form == VALUE:
         return (str(column.name),)
     if column.names:
@@ -35,7 +35,7 @@ def read_names(column: LabelColumn, form: str) -> tuple[str, ...]:
 
 
 def read_targets(column: LabelColumn, form: str, labels: Sequence[str]) -> list[Any]:
-    """What a model with these outputs is to answer: a class id, a value, or a list of 0.0 and 1.0, for every row.
+    """The target of every row for a model with these outputs: a class id, a value, or a list of 0.0 and 1.0.
 
     Raises:
         ValueError: a label that is none of the outputs, by row, value and names.
@@ -64,7 +64,7 @@ def read_targets(column: LabelColumn, form: str, labels: Sequence[str]) -> list[
 
 
 def id_names(column: LabelColumn, labels: Sequence[str]) -> tuple[str, ...]:
-    """What the whole numbers of a column are called among a model's labels; empty: what they are."""
+    """The names that whole numbers of a column stand for, by id; empty where each number is its own name."""
     nameless = [f"{i}" for i in range(len(labels))], [f"LABEL_{i}" for i in range(len(labels))]
     if column.names and not (list(labels) in nameless and len(column.names) == len(labels)):
         return column.names
@@ -72,7 +72,7 @@ def id_names(column: LabelColumn, labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def name_of(value: Any, ids: Sequence[str] = ()) -> str:
-    """What a class is called: itself as text, `1.0` as "1"; a whole number by what ids are called."""
+    """A class's name: its value as text, `1.0` as "1"; of a whole number its entry in `ids`, where there is one."""
     if isinstance(value, (bool, str)):
         return str(value)
     number = int(value) if float(value).is_integer() else value
@@ -80,7 +80,7 @@ def name_of(value: Any, ids: Sequence[str] = ()) -> str:
 
 
 def check_alike(first: LabelColumn, other: LabelColumn, labels: Sequence[str]) -> None:
-    """Refuse a split that has numbers where another has names: nobody has said that they are ids of these names."""
+    """Refuse a split that has numbers where another has names: that these are ids of the names is not certain."""
     if first.holds == "string" and other.holds == "whole number" and not other.names and id_names(other, labels):
         refuse(f"type of {other.name} in {other.split}", other.kind, f"{first.kind}, as in {first.split}")
 

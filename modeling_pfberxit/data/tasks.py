@@ -1,4 +1,4 @@
-"""What is learned from which columns: the package's own tasks, GLUE, and data sets and files of the user's."""
+"""Tasks: the columns of text and label of the package's data set, of GLUE, and of a user's data sets and files."""
 
 import os
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ METRIC_OF = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "micro_f1", REGRESSION: "cor
 
 @dataclass(frozen=True)
 class Task:
-    """A data set and how to read it.
+    """A data set, and how its texts and labels are read.
 
     Args:
         dataset, config: as for `load_dataset`, or a file; `support_desk` is the one in the package.
@@ -100,7 +100,7 @@ def load_task(
         model: a saved model: the data's labels are found among its own, and no split `train` is needed.
 
     Raises:
-        ValueError, OSError: the data set is not there, or what its columns mean is in doubt.
+        ValueError, OSError: the data set is not there, or what its columns mean is not certain.
     """
     optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION))("problem_type", problem_type)
     optional(one_of(LISTS, VECTORS))("label_form", label_form)
@@ -152,13 +152,13 @@ def read_labels(
     task: Task, column: LabelColumn, problem_type: str | None, label_form: str | None,
     model: PFBerxitForSequenceClassification | None,
 ) -> Task:  # fmt: skip
-    """Fill in what the labels say: how they are written, the outputs' names (a model's own), problem type, metric."""
+    """The task with what its labels show: form, names of the outputs (a saved model's own), problem type, metric."""
     labels, name = task.labels, task.label
     if model is not None:
         labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
         own = problem_type_of(model.config)
         if model.config.problem_type is None and column.is_list:
-            own = MULTI_LABEL  # the model leaves it to its labels
+            own = MULTI_LABEL  # such a model takes its problem type from the labels of a batch
         if problem_type not in (None, own):
             refuse("problem_type", problem_type, f"the model's, {own}")
         problem_type = own
@@ -190,11 +190,11 @@ def encode(task: Task, data: Dataset, tokenizer: PreTrainedTokenizerBase, max_le
 
 
 def targets(task: Task, data: Dataset, split: str) -> list[Any]:
-    """What a model is to answer for every row: a class id, a value, or a list of 0.0 and 1.0."""
+    """The target of every row: a class id, a value, or a list of 0.0 and 1.0."""
     return read_targets(checked_labels(task, data, split), task.form, task.labels)
 
 
 def checked_labels(task: Task, data: Dataset, split: str) -> LabelColumn:
-    """The labels of a split, once every row is seen to have its texts and a label."""
+    """The labels of a split; refuses a row without a text or a label."""
     check_split(data, task.texts, task.label, split)
     return label_column(data, task.label, split)

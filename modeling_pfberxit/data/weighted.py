@@ -1,7 +1,7 @@
-"""Scores of many answers on rows that count more than once: a bootstrap sample is a weight for every row.
+"""Scores on weighted rows, for many predictions at once: a bootstrap sample is a weight for every row.
 
 Most metrics are arithmetic on sums over rows, so one matrix product scores hundreds of samples; a rank correlation
-takes one sort for all of them. What a single score is says `metrics.score`, with which these agree to rounding.
+takes one sort for all of them. `metrics.score` defines each of them; the two agree to rounding.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ def weighted_scores(metric: str, answers: Iterable[np.ndarray], labels: np.ndarr
 
 
 class Summed(NamedTuple):
-    """A metric in two steps: what each row adds to the sums, and the score out of the sums."""
+    """A metric in two steps: each row's summands, and the score as a function of the sums."""
 
     parts: Callable[[np.ndarray, np.ndarray], np.ndarray]  # logits (N, C), labels -> (N, S)
     score: Callable[[np.ndarray, np.ndarray], np.ndarray]  # sums (S, R), rows (R,) -> (R,)
@@ -40,7 +40,7 @@ def right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def right_and_positive(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether each row is right; is of class 1 and told so; told so or of it, counted twice where both, (N, 3)."""
+    """For each row, (N, 3): right; a true positive; predicted positive plus labelled positive, 0 to 2."""
     given, true = logits.argmax(-1), labels
     if logits.shape[-1] > 2 or labels.max(initial=0) > 1:
         refuse("metric", "accuracy_f1", "asked of two classes: F1 is that of class 1")
@@ -49,7 +49,7 @@ def right_and_positive(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def right_and_classes(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether each row is right, and its class as told and as it is, one-hot: (N, 1 + K + K)."""
+    """For each row, (N, 1 + K + K): right, the predicted class one-hot, the labelled class one-hot."""
     given = logits.argmax(-1)
     classes = np.arange(max(logits.shape[-1], labels.max(initial=0) + 1))
     return np.concatenate(
@@ -58,7 +58,7 @@ def right_and_classes(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def shared_labels(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many labels of a row are given and true, and how many are given plus how many are true, (N, 2)."""
+    """For each row, (N, 2): how many labels are predicted and true; how many are predicted plus how many are true."""
     given, true = logits > 0, labels > 0.5
     return np.stack([(given & true).sum(1), given.sum(1) + true.sum(1)], axis=1).astype(np.float64)
 
@@ -69,12 +69,12 @@ def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def mean_accuracy_f1(sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Of the sums of `right_and_positive`."""
+    """The mean of accuracy and F1, from the sums of `right_and_positive`."""
     return (sums[0] / rows + share(2 * sums[1], sums[2])) / 2
 
 
 def matthews_of(sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Gorodkin's R_K out of the sums of `right_and_classes`; 0 where only one class is told or true."""
+    """Gorodkin's R_K, from the sums of `right_and_classes`; 0 where only one class is predicted or true."""
     given, true = sums[1:].reshape(2, -1, sums.shape[1])
     spread = (rows**2 - (given**2).sum(0)) * (rows**2 - (true**2).sum(0))
     return share(sums[0] * rows - (given * true).sum(0), np.sqrt(spread))
@@ -104,12 +104,12 @@ def weighted_correlations(answers: Iterable[np.ndarray], labels: np.ndarray, wei
 
 
 def pairs(x: np.ndarray, y: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """What two variances and a covariance are products of."""
+    """The factors of two variances and a covariance."""
     return (x, x), (y, y), (x, y)
 
 
 def weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Each row's rank among the rows that are there, ties sharing their mean, less the mean rank: (N,) -> (N, R)."""
+    """Each row's rank among the rows drawn, ties at their mean rank, less the mean rank: (N,) -> (N, R)."""
     _, group = np.unique(values, return_inverse=True)
     order = group.argsort(kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))

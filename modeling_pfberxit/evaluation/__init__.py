@@ -1,1 +1,1 @@
-"""Measuring: scores, exits, time."""
+"""Measuring: recordings of what exits emit, replay, frontiers, calibration, costs and time."""

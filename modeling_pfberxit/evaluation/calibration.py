@@ -17,7 +17,7 @@ from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.criteria import rule_of
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.validation import refuse
-from .frontier import Point, first_values, frontier, grid, judging, sweep, turned
+from .frontier import Point, first_values, frontier, grid, judging, sweep, varied
 from .recording import Recording
 from .replay import same_answers
 
@@ -54,8 +54,8 @@ def calibrate(
         chosen_on, reported_on: recordings of disjoint rows.
         speed_up: by layers, at least; the best score among those that reach it.
         max_drop: of the score, at most, from full depth's; the fewest layers among those that keep to it.
-        milliseconds: a request may take, by `time_of`, which maps mean layers to milliseconds.
-        criteria: to choose among; default: all that can judge what was recorded.
+        milliseconds: that a request may take, by `time_of`, which maps mean layers to milliseconds.
+        criteria: to choose among; default: all whose evidence was recorded.
         tried: `all_points` of `chosen_on`, where several targets share them; `criteria` is not looked at then.
 
     Raises:
@@ -93,7 +93,7 @@ def bounded_cost(
 
 
 def all_points(recording: Recording, metric: str, criteria: Sequence[str] | None = None) -> list[Point]:
-    """Every setting of the criteria, also with rows kept from leaving before the second or third exit."""
+    """Every setting of the criteria, each also with the second or third exit as the first that may fire."""
     able = judging(recording)
     if unable := [name for name in criteria or () if name not in able]:
         refuse("criteria", unable, f"rules that can judge what was recorded: {', '.join(able)}")
@@ -133,7 +133,7 @@ def conformal(recording: Recording, policy: ExitPolicy, epsilon: float, toleranc
         threshold = safe_threshold(recording, policy, rank, tolerance)
         found = None if threshold is None else replace(policy, threshold=max(threshold, 0.0))
     else:
-        steps = turned(recording, policy, first_values(recording, policy, steps=0))
+        steps = varied(recording, policy, first_values(recording, policy, steps=0))
         kept = safe_steps(recording, (recording.replay(each)[0] for each in steps), tolerance).sort().values
         last = int(kept[rank - 1]) if rank else min(1, int(kept[0]))
         found = steps[last - 1] if last else None
@@ -177,7 +177,7 @@ def safe_threshold(recording: Recording, policy: ExitPolicy, rank: int, toleranc
 
 def row_wise(policy: ExitPolicy, thresholds: Tensor) -> ExitPolicy:
     """The policy with a threshold for every row, (N,), which only a replay of these rows can use."""
-    made = copy(policy)
+    made = copy(policy)  # `replace` would refuse a tensor, which no user may give
     object.__setattr__(made, "threshold", thresholds)
     return made
 
@@ -201,7 +201,8 @@ def ladder(
 ) -> list[Calibrated]:
     """Points from fast to exact, evenly spaced in layers between the fastest policy and full depth, for changing load.
 
-    Rungs that would score no better than a faster one are left out, so climbing always pays on the chosen rows.
+    Rungs that would score no better than a faster one are left out, so on the chosen rows each scores higher than the
+    one before.
     """
     best = frontier(all_points(chosen_on, metric, criteria) + sweep(chosen_on, [FULL_DEPTH], metric))
     goals = np.linspace(best[0].layers, best[-1].layers, rungs)

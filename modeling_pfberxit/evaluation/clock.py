@@ -1,4 +1,4 @@
-"""What layers cost in milliseconds on this machine: a line per batch size and length, through what was measured."""
+"""Milliseconds per layer on this machine: for each batch size and length, a line fitted to measured calls."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def measure_clock(
     lengths: Sequence[int] = (32, 128),
     repeats: int = 9,
 ) -> Clock:
-    """Time calls that stop at the first, a middle and the last exit, in turn, and lay a line through their medians.
+    """Time calls that stop at the first, a middle and the last exit, in turn, and fit a line to their medians.
 
     Raises:
         ValueError: a size or a length that cannot be, or a model with one exit. Nothing is timed then.

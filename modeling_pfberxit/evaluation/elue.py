@@ -17,7 +17,7 @@ Points = Sequence[tuple[float, float]]  # (cost, score)
 
 @dataclass(frozen=True)
 class ElueScore:
-    """The mean gap, the gap of every point inside the reference's range, and the points left out for lying outside."""
+    """The mean gap, the gap of every point inside the reference's range, and the points outside it."""
 
     score: float
     gaps: list[float]

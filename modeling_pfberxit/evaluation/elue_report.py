@@ -15,7 +15,7 @@ from .tables import header, line
 
 
 def scores(points: str, reference: str | None, static: str | None, cost: str, metric: str | None) -> str:
-    """A table of the points' scores, and what was left out.
+    """A table of the points' ELUE scores, and the points outside the reference's range.
 
     Args:
         points: a CSV or a recording.
@@ -77,7 +77,7 @@ def read_recording(path: str, cost: str, metric: str | None) -> tuple[Recording,
 
 
 def as_markdown(methods: Mapping[str, Points], reference: Points, cost: str) -> str:
-    """A line per method: the mean gap to the reference, how many points made it, and whether it is an improvement."""
+    """A line per method: the mean gap to the reference, how many points it is over, whether they improve on it."""
     low, high = min(reference)[0], max(reference)[0]
     lines, outside = [header(["", "ELUE score", "points", "left out", "Pareto improvement"])], []
     for name, points in methods.items():
@@ -100,7 +100,7 @@ def write_dynamic_flops(points: str, policy: str | None, path: str) -> None:
 
 
 def read_policy(text: str | None, recording: Recording) -> ExitPolicy:
-    """A policy out of JSON, checked against what was recorded."""
+    """A policy from JSON, checked against the recording's exits."""
     try:
         values = json.loads(text or "")
     except json.JSONDecodeError:

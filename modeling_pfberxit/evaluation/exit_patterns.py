@@ -25,7 +25,7 @@ class Overthinking:
         wasteful: right at the end, and at some earlier exit already.
         destructive: right at some earlier exit, wrong at the end.
         first_right: (N,) the layer of the first exit that is right; 0 where none is.
-        wasted: (N,) layers run after the answer had settled for good on what it is at the end.
+        wasted: (N,) layers run after the last change of the prediction.
     """
 
     wasteful: float
@@ -37,7 +37,7 @@ class Overthinking:
 def overthinking(recording: Recording, tolerance: float = 0.5) -> Overthinking:
     """Right early and wrong at the end, and depth that changed nothing, for every row of a labelled recording.
 
-    Several labels are right if all are; values, if within `tolerance`. No policy could know which exit is right, so
+    Several labels are right if all are; values, if within `tolerance`. No policy knows which exit is right, so
     `destructive` is not something to be gained.
     """
     right = correct(recording, tolerance)  # (N, E)
@@ -61,7 +61,7 @@ def correct(recording: Recording, tolerance: float = 0.5) -> Tensor:
 
 
 def settled_depth(recording: Recording, tolerance: float = 0.5) -> Tensor:
-    """(N,) the layer from which on every exit answers as the last one does. Labels are not needed."""
+    """(N,) the layer from which on every exit predicts as the last one does. Labels are not needed."""
     agrees = agreement(recording, tolerance)
     unsettled = ~agrees.flip(1).cumprod(1).bool().flip(1)  # (N, E) some exit from here on differs
     return torch.tensor(recording.exit_depths)[unsettled.sum(1)]

@@ -32,7 +32,7 @@ class Point:
         layers: executed, mean over rows.
         saved: the share of layers that was not.
         macs: multiply-adds relative to full depth, mean over rows; None where the encoder's shape is not known.
-        low, high: the 95 % bootstrap interval of the score over rows, where it was asked for.
+        low, high: the 95 % bootstrap interval of the score over rows, where it was computed.
     """
 
     policy: ExitPolicy
@@ -63,7 +63,7 @@ def measured(
     metric: str,
     config: PFBerxitConfig | None = None,
 ) -> list[Point]:
-    """What policies did, given their answers (N, C) and executed layers (N,) on the recorded rows."""
+    """The points of policies, from their logits (N, C) and executed layers (N,) on the recorded rows."""
     labels, once, points = recording.known_labels.numpy(), np.ones((len(recording), 1)), []
     prices = None if config is None else depth_macs(config, recording.lengths, recording.exit_depths)  # (N, n + 1)
     for policy, answers, layers in replayed:
@@ -83,7 +83,7 @@ def layer_scores(recording: Recording, metric: str) -> list[float]:
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """Those that no other beats at the same or a smaller depth, shallowest first."""
+    """The points that no other dominates, shallowest first."""
     return [points[number] for number in pareto([(point.layers, point.score) for point in points])]
 
 
@@ -143,7 +143,7 @@ def distinct_settings(
 
 def by_share(recording: Recording, policy: ExitPolicy, steps: int) -> list[tuple[float, ExitPolicy]]:
     """The shares of layers that a policy saves as its first knob varies, each with the most careful setting."""
-    policies = turned(recording, policy, first_values(recording, policy, steps))
+    policies = varied(recording, policy, first_values(recording, policy, steps))
     found: dict[float, ExitPolicy] = {}
     for each in policies:
         found.setdefault(1 - recording.replay(each)[1].double().mean().item() / recording.layers, each)
@@ -172,7 +172,7 @@ def values_of(name: str, exit_depths: list[int]) -> Sequence[float]:
     )
 
 
-def turned(recording: Recording, policy: ExitPolicy, values: Sequence[float]) -> list[ExitPolicy]:
+def varied(recording: Recording, policy: ExitPolicy, values: Sequence[float]) -> list[ExitPolicy]:
     """The policy with its rule's first knob at each of the values that fit its other fields."""
     name = rule_of(policy).knobs(recording.problem_type)[0]
     changes: list[dict[str, Any]] = [{name: value} for value in values]
@@ -199,7 +199,7 @@ def grid(
         policy = replace(base, **knobs)
         if (key := score_key(policy)) not in first:
             first[key] = first_values(recording, policy, steps)
-        yield from turned(recording, policy, first[key])
+        yield from varied(recording, policy, first[key])
 
 
 def judging(recording: Recording) -> list[str]:

@@ -1,4 +1,4 @@
-"""Frontiers to look at: a CSV, a table and a plot of what every criterion reaches."""
+"""The frontier of every criterion as a CSV and a table. The picture is in `plots`."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from .tables import table
 def frontiers(
     recording: Recording, metric: str, config: PFBerxitConfig | None = None, resamples: int = 200
 ) -> dict[str, list[Point]]:
-    """The frontier of every criterion that can judge what was recorded, with 95 % intervals of its scores."""
+    """The frontier of every criterion whose evidence was recorded, with 95 % intervals of its scores."""
     found = {}
     for name in judging(recording):
         points = frontier(sweep(recording, grid(recording, name), metric, config))
@@ -47,7 +47,7 @@ def write_csv(found: dict[str, list[Point]], path: str | Path, clock: Clock | No
 def as_markdown(
     found: Mapping[str, Sequence[Banded]], metric: str, speed_ups: tuple[float, ...] = (1.25, 1.5, 2.0)
 ) -> str:
-    """For every criterion the score at the speed-ups asked for, by layers, or just beyond; a dash where none is."""
+    """For every criterion the score at these layer speed-ups, or just beyond; a dash where it has no such point."""
     titles = ["criterion", *(f"{metric} at {speed_up:g}×" for speed_up in speed_ups)]
     rows = ([name, *(score_at(points, speed_up) for speed_up in speed_ups)] for name, points in found.items())
     return table(titles, rows)

@@ -1,4 +1,4 @@
-"""What rows cost in multiply-adds, counted as ELUE counts them.
+"""Multiply-adds (MACs) of layers, adapters and exits, counted as ELUE counts them.
 
 A linear layer costs inputs x outputs per position, attention 2 for every pair of positions and head and 2 for each of
 its dimensions, a LayerNorm 2 per element; activations, biases and embeddings are free. One layer of 768 dimensions over
@@ -35,7 +35,7 @@ def adapter_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count) -> Cou
 
 
 def module_macs(module: nn.Module, tokens: Count) -> Count:
-    """What one module does over `tokens` positions by itself, without those inside it; `pair_macs` adds to that."""
+    """One module over `tokens` positions, without the modules inside it; its `pair_macs`, if it has any, included."""
     pairs = module.pair_macs(tokens) if hasattr(module, "pair_macs") else 0
     if isinstance(module, (nn.Linear, nn.Conv1d)):  # every weight once per position
         return tokens * module.weight.numel() + pairs
@@ -43,9 +43,9 @@ def module_macs(module: nn.Module, tokens: Count) -> Count:
 
 
 def token_macs(encoder: PreTrainedConfig, token_layers: Tensor) -> Tensor:
-    """Rows whose tokens leave on their own: the layer each token leaves after (B, n), 0 at padding -> (B,).
+    """Rows whose tokens exit on their own: the layer each token exits after (B, n), 0 at padding -> (B,).
 
-    A token that has left costs its key and its value in every later layer, nothing more.
+    A token that has exited still costs its key and its value in every later layer.
     """
     depths = torch.arange(1, encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)
     staying = (token_layers[..., None] >= depths).sum(1)  # (B, layers)
@@ -63,7 +63,7 @@ def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count) -> Count:
 
 
 def depth_macs(config: PFBerxitConfig, tokens: Count, exit_depths: list[int]) -> Tensor:
-    """What rows of so many positions have cost after 0, 1, ... n layers, adapters and exits included, (..., n + 1)."""
+    """Rows of so many positions after 0, 1, ... n layers, adapters and exits included, (..., n + 1)."""
     encoder, tokens = config.encoder_config(), torch.as_tensor(tokens).long()
     depths = torch.arange(encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)
     place, beside = PLACEMENTS[config.adapter_placement], adapter_macs(config, encoder.hidden_size, tokens)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers; mid-grey text reads on light and on dark ground.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; mid-grey is legible on light and on dark ground.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 INK = "#7f7f7f"
 MARKERS = "os^D"
@@ -63,7 +63,7 @@ class Timed(Protocol):
 
 
 def exit_depths(groups: dict[str, np.ndarray], layers: int, path: str | Path, title: str) -> Path:
-    """Share of rows that left at each layer, grouped bars, as a PNG with a transparent ground."""
+    """Share of rows that exited at each layer, grouped bars, as a PNG with a transparent ground."""
     figure, (axes,) = panels_of([""], (7, 3.2))
     width, places = 0.8 / len(groups), np.arange(1, layers + 1)
     for number, (name, depths) in enumerate(groups.items()):

@@ -1,4 +1,4 @@
-"""What lower precision does to answers: rows whose exit or label is another one than in fp32, and the time it takes."""
+"""Lower precision against fp32: the share of rows whose exit or prediction changes, and the time of a pass."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -24,7 +24,13 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 
 @dataclass(frozen=True)
 class Changed:
-    """Shares of the rows that leave elsewhere, and that are told another label; the full pass over that in fp32."""
+    """A precision against fp32.
+
+    Args:
+        exits, labels: shares of the rows whose exit, and whose prediction, is another one.
+        milliseconds: per row of a full-depth pass.
+        ratio: that time over fp32's, the median of pairs.
+    """
 
     precision: str
     exits: float
@@ -56,7 +62,7 @@ def compare_precisions(
     model: PFBerxitForSequenceClassification, rows: Dataset, policy: ExitPolicy, precisions: Sequence[str],
     repeats: int = 3,
 ) -> list[Changed]:  # fmt: skip
-    """Record the rows in every precision and replay the policy: what differs from fp32, and what a pass costs."""
+    """Record the rows in every precision, replay the policy on each recording, and time the passes."""
     models = [converted(model, name) for name in dict.fromkeys(["float32", *precisions])]
     recordings = [record(each, rows) for each in models]
     times = interleaved([partial(record, each, rows) for each in models], repeats, warmups=0)
@@ -68,10 +74,10 @@ def compare_precisions(
 
 
 def differences(before: Recording, after: Recording, policy: ExitPolicy) -> tuple[float, float]:
-    """The shares of rows whose exit, and whose answer, is another one."""
+    """The shares of rows whose exit, and whose prediction, is another one."""
     (answers, layers), (others, elsewhere) = before.replay(policy), after.replay(policy)
-    told = ~same_answers(answers, others, before.problem_type, tolerance=0.05)  # a twentieth of a unit
-    return (layers != elsewhere).double().mean().item(), told.double().mean().item()
+    changed = ~same_answers(answers, others, before.problem_type, tolerance=0.05)  # a twentieth of a unit
+    return (layers != elsewhere).double().mean().item(), changed.double().mean().item()
 
 
 def as_markdown(found: list[Changed]) -> str:

@@ -41,7 +41,7 @@ class Recording:
     exit_depths: list[int]  # the layers that have an exit
     problem_type: str
     source: dict[str, Any] = field(default_factory=dict)  # model, encoder, data, versions
-    label_names: list[str] = field(default_factory=list)  # what classes or labels are called, (C,); empty: not known
+    label_names: list[str] = field(default_factory=list)  # of classes or labels, (C,); empty: not known
 
     @property
     def layers(self) -> int:

@@ -1,4 +1,4 @@
-"""What a recording tells beside scores, as tables, pictures and a line for every row."""
+"""Tables, pictures and a file of rows from a recording: where predictions settle, where rows exit, drift."""
 
 import csv
 from pathlib import Path
@@ -19,7 +19,7 @@ Groups = dict[str, dict[str, np.ndarray]]
 
 
 def comparable(before: Recording, after: Recording, policy: ExitPolicy | None) -> Recording:
-    """The earlier recording, if where its rows leave can be held against where those of the later do."""
+    """The earlier recording, if both have the same exits and outputs, so that their exit histograms compare."""
     if policy is None:
         refuse("policy", None, "given with against: drift is a matter of where rows leave")
     shapes = [(each.exit_depths, each.problem_type, each.evidence.logits.shape[2:]) for each in (before, after)]
@@ -32,7 +32,7 @@ def comparable(before: Recording, after: Recording, policy: ExitPolicy | None) -
 
 
 def settling(recording: Recording) -> str:
-    """By layer, the shares of rows first right and settled there; what full depth wastes, and what it spoils."""
+    """By layer, the shares of rows first right and settled there; then wasted layers and overthinking."""
     depths, settled = recording.exit_depths, settled_depth(recording)
     lines = [header(["layer", *map(str, depths)]), shares_line("settled for good (%)", settled, depths)]
     tail = f"Layers run after the answer had settled: {(recording.layers - settled).double().mean():.2f} on average."
@@ -64,7 +64,7 @@ def leaving(recording: Recording, policy: ExitPolicy) -> Groups:
 
 
 def drifting(found: Drift) -> str:
-    """The shares of rows that left at each layer, before and now, and whether chance explains the difference."""
+    """The shares of rows that exited at each layer, before and now, and the test of their difference."""
     layers = [layer for layer in found.after if found.before[layer] or found.after[layer]]
     lines = [header(["rows that leave at layer", *map(str, layers)])]
     for name, shares in (("before (%)", found.before), ("now (%)", found.after)):

@@ -1,4 +1,4 @@
-"""Replay: what any policy would have done, from the evidence that one full-depth pass recorded.
+"""Replay: the answers and executed layers of any policy, from the evidence that one full-depth pass recorded.
 
 The same functions that run online are fed with the recorded logits, so the answers and depths are the same.
 """

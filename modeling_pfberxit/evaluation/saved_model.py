@@ -1,4 +1,4 @@
-"""A saved model and a split of a data set, read by the model's own labels: what commands begin with."""
+"""A saved model and a split of a data set, encoded with the model's own labels; commands begin with these."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def model_and_rows(
     """A saved model, the task with the model's own labels, and a split of its data (or `all` of them), encoded.
 
     Args:
-        columns: what of the data set's columns is named, as `load_task` takes it.
+        columns: the data set's columns that are named, as `load_task` takes them.
     """
     loaded = PFBerxitForSequenceClassification.from_pretrained(model).eval()
     task, data = load_task(dataset, config, **(columns or {}), model=loaded)
@@ -33,7 +33,7 @@ def model_and_rows(
 def recorded(
     model: str, dataset: str, config: str | None, split: str | None, rows: int, columns: dict[str, Any] | None = None
 ) -> tuple[PFBerxitForSequenceClassification, Task, Recording]:
-    """A saved model, the task, and what the model's exits say about a split of its data."""
+    """A saved model, the task, and a recording of the model on a split of its data."""
     loaded, task, encoded = model_and_rows(model, dataset, config, split, rows, columns)
     split = split or task.evaluation_split
     source = {"dataset": task.dataset, "config": task.config, "split": split, "metric": task.metric}

@@ -1,4 +1,4 @@
-"""Markdown tables: their lines, and cells of what was measured beside what is printed."""
+"""Markdown tables, and cells of means over seeds beside the paper's numbers."""
 
 from collections.abc import Iterable, Sequence
 

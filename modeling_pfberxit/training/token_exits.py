@@ -1,4 +1,4 @@
-"""HashEE's hash functions: which layer every token of a vocabulary leaves after."""
+"""HashEE's hash functions: the layer that every token of a vocabulary exits after."""
 
 from collections.abc import Sequence
 
@@ -31,10 +31,10 @@ def fit_token_exits(
         labels: (N,) classes, or (N, C) of 0 and 1; for `mutual_information`.
         special_ids: the tokenizer's `all_special_ids`.
         method: `random` (per token of the vocabulary), `random_each_time` (per occurrence, by a hash of token and
-            position), `frequency` (frequent tokens leave first), `mutual_information` (tokens that tell most about the
-            label leave first), `clustered` (k-means over the word embeddings; the cluster whose norms
-            add up to least leaves first).
-        layers: the lowest and the highest layer tokens leave after; default: all.
+            position), `frequency` (frequent tokens exit first), `mutual_information` (tokens that inform most about the
+            label exit first), `clustered` (k-means over the word embeddings; the cluster whose norms
+            add up to least exits first).
+        layers: the lowest and the highest layer tokens exit after; default: all.
         buckets: how many groups of equal size; default: one per layer.
 
     Raises:
@@ -82,7 +82,7 @@ def bucket_of_tokens(
     method: str, seen: np.ndarray, token_ids: Sequence[Sequence[int]], labels: np.ndarray,
     model: PFBerxitForSequenceClassification, buckets: int, seed: int,
 ) -> np.ndarray:  # fmt: skip
-    """The bucket of every seen token, those of bucket 0 leaving first."""
+    """The bucket of every seen token; bucket 0 exits first."""
     if method == "clustered":
         vectors = model.get_input_embeddings().weight.detach().float().cpu().numpy()[seen]
         return cluster_buckets(vectors, buckets, seed)

@@ -1,4 +1,4 @@
-"""Static use: the first k layers of a model as a plain smaller model (ElasticBERT's other way to be faster)."""
+"""Static exits: the first k layers of a model as a smaller model (ElasticBERT's static usage)."""
 
 import torch
 
@@ -15,7 +15,7 @@ def truncate(model: PFBerxitForSequenceClassification, layers: int) -> PFBerxitF
     It holds its own encoder (`adapter_only=False`), so it saves and loads like any other.
 
     Raises:
-        ValueError: there is no exit at that layer, or the encoder's layers cannot be counted off one by one.
+        ValueError: there is no exit at that layer, or the encoder shares layers between depths in groups.
     """
     if layers not in model.exit_depths:
         refuse("layers", layers, f"a layer with an exit: {model.exit_depths}")
@@ -37,7 +37,7 @@ def truncate(model: PFBerxitForSequenceClassification, layers: int) -> PFBerxitF
 
 
 def truncated_config(model: PFBerxitForSequenceClassification, encoder: dict, layers: int) -> PFBerxitConfig:
-    """The model's config for the smaller encoder; what was measured on the larger one is left behind."""
+    """The model's config for the smaller encoder; operating points and hashes of the larger one are dropped."""
     values = model.config.to_diff_dict()
     for name in ("base_model_name_or_path", "base_model_revision", "base_model_sha256", "weights_sha256"):
         values[name] = None

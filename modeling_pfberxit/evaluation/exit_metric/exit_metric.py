@@ -1,4 +1,4 @@
-"""A score together with what it cost, as an `evaluate` metric that loads from this folder, without the Hub."""
+"""A task's score beside its cost in layers, as an `evaluate` metric that loads from this folder, without the Hub."""
 
 import datasets
 import evaluate
@@ -6,7 +6,7 @@ import numpy as np
 
 from modeling_pfberxit.data.metrics import METRICS, score
 
-_DESCRIPTION = "The score of a task beside where rows left: mean layer, layers saved, speed-up by layers, histogram."
+_DESCRIPTION = "The score of a task beside where rows exited: mean layer, layers saved, speed-up by layers, histogram."
 _INPUTS = """
 Args:
     predictions: logits of every row (one value in regression).
