@@ -29,7 +29,7 @@ from .workload import Batch
 Answer = Callable[[Batch], Tensor]
 
 # Each with one more short cut than the one before. The first runs a batch as PABEE's code does: all rows to the end of
-# the slowest.
+# the slowest one.
 SHORT_CUTS = {
     "all rows wait for the slowest": Execution(token_first=False, drop_rows=False, trim=False, fused=False),
     "rows leave": Execution(token_first=False, trim=False, fused=False),
@@ -115,7 +115,7 @@ def onnx_runtime(stock: PreTrainedModel) -> dict[str, Answer]:
         paths = [str(Path(folder) / f"{name}.onnx") for name in ("exported", "plain", "int8")]
         names = ["input_ids", "attention_mask"]
         torch.onnx.export(
-            LogitsOnly(stock), (sample, sample), paths[0], input_names=names, output_names=["logits"],
+            LogitsOnly(stock).eval(), (sample, sample), paths[0], input_names=names, output_names=["logits"],
             dynamic_shapes=(free, free), dynamo=True, verbose=False,
         )  # fmt: skip
         graph = onnx.load(paths[0])

@@ -93,7 +93,7 @@ class Commands:
 
 
 def benchmark_commands(rows: int, exits: int, say: Callable[[str], None]) -> dict[tuple[str, str], float]:
-    """Seconds by problem type and command; `say` is told each line of the table as it is measured."""
+    """Seconds by problem type and command; `say` is called with each line of the table as it is measured."""
     say(f"\n{rows:,} rows x {exits} exits, {torch.get_num_threads()} threads\n")
     say(header(["recording", "command", "seconds"], align="ll"))
     seconds = {}

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..evaluation.tables import header, line
+from ..evaluation.tables import table
 from ..evaluation.timing import interleaved
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from .baselines import OURS, SHORT_CUTS, answers_of, with_short_cuts
@@ -98,12 +98,12 @@ def profiles(
     stock: torch.nn.Module, ours: PFBerxitForSequenceClassification, workloads: Sequence[Workload],
     saved: Sequence[float], repeats: int, say: Callable[[str], None],
 ) -> str:  # fmt: skip
-    """Tables for every workload and share of layers to save; `say` is told each as it is finished."""
+    """Tables for every workload and share of layers to save; `say` is called with each as it is finished."""
     tables = []
     for workload, goal in product(workloads, saved):
-        for table in tables_of(stock, ours, workload, goal, repeats):
-            tables.append(table)
-            say(table + "\n")
+        for text in tables_of(stock, ours, workload, goal, repeats):
+            tables.append(text)
+            say(text + "\n")
     return "\n\n".join(tables)
 
 
@@ -137,10 +137,8 @@ def as_table(parts: list[Part], allowed: float, measured: float) -> str:
         measured: of the call without the profiler.
     """
     total = sum(part.ms for part in parts)
-    lines = [header(["", "calls", "ms/row", "share"])]
-    lines += [
-        line([part.name, f"{part.calls:g}", f"{part.ms:.3f}", f"{100 * part.ms / total:.1f} %"]) for part in parts
-    ]
-    lines.append(line(["all, with the profiler", "", f"{total:.3f}", "100 %"]))
-    lines.append(line(["without it", "", f"{measured:.3f}", ""]))
-    return "\n".join([*lines, line(["stock model's time for as many layers", "", f"{allowed:.3f}", ""])])
+    rows = [[part.name, f"{part.calls:g}", f"{part.ms:.3f}", f"{100 * part.ms / total:.1f} %"] for part in parts]
+    rows.append(["all, with the profiler", "", f"{total:.3f}", "100 %"])
+    rows.append(["without it", "", f"{measured:.3f}", ""])
+    rows.append(["stock model's time for as many layers", "", f"{allowed:.3f}", ""])
+    return table(["", "calls", "ms/row", "share"], rows)

@@ -13,7 +13,7 @@ from ..model.exits import SINGLE_LABEL, Evidence
 
 
 def benchmark_replay(rows: int, exits: int, say: Callable[[str], None], settings: int = 10_000) -> dict[str, float]:
-    """Seconds for so many settings of each criterion that reads logits alone; `say` is told each line of the table."""
+    """Seconds for so many settings of each criterion that reads logits alone; `say` is called with each line."""
     torch.manual_seed(0)
     lengths, depths = torch.full((rows,), 32), list(range(1, exits + 1))
     recording, seconds = Recording(Evidence(torch.randn(rows, exits, 2)), lengths, None, depths, SINGLE_LABEL), {}

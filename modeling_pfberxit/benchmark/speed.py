@@ -39,15 +39,15 @@ from .workload import Batch, Workload, of_one_length, of_recorded_lengths, recor
 
 @dataclass(frozen=True)
 class Line:
-    """A measured case: milliseconds a row of the stock model and its own, their ratio taken pair by pair."""
+    """A measured case."""
 
     batch: int
     workload: str
     case: str
-    saved: float
-    stock_ms: float
-    ms: float
-    speed_up: float
+    saved: float  # share of the layers
+    stock_ms: float  # per row
+    ms: float  # per row
+    speed_up: float  # over the stock model: the median of ratios taken pair by pair
 
     @property
     def efficiency(self) -> float:
@@ -103,7 +103,7 @@ def benchmark(
 
     Args:
         saved: shares of the layers to save.
-        say: is told what is timed, and a table for every workload.
+        say: called with what is timed, and with a table for every workload.
         rivals: time ONNX Runtime as well, where it is installed.
         compiled: time the stock model and ours under `torch.compile` as well.
     """

@@ -34,7 +34,7 @@ def measured(
     Args:
         knobs: further fields of the model's config to set.
         saved: the shares of layers to save.
-        say: is told what is trained.
+        say: called with a line if it is trained.
     """
     config = PFBerxitConfig.from_backbone(run.backbone, **{**MODES[mode], **knobs})
     return measure(trained(folder, run, config, say), " ".join([mode, *map(str, knobs.values())]), saved)

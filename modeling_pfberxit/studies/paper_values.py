@@ -1,4 +1,4 @@
-"""What PF-BERxiT's paper prints in its tables, to stand beside what is measured here.
+"""What PF-BERxiT's paper prints in its tables, to be set beside what is measured here.
 
 ALBERT-base, GLUE development sets, median of five runs, scores times 100. The baselines of Table 5 cannot be ALBERT's:
 they are digit for digit those that F-PABEE's Table 1 gives for BERT-base.

@@ -59,7 +59,7 @@ class Trained:
 
 
 def trained(folder: Path, run: Run, config: PFBerxitConfig, say: Callable[[str], None], progress: str = "") -> Trained:
-    """The recordings of one training, from `folder` or made now; `say` is told of a training.
+    """The recordings of one training, from `folder` or made now; `say` is called when one is trained.
 
     Their facts have the names that this run has for encoder and data, whatever those were called when it was trained.
     """
