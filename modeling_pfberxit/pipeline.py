@@ -1,5 +1,8 @@
-"""A pipeline whose calls take an exit policy. The stock one hands whatever it does not know to the tokenizer, which
-drops it; with that one, set `pipe.model.config.exit_policy`, or pass `model_kwargs={"exit_policy": ...}`."""
+"""A pipeline whose calls take an exit policy.
+
+The stock one hands whatever it does not know to the tokenizer, which drops it; with that one, set
+`pipe.model.config.exit_policy`, or pass `model_kwargs={"exit_policy": ...}`.
+"""
 
 from typing import Any
 

@@ -1,12 +1,12 @@
-"""The small trained modules inside the encoder: adapters (eq. 1), late prompts, and HashEE's table of token depths.
+"""The small modules inside the encoder: adapters (eq. 1), late prompts, and HashEE's table of token depths.
 
 Equation 1 is A(x) = W_up f(g(W_down x)), beside a frozen sub-layer; f is a sub-learning module on the bottleneck of
 width r. The paper's equation shows neither biases nor norms, but its parameter counts (Table 2) come out only with a
 bias in both projections, a LayerNorm over the hidden size and, in the convolution and the self-attention, one over the
-bottleneck. Where adapters stand in a layer is a matter of `layers`.
+bottleneck. Where an adapter's output is added in a layer is in `layers`; when prompts join, in `loop`.
 
-Every sub-learner says how far it reaches: how many positions away another token may stand and still change a token's
-output (0: not at all; None: any token). Padding is never read.
+Every sub-learner has a `reach`: how many positions away a token can be and still change another one's output (0: none;
+None: any distance). Padding is never read.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedConfig
+from transformers import initialization as init
 
 from .validation import refuse
 
@@ -27,26 +28,28 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class Identity(nn.Module):
-    """ "PF-orig": nothing between the projections."""
+class SubLearner(nn.Module):
+    """f of eq. 1, on the bottleneck: (B, n, r) -> (B, n, r)."""
 
-    reach = 0
+    reach: int | None = 0
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
 
+
+class Identity(SubLearner):
+    """Nothing between the projections ("PF-orig")."""
+
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
-        """As it came."""
+        """Give back x."""
         return hidden_states
 
 
-class Mlp(nn.Module):
+class Mlp(SubLearner):
     """A fully connected layer, token by token."""
 
-    reach = 0
-
-    def __init__(self, config: PreTrainedConfig):
-        super().__init__()
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
         self.dense = nn.Linear(config.adapter_dim, config.adapter_dim)
 
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
@@ -54,15 +57,15 @@ class Mlp(nn.Module):
         return self.dense(hidden_states)
 
 
-class Conv(nn.Module):
+class Conv(SubLearner):
     """A convolution along the sentence and a non-linearity, in two readings of equal size.
 
     Kernel 3 (or wider): depth-wise, then point-wise, no biases: k r + r^2 weights. Kernel 1: point-wise with bias and a
     LayerNorm: r^2 + 3 r. For the paper's r = 32 both make 1,120.
     """
 
-    def __init__(self, config: PreTrainedConfig):
-        super().__init__()
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
         r, kernel = config.adapter_dim, config.adapter_conv_kernel
         if kernel % 2 == 0:
             refuse("adapter_conv_kernel", kernel, "odd, so that the convolution is centred")
@@ -75,7 +78,7 @@ class Conv(nn.Module):
         self.activation = ACTIVATIONS[config.adapter_activation]()
 
     def forward(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Tensor:  # (B, n, r) -> (B, n, r)
-        """Along the sentence; padding counts as zero."""
+        """Convolve along the sentence; padding counts as zero."""
         if self.depthwise is not None:
             if padding_mask is not None:
                 hidden_states = hidden_states * padding_mask[..., None]
@@ -83,13 +86,13 @@ class Conv(nn.Module):
         return self.activation(self.norm(self.pointwise(hidden_states)))
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(SubLearner):
     """Multi-head self-attention on the bottleneck, residual and LayerNorm, then a non-linearity."""
 
     reach = None
 
-    def __init__(self, config: PreTrainedConfig):
-        super().__init__()
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
         r, self.heads = config.adapter_dim, config.adapter_num_heads
         if r % self.heads:
             refuse("adapter_num_heads", self.heads, f"a divisor of adapter_dim={r}")
@@ -112,7 +115,12 @@ class SelfAttention(nn.Module):
         return 2 * tokens * tokens * (self.heads + self.query.in_features)
 
 
-SUBLEARNERS = {"identity": Identity, "self_attention": SelfAttention, "conv": Conv, "mlp": Mlp}
+SUBLEARNERS: dict[str, type[SubLearner]] = {
+    "identity": Identity,
+    "self_attention": SelfAttention,
+    "conv": Conv,
+    "mlp": Mlp,
+}
 
 
 class Placement(NamedTuple):
@@ -145,7 +153,7 @@ class OutputNorm(nn.LayerNorm):
 class Adapter(nn.Module):
     """One adapter: norm, down to r, g, f, up to d, scale."""
 
-    def __init__(self, config: PreTrainedConfig, hidden_size: int):
+    def __init__(self, config: PreTrainedConfig, hidden_size: int) -> None:
         super().__init__()
         place = config.adapter_layer_norm
         self.norm = nn.LayerNorm(hidden_size) if place == "in" else nn.Identity()
@@ -170,8 +178,11 @@ class Adapter(nn.Module):
 
 
 @torch.no_grad()
-def init_adapter_weights(module: nn.Module, init) -> None:
-    """Zero the leaf that closes the adapter; `transformers` never calls its hook on modules without own parameters."""
+def init_adapter_weights(module: nn.Module) -> None:
+    """Zero the module that closes an adapter, so that a new one adds nothing.
+
+    Keyed by class: `transformers` calls this for modules with parameters of their own, never for the adapter.
+    """
     if isinstance(module, (UpProjection, OutputNorm)):
         init.zeros_(module.weight)
         init.zeros_(module.bias)
@@ -183,7 +194,7 @@ def init_adapter_weights(module: nn.Module, init) -> None:
 class Prompts(nn.Module):
     """Makes p prompts for every row: (B, n, d) and 1 for tokens, 0 for padding (B, n) -> (B, p, d)."""
 
-    def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int):
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int) -> None:
         super().__init__()
         if config.prompt_layer >= layers:
             refuse(
@@ -195,7 +206,7 @@ class Prompts(nn.Module):
 class Table(Prompts):
     """The same prompts for every row."""
 
-    def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int):
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int) -> None:
         super().__init__(config, hidden_size, layers)
         self.table = nn.Embedding(self.length, hidden_size)
 
@@ -207,7 +218,7 @@ class Table(Prompts):
 class FromFirst(Prompts):
     """NPG: all of them from the row's first token."""
 
-    def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int):
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int) -> None:
         super().__init__(config, hidden_size, layers)
         self.down = nn.Linear(hidden_size, config.prompt_dim)
         self.up = nn.Linear(config.prompt_dim, hidden_size * self.length)
@@ -222,7 +233,7 @@ class FromSlots(Prompts):
 
     largest = False
 
-    def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int):
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int) -> None:
         super().__init__(config, hidden_size, layers)
         self.down = nn.Linear(hidden_size, config.prompt_dim)
         self.up = nn.Linear(config.prompt_dim, hidden_size)
@@ -243,8 +254,11 @@ GENERATORS = {"none": None, "table": Table, "npg": FromFirst, "mppg": FromLarges
 
 
 def slot_members(hidden_states: Tensor, padding_mask: Tensor | None, slots: int) -> Tensor:
-    """Which tokens fall into which of p slots, (B, p, n): slot j of a row of n tokens holds floor(j n / p) up to, but
-    without, ceil((j + 1) n / p), as adaptive pooling has it. Slots overlap where n is no multiple of p."""
+    """Which tokens fall into which of p slots, (B, p, n).
+
+    Slot j of a row of n tokens holds floor(j n / p) up to, but without, ceil((j + 1) n / p), as adaptive pooling has
+    it. Slots overlap where n is no multiple of p.
+    """
     longest = hidden_states.shape[1]
     tokens = torch.ones_like(hidden_states[..., 0]) if padding_mask is None else padding_mask
     lengths = (tokens != 0).sum(-1, keepdim=True)
@@ -266,16 +280,17 @@ def pool_slots(values: Tensor, slots: Tensor, largest: bool) -> Tensor:
 # ---- tokens that leave on their own ----------------------------------------------------------------------------------
 
 DRAWN = 0  # in the table: every occurrence draws its own layer
-WORD = 0xFFFFFFFF
+WORD = 0xFFFFFFFF  # 32 bits; products of two such numbers would leave int64, so `scramble` multiplies by less
 
 
 class TokenExits(nn.Module):
-    """The table: the last layer every token of the vocabulary queries at. A new one sends all tokens to the end."""
+    """HashEE's table: the last layer at which each token of the vocabulary queries; in a new one, the last layer."""
 
-    def __init__(self, config: PreTrainedConfig, vocabulary: int, layers: int):
+    def __init__(self, config: PreTrainedConfig, vocabulary: int, layers: int) -> None:
         super().__init__()
         self.layers, self.seed = layers, config.token_exit_seed
-        self.low, self.high = config.token_exit_range or (1, layers)
+        drawn: tuple[int, int] = config.token_exit_range or (1, layers)
+        self.low, self.high = drawn
         self.register_buffer("depths", torch.full((vocabulary,), layers, dtype=torch.int16))
 
     def forward(self, input_ids: Tensor, padding_mask: Tensor | None) -> Tensor:
@@ -289,13 +304,13 @@ class TokenExits(nn.Module):
 
 
 def resize(table: TokenExits, vocabulary: int) -> None:
-    """Fit the table to a vocabulary of another size; new tokens go to the end."""
+    """Fit the table to a vocabulary of another size; new tokens query at all layers."""
     kept = table.depths[:vocabulary]
     table.depths = torch.cat([kept, kept.new_full((vocabulary - len(kept),), table.layers)])
 
 
 def check_reach(depths: nn.Module, exits: nn.Module | None) -> None:
-    """Refuse adapters that look at a token's neighbours: they may have left, or stand elsewhere than in the text."""
+    """Refuse adapters that read a token's neighbours: positions are sorted anew, and some are no longer computed."""
     inside, beside = (
         [module.reach for module in part.modules() if isinstance(module, Adapter)]
         for part in (depths, nn.Module() if exits is None else exits)
@@ -313,7 +328,7 @@ def scramble(token: Tensor, position: Tensor, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def init_token_exits(module: nn.Module, init) -> None:
-    """A table that no checkpoint fills sends all tokens to the end."""
+def init_token_exits(module: nn.Module) -> None:
+    """A table that no checkpoint fills: all tokens query at all layers."""
     if isinstance(module, TokenExits):
         init.constant_(module.depths, module.layers)

@@ -2,7 +2,8 @@
 
 All of them are the same post-LayerNorm arithmetic under other attribute names. A family is a short view of the stock
 `transformers` layer; the stock modules keep the weights and do the work. The forward pass takes the keys and values
-apart from the rows that query them, so that a layer can be run for some positions and not others.
+apart from the rows that query them, so that a layer can be run for some positions and not others. Adapters are added in
+`layers`; which pretrained encoder is loaded is in `persistence`.
 """
 
 from collections.abc import Callable
@@ -54,7 +55,8 @@ class EncoderFields:
 
     def to_dict(self) -> dict[str, Any]:
         """As in `transformers`, with the encoder's sizes, which PEFT reads here."""
-        return {**super().to_dict(), **{name: getattr(self, name) for name in USUAL & self._encoder_fields().keys()}}
+        sizes = {name: getattr(self, name) for name in USUAL & self._encoder_fields().keys()}
+        return {**super().to_dict(), **sizes}  # type: ignore[misc]  # of the config this is mixed into
 
     def take_back(self, values: dict[str, Any]) -> None:
         """Drop from a config's values the sizes that `to_dict` added; refuse others than the encoder's."""
@@ -64,7 +66,8 @@ class EncoderFields:
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What config.json holds: the encoder's sizes stand in `backbone_config` alone."""
-        return {name: value for name, value in super().to_diff_dict().items() if name not in USUAL}
+        values = super().to_diff_dict()  # type: ignore[misc]  # of the config this is mixed into
+        return {name: value for name, value in values.items() if name not in USUAL}
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ class EncoderLayer:
         return self.key(hidden_states), self.value(hidden_states)
 
     def attend(self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """y for the rows that query, (B, q, d), and the attention weights (B, heads, q, n) where eager keeps them."""
+        """Attention's output y of the querying positions (B, q, d); weights (B, heads, q, n) where eager keeps them."""
         stock = self.attention
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(stock.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout.p if stock.training else 0.0
@@ -113,9 +116,6 @@ class EncoderLayer:
     def _heads(self, projected: Tensor) -> Tensor:  # (B, n, d) -> (B, heads, n, d/heads)
         # Not `unflatten`: the older of the two ONNX exporters would hold on to this call's length.
         return projected.view(*projected.shape[:-1], -1, self.attention.attention_head_size).transpose(1, 2)
-
-
-# ---- families -------------------------------------------------------------------------------------------------------
 
 
 def albert_layer(layer: nn.Module) -> EncoderLayer:
@@ -220,7 +220,8 @@ def table_sizes(backbone: PreTrainedModel) -> dict[str, int]:
     """For how many ids of each kind the encoder has an embedding; kinds the family does not know are left out."""
     tables = {"input_ids": "word", "token_type_ids": "token_type", "position_ids": "position"}
     modules = {name: getattr(backbone.embeddings, f"{kind}_embeddings", None) for name, kind in tables.items()}
-    return {name: table.num_embeddings for name, table in modules.items() if hasattr(table, "num_embeddings")}
+    known = {name: table for name, table in modules.items() if table is not None}
+    return {name: table.num_embeddings for name, table in known.items() if hasattr(table, "num_embeddings")}
 
 
 def check_kinds(inputs_embeds: Tensor | None = None, **ids: Tensor | None) -> None:

@@ -1,4 +1,7 @@
-"""Loading and saving: a model that travels without its encoder and finds it again, and the parts all models have."""
+"""`PFBerxitPreTrainedModel`: the parts all models are made of, and loading and saving them without their encoder.
+
+What a call does with the parts is in `modeling_pfberxit` and `loop`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import logging
 
 from .adapters import GENERATORS, TokenExits, check_reach, init_adapter_weights, init_token_exits, resize
@@ -27,7 +29,6 @@ from .configuration_pfberxit import PFBerxitConfig
 from .exits import Exits, init_exit_weights
 from .identity import (
     blueprint,
-    check_blueprint,
     check_carried_over,
     check_state_dict,
     drop_measured,
@@ -52,8 +53,8 @@ from .load_options import (
 )
 from .loop import Execution
 from .persistence import (
-    check_adapter_only,
     check_base,
+    check_saveable,
     check_shared,
     check_sharing,
     load_backbone,
@@ -61,7 +62,7 @@ from .persistence import (
     verify_checkpoint,
 )
 from .rows import Rows
-from .strategies import check_without_peft, in_use
+from .strategies import in_use
 from .validation import refuse
 
 logger = logging.get_logger(__name__)
@@ -77,7 +78,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["AdaptedLayer"]  # and the encoder's own
     execution = Execution()  # which short cuts the loop takes; answers are the same without them
 
-    def __init__(self, config: PFBerxitConfig):
+    def __init__(self, config: PFBerxitConfig) -> None:
         super().__init__(config)
         encoder = config.encoder_config()
         check_supported(encoder)
@@ -108,7 +109,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         for initialise in (init_adapter_weights, init_exit_weights, init_token_exits):
-            initialise(module, init)
+            initialise(module)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The encoder's embeddings of tokens."""
@@ -118,7 +119,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         """Put other embeddings in their place."""
         self.backbone.set_input_embeddings(value)
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in `transformers`; the table of token depths grows or shrinks with the vocabulary."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if self.token_exits is not None:
@@ -129,7 +130,8 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trained, of how many."""
         total, trained = self.num_parameters(), self.num_parameters(only_trainable=True)
-        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
+        # The name and the line are PEFT's, for whoever switches between the two.
+        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")  # noqa: T201
 
     # ---- what a call is given ---------------------------------------------------------------------------------------
 
@@ -138,15 +140,16 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         states = self.config.output_hidden_states if hidden_states is None else hidden_states
         return states, self.config.output_attentions if attentions is None else attentions
 
-    def _check_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, want_attentions: bool) -> None:
-        """Refuse what this model cannot read or cannot show."""
+    def _check_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, want_attentions: bool) -> Tensor:
+        """The one that is given; refuse what this model cannot read or cannot show."""
         if (input_ids is None) == (inputs_embeds is None):
             refuse("input_ids", None if input_ids is None else "...", "given, or inputs_embeds: exactly one of them")
         if want_attentions and self.backbone.config._attn_implementation != "eager":
             refuse("output_attentions", True, "False unless the model was loaded with attn_implementation='eager'")
         if self.token_exits is not None and (want_attentions or input_ids is None):
             name = "output_attentions" if want_attentions else "inputs_embeds"
-            refuse(name, "...", "left out: with token_exits, input_ids say which tokens still ask")
+            refuse(name, "...", "left out: with token_exits, input_ids say which tokens still query")
+        return inputs_embeds if input_ids is None else input_ids
 
     def _start(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, token_type_ids: Tensor | None,
@@ -211,7 +214,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         config: PreTrainedConfig | str | os.PathLike | None = None,
         backbone: nn.Module | None = None,
         **kwargs: Any,
-    ):
+    ) -> Any:
         """Load a checkpoint; an adapter checkpoint fetches the encoder it is pinned to.
 
         Args:
@@ -338,13 +341,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
 
     def _check_saveable(self) -> None:
         """Refuse to write what would not be this model when it is loaded."""
-        check_without_peft(self)
-        check_blueprint(self)
-        if self.config.adapter_only:
-            check_adapter_only(self)
-        if (tokens := self.get_input_embeddings().num_embeddings) != self.config.vocab_size:
-            refuse("vocab_size", self.config.vocab_size, f"{tokens}, as many as there are embeddings: "
-                   "model.resize_token_embeddings, not model.backbone's, changes both")  # fmt: skip
+        check_saveable(self)
         self._mark_backbone_keys()
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:

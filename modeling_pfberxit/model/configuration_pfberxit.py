@@ -1,4 +1,4 @@
-"""Every knob of PF-BERxiT, with the paper's symbol."""
+"""`PFBerxitConfig`: every knob, its symbol, default and check. What a knob does is in the file that reads it."""
 
 import os
 from dataclasses import asdict, fields, make_dataclass
@@ -105,7 +105,7 @@ ExitFields = make_dataclass(
 )
 
 
-class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):
+class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: ignore[misc, valid-type]  # made above
     """The configuration of a [`PFBerxitForSequenceClassification`]. Values are checked when they are assigned.
 
     Args:
@@ -248,7 +248,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):
             value = os.path.abspath(value) if isinstance(value, (str, os.PathLike)) and os.path.isdir(value) else value
         if not self._knows(name):
             if (field := self._encoder_fields().get(name)) is not None:
-                name, value = "backbone_config", {**self.backbone_config, field: value}
+                name, value = "backbone_config", {**(self.backbone_config or {}), field: value}
             else:
                 no_misspelling(name, CHECKS, POLICY_CHECKS)
         super().__setattr__(name, CHECKS[name](name, value) if name in CHECKS else value)
@@ -284,12 +284,11 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):
     def from_backbone(
         cls, backbone: str | os.PathLike | PreTrainedConfig, *, revision: str | None = None, **knobs: Any
     ) -> "PFBerxitConfig":
-        """The configuration for an encoder: a Hub id, a folder, or its `transformers` config (no base to refer to); or
-        another `PFBerxitConfig`, with some values changed.
+        """The configuration for an encoder, or another `PFBerxitConfig` with some values changed.
 
-        A Hub id is pinned to the commit that `revision` names today. Hub options (`token`, `cache_dir`,
-        `local_files_only`) may stand among the knobs; `system` stands for all the values of a published system, and
-        `exit_policy` for the `exit_*` fields, as at a load.
+        The encoder is a Hub id, a folder, or its `transformers` config (no base to refer to). A Hub id is pinned to the
+        commit that `revision` names today. Knobs may include Hub options (`token`, `cache_dir`, `local_files_only`),
+        `system` for all the values of a published system, and `exit_policy` for the `exit_*` fields, as at a load.
         """
         if (system := knobs.get("system")) is not None:
             check_system(system)
@@ -302,13 +301,13 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):
             refuse("knobs", sorted(unknown), "fields of PFBerxitConfig")
         if isinstance(backbone, PreTrainedConfig) and revision is not None:
             refuse("revision", revision, "left out with a config object: it names no repository")
-        if getattr(backbone, "model_type", None) == cls.model_type:  # change what is there
+        if isinstance(backbone, PreTrainedConfig) and backbone.model_type == cls.model_type:
             published = {} if system is None else SYSTEMS[system].knobs(num_depths(backbone.encoder_config()))
             changes = {"operating_points": {}, **published, **knobs}  # those were measured on another model's exits
             if {"train_backbone", "base_model_name_or_path"} & changes.keys():
                 changes.setdefault("adapter_only", None)  # what it is by default depends on these
             return cls.from_dict({**backbone.to_diff_dict(), **changes})
-        base = {}
+        base: dict[str, Any] = {}
         if not isinstance(backbone, PreTrainedConfig):
             check_pretrained_name("backbone", backbone)
             name = os.path.abspath(backbone) if os.path.isdir(backbone) else os.fspath(backbone)

@@ -2,11 +2,12 @@
 
 A criterion works in two steps:
 
-* a score (file `scores`) condenses an exit's evidence. It knows neither the threshold tau nor the patience t;
-* a decision (file `decisions`) holds the score against tau and t, and says which rows may stop here.
+* a score condenses an exit's evidence, without the threshold tau and the patience t;
+* a decision compares the score with tau and t, and says which rows may exit here.
 
-So recorded evidence can be scored once and decided ten thousand times. Rows never see each other: what is remembered
-lies in tensors whose first dimension is the row. A new criterion is a score and an entry in `CRITERIA`.
+So recorded evidence is scored once and decided ten thousand times. Rows are independent of each other: a rule's memory
+(`exits.ExitState`) is tensors whose first dimension is the row. A new criterion is a score and an entry in `CRITERIA`;
+both kinds of functions are in `scores`, the values users set in `exit_policy`.
 """
 
 from __future__ import annotations
@@ -61,12 +62,12 @@ def at_once(policy: PolicyFields) -> int:
 
 
 def after_patience(policy: PolicyFields) -> int:
-    """The rule wants t exits to speak for leaving."""
+    """The rule fires at the t-th exit at the earliest: t of them must be on tau's side."""
     return policy.patience
 
 
 def after_comparing(policy: PolicyFields) -> int:
-    """The rule wants t exits to agree with the one before."""
+    """The rule fires at the exit behind the t-th at the earliest: t of them are compared with the one before."""
     return policy.patience + 1
 
 
@@ -85,13 +86,13 @@ def anything(policy: PolicyFields, exit_depths: list[int]) -> None:
 
 
 def within_window(policy: PolicyFields, exit_depths: list[int]) -> None:
-    """Refuse to wait for more exits than are looked at."""
+    """Refuse a patience that the window cannot hold."""
     if policy.patience > policy.window:
         refuse("exit_patience", policy.patience, f"at most exit_window={policy.window}: it counts within the window")
 
 
 def at_an_exit(policy: PolicyFields, exit_depths: list[int]) -> None:
-    """Refuse to stop where nobody answers."""
+    """Refuse an appointed layer without an exit."""
     if policy.appointed_layer not in exit_depths:
         refuse("exit_appointed_layer", policy.appointed_layer, f"a layer with an exit: {exit_depths}")
 
@@ -100,7 +101,7 @@ EVERY_PROBLEM = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 
 class Criterion(NamedTuple):
-    """A rule: when a row leaves, in words and in functions, what it can judge, and what it needs for that.
+    """A rule: when a row leaves, in words and in functions, for which problems, and by which evidence.
 
     Which fields of the policy a rule reads, its functions declare. From this derive the checks of a policy, what a
     search varies, what replay may share, how a policy is described, and README's table.
@@ -117,9 +118,8 @@ class Criterion(NamedTuple):
     problem_types: tuple[str, ...] = (SINGLE_LABEL, MULTI_LABEL)
     threshold_for: tuple[str, ...] = EVERY_PROBLEM  # where its decision hangs on tau, if it reads one
     needs_evidence: str | None = None  # the config's field that makes exits emit it
-    own: Callable[[PolicyFields], bool] = lambda policy: (
-        True
-    )  # whether an exit that fires and the last one answer alone
+    # Whether a row's answer is always the logits of the exit it exits at, which replay may then take as they are.
+    own: Callable[[PolicyFields], bool] = lambda policy: True
     each_exit: bool = False  # whether its score is one for each of the earlier exits, (B, m), instead of one, (B,)
     varied: tuple[str, ...] = ()  # what a search varies beside the fields that the decision reads
     fits: Callable[[PolicyFields, list[int]], None] = anything  # refuses fields that do not fit each other or the exits
@@ -140,7 +140,7 @@ class Criterion(NamedTuple):
         return "threshold" in declared(self.decide) and problem_type in self.threshold_for
 
     def looks_back(self, policy: PolicyFields, exits: int) -> bool:
-        """Whether it has to hear exits at which no row may leave."""
+        """Whether it needs the evidence of exits at which no row may exit."""
         return self.memory(policy, exits) > 0 or "patience" in declared(self.decide)
 
     @property
@@ -245,11 +245,11 @@ def step(evidence: Evidence, state: ExitState, policy: PolicyFields, depth: Tens
     """One exit: score, decide, remember.
 
     Args:
-        depth: (B,) the layer each row stands at, 1-based.
+        depth: (B,) each row's layer, 1-based.
 
     Returns:
-        fire (B,) which rows may stop here, and their answers (B, C); at the last exit the answers of the others count
-        as well. A row whose logits are NaN never fires.
+        Which rows may exit here, (B,), and the logits they answer with, (B, C); at the last exit those of all rows. A
+        row whose logits are NaN never fires.
     """
     rule, now = rule_of(policy), predictions(evidence.logits, state.problem_type)
     fire = rule.decide(score_of(now, evidence, state, policy), state, policy, depth) & (depth >= policy.min_layer)
@@ -259,11 +259,11 @@ def step(evidence: Evidence, state: ExitState, policy: PolicyFields, depth: Tens
 
 
 def chance(state: ExitState, policy: PolicyFields, depth: Tensor, exits: int) -> Tensor:
-    """How likely rows are to stop at the coming exit, whatever it says, (B,): 0 they cannot, 1 they must.
+    """An estimate, before the coming exit is run, of the probability (B,) that a row exits there: 0 never, 1 surely.
 
-    A rule that fires on the lowest and on the highest score there is asks for no evidence; one that fires on neither
-    has not seen enough. Of the others, a row that its last exit spoke for is as likely to stop as not, and any row as
-    likely here as at each of the exits to come.
+    A rule that fires on the lowest and on the highest possible score needs no evidence; one that fires on neither has
+    not counted enough exits. Otherwise it is 1/2 for a row whose count of exits in a row has begun, and for the others
+    as large as at each of the remaining exits.
     """
     rule, (rows, memory) = rule_of(policy), state.past.shape[:2]
     lowest = state.past.new_full((rows, memory) if rule.each_exit else (rows,), -math.inf)

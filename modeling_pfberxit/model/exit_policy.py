@@ -1,7 +1,7 @@
-"""What one call asks for: the exit policy; and the published systems, each a choice of values for the config.
+"""`ExitPolicy`: criterion, tau, t, m ... of one call, checked and put in words; `SYSTEMS`: published methods.
 
-A system is a set of values for `PFBerxitConfig`; nothing else in the code knows its name. Where a paper leaves a value
-open, `reading` says what was chosen here and why.
+A system is a choice of values for `PFBerxitConfig`; nothing else in the code knows its name. Where a paper leaves one
+open, `reading` says what was chosen here and why. What a rule does with its fields is in `criteria`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

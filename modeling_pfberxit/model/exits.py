@@ -1,8 +1,8 @@
-"""Exits: the heads at each chosen depth, the evidence they emit, and how far two predictions are apart.
+"""Exits: how far two predictions are apart, the evidence exits emit, a rule's memory of it, and the heads themselves.
 
 Shapes: B rows, C classes or labels, m exits looked back on. A prediction is a table of log-probabilities (B, L, K):
 single-label L = 1, K = C; multi-label L = C, K = 2 (every label its own two outcomes); regression keeps its values as
-(B, 1, C). What follows from evidence is a matter of `scores` and `criteria`.
+(B, 1, C). What follows from evidence is in `scores` and `criteria`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,20 @@ import torch
 from torch import Tensor, logaddexp, nn
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 
 from .adapters import PLACEMENTS, Adapter
 from .backbones import pooler_dense
 from .strategies import LearnedWeights
 from .validation import refuse
+
+REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
+ROW_WISE = ("past", "seen", "count")  # what an `ExitState` holds of every row
+EMITTED_BY = {"use_lte": "lte", "use_prototypes": "distances"}  # the config's field -> what exits emit beside logits
+NEVER = -1e4  # stands for the log-probability of an outcome that is ruled out: e^NEVER is 0, and 0 * NEVER is no NaN
+
+
+# ---- divergences -----------------------------------------------------------------------------------------------------
 
 
 def kl(i: Tensor, j: Tensor) -> Tensor:
@@ -28,7 +37,7 @@ def kl(i: Tensor, j: Tensor) -> Tensor:
 
     Two identical coin tosses score ln 2 = 0.693, two identical (0.9, 0.1) score 0.325.
     """
-    return -(i.exp() * j.clamp(min=-1e4)).sum(-1)  # an outcome both rule out costs nothing: 0 * -inf would be NaN
+    return -(i.exp() * j.clamp(min=NEVER)).sum(-1)  # an outcome both rule out costs nothing: 0 * -inf would be NaN
 
 
 def rekl(i: Tensor, j: Tensor) -> Tensor:
@@ -91,11 +100,6 @@ DIVERGENCE_ALIASES = {"kd": "kl", "rekd": "rekl", "symkd": "bikl"}  # the names 
 
 # ---- evidence --------------------------------------------------------------------------------------------------------
 
-REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
-ROW_WISE = ("past", "seen", "count")  # what an `ExitState` holds of every row
-EMITTED_BY = {"use_lte": "lte", "use_prototypes": "distances"}  # the config's field -> what exits emit beside logits
-NEVER = -1e4  # stands for the log-probability of an outcome that is ruled out: e^NEVER is 0, and 0 * NEVER is no NaN
-
 
 class Evidence(NamedTuple):
     """What an exit emits for its rows; of a whole recording, with the exits as a second dimension."""
@@ -117,6 +121,11 @@ class Evidence(NamedTuple):
     def cat(cls, rows: list[Evidence]) -> Evidence:
         """The evidence of several groups of rows, one after the other."""
         return cls(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*rows)))
+
+    def required(self, field: str) -> Tensor:
+        """What exits emit where the config's `field` is set, for rules that work by it."""
+        part = getattr(self, EMITTED_BY[field])
+        return refuse(field, False, "True: these exits do not emit what the rule reads") if part is None else part
 
     @property
     def emitted(self) -> list[str]:
@@ -166,7 +175,7 @@ class ExitState:
 
     past: Tensor  # (B, m, L, K) the last m predictions, latest first; NaN where there was none
     seen: Tensor  # (B,) exits passed
-    count: Tensor  # (B,) exits in a row that spoke for leaving
+    count: Tensor  # (B,) exits in a row, up to the latest, whose score was on tau's side
     problem_type: str
 
     @classmethod
@@ -243,7 +252,7 @@ POOLERS: dict[str, Callable[[PreTrainedConfig, int], int]] = {
 class Prototypes(nn.Module):
     """DE3-BERT: one point for every outcome of a prediction, where rows of that outcome gather."""
 
-    def __init__(self, num_labels: int, problem_type: str, hidden_size: int):
+    def __init__(self, num_labels: int, problem_type: str, hidden_size: int) -> None:
         super().__init__()
         self.points = nn.Parameter(torch.empty(*outcomes(num_labels, problem_type), hidden_size).normal_(std=0.02))
 
@@ -258,7 +267,7 @@ class Prototypes(nn.Module):
 class Exits(nn.Module):
     """All exits of a model: a classifier for each, or one for all (`exit_shared`); poolers and LTE heads likewise."""
 
-    def __init__(self, config: PreTrainedConfig, hidden_size: int, exits: int):
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, exits: int) -> None:
         super().__init__()
         heads = 1 if config.exit_shared else exits
         poolers = POOLERS[config.exit_pooler](config, heads)
@@ -278,14 +287,10 @@ class Exits(nn.Module):
         self.dropout = nn.Dropout(config.exit_dropout)
 
     def forward(
-        self,
-        number: int,
-        hidden_states: Tensor,
-        weights: Tensor | None,
-        padding_mask: Tensor | None,
+        self, number: int, hidden_states: Tensor, weights: Tensor | None, padding_mask: Tensor | None,
         backbone_pooler: nn.Linear | None = None,
-    ) -> Evidence:
-        """What exit `number` (0-based) says of the rows.
+    ) -> Evidence:  # fmt: skip
+        """The evidence of exit `number` (0-based).
 
         Args:
             hidden_states: (B, n, d) the layer's output.
@@ -296,13 +301,15 @@ class Exits(nn.Module):
         if len(self.bypass_adapters):
             hidden_states = hidden_states + self.bypass_adapters[number](hidden_states, padding_mask)
         pooled = self.pooling.pool(hidden_states, weights)  # (B, d)
-        pooler = _head(self.poolers, number) or backbone_pooler
+        pooler = _head(self.poolers, number) if len(self.poolers) else backbone_pooler
         pooled = pooled if pooler is None else torch.tanh(pooler(pooled))
-        lte, prototypes = _head(self.ltes, number), _head(self.prototypes, number)
-        # The LTE head watches the exits learn; it must not steer them.
-        score = None if lte is None else torch.sigmoid(lte(pooled.detach()).float()).squeeze(-1)
-        distances = None if prototypes is None else prototypes(pooled)
-        return Evidence(_head(self.classifiers, number)(self.dropout(pooled)), score, distances)
+        evidence = Evidence(_head(self.classifiers, number)(self.dropout(pooled)))
+        if len(self.ltes):  # detached: the LTE head's loss must not move the exit
+            lte = _head(self.ltes, number)(pooled.detach())
+            evidence = evidence._replace(lte=torch.sigmoid(lte.float()).squeeze(-1))
+        if len(self.prototypes):
+            evidence = evidence._replace(distances=_head(self.prototypes, number)(pooled))
+        return evidence
 
     @property
     def positions(self) -> int | None:
@@ -312,7 +319,7 @@ class Exits(nn.Module):
         return None if first is None or reach is None else first + reach
 
     def check_prototypes(self, num_labels: int, problem_type: str) -> None:
-        """Refuse to judge a problem by prototypes that were made for another."""
+        """Refuse prototypes that were made for another problem."""
         if len(self.prototypes) and self.prototypes[0].points.shape[:2] != outcomes(num_labels, problem_type):
             refuse("problem_type", problem_type, "set before the model is made: its prototypes are for another problem")
 
@@ -332,14 +339,14 @@ class Exits(nn.Module):
                 pooler.load_state_dict(pooler_dense(backbone).state_dict())
 
 
-def _head(heads: nn.ModuleList, number: int) -> nn.Module | None:
-    """The exit's own head, the one shared by all, or none."""
-    return heads[number if len(heads) > 1 else 0] if len(heads) else None
+def _head(heads: nn.ModuleList, number: int) -> nn.Module:
+    """The exit's own head, or the one shared by all."""
+    return heads[number if len(heads) > 1 else 0]
 
 
 @torch.no_grad()
-def init_exit_weights(module: nn.Module, init) -> None:
-    """Parameters of the exits that are no linear layers."""
+def init_exit_weights(module: nn.Module) -> None:
+    """Initialise prototypes and learned weights; linear layers are `transformers`' affair."""
     if isinstance(module, Prototypes):
         init.normal_(module.points, std=0.02)
     elif isinstance(module, LearnedWeights):

@@ -1,11 +1,14 @@
-"""Who is who: an encoder is known by its bytes, a model by the values it was built from."""
+"""An encoder is identified by its bytes, a model by the values it was built from; both are checked here.
+
+Where an encoder is found and how its files are checked is in `persistence`.
+"""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,8 +22,22 @@ from .exit_policy import configured_policy
 from .exits import REGRESSION, SINGLE_LABEL
 from .validation import refuse
 
-# What a tensor may have become without being another: the base, loaded again in that dtype, is the same bits.
+logger = logging.get_logger(__name__)
+
+# What a tensor may be cast to without becoming another: the base, loaded in that dtype, has the same bits.
 ROUNDED = {torch.float32: (torch.bfloat16, torch.float16)}
+# Weights of one value mean nothing under another.
+FIXED = (
+    "adapter_sublearner", "adapter_placement", "adapter_dim", "adapter_layer_norm", "adapter_conv_kernel",
+    "adapter_num_heads", "exit_shared", "exit_pooler", "train_pooler", "lte_shared", "prompt_generator",
+    "prompt_length", "prompt_dim",
+)  # fmt: skip
+REMOVABLE = ("use_lte", "use_prototypes")  # may be left out of what was trained with them, not the other way round
+BUILT_FROM = (
+    *FIXED, *REMOVABLE, "backbone_config", "num_labels", "exit_layers", "train_backbone", "adapter_activation",
+    "adapter_scaling", "adapter_dropout", "exit_pooling", "exit_dropout", "token_exits", "token_exit_range",
+    "token_exit_seed",
+)  # fmt: skip
 
 
 class Identity(NamedTuple):
@@ -32,11 +49,11 @@ class Identity(NamedTuple):
             that it may be rounded to.
     """
 
-    file_sha256: str
+    file_sha256: str | None
     tensors: dict[str, tuple[torch.Size, dict[torch.dtype, bytes]]]
 
 
-def identify(backbone: PreTrainedModel, file_sha256: str) -> None:
+def identify(backbone: PreTrainedModel, file_sha256: str | None) -> None:
     """Note what the encoder is, as `backbone.identity`; half a second for BERT-base on two cores."""
     wanted = {
         (name, dtype): tensor
@@ -44,6 +61,7 @@ def identify(backbone: PreTrainedModel, file_sha256: str) -> None:
         for dtype in (tensor.dtype, *ROUNDED.get(tensor.dtype, ()))
     }
     digests = hash_all([(tensor, dtype) for (_, dtype), tensor in wanted.items()])
+    tensors: dict[str, tuple[torch.Size, dict[torch.dtype, bytes]]]
     tensors = {name: (tensor.shape, {}) for name, tensor in tensors_of(backbone).items()}
     for (name, dtype), digest in zip(wanted, digests, strict=True):
         tensors[name][1][dtype] = digest
@@ -126,24 +144,6 @@ def parent_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 # ---- what a model was built from -------------------------------------------------------------------------------------
-
-logger = logging.get_logger(__name__)
-
-# Weights of one value mean nothing under another.
-FIXED = (
-    "adapter_sublearner", "adapter_placement", "adapter_dim", "adapter_layer_norm", "adapter_conv_kernel",
-    "adapter_num_heads", "exit_shared", "exit_pooler", "train_pooler", "lte_shared", "prompt_generator",
-    "prompt_length", "prompt_dim",
-)  # fmt: skip
-REMOVABLE = ("use_lte", "use_prototypes")  # may be left out of what was trained with them, not the other way round
-BUILT_FROM = (
-    *FIXED, *REMOVABLE, "backbone_config", "num_labels", "exit_layers", "train_backbone", "adapter_activation",
-    "adapter_scaling", "adapter_dropout", "exit_pooling", "exit_dropout", "token_exits", "token_exit_range",
-    "token_exit_seed",
-)  # fmt: skip
-
-
-# ---- on a live model ------------------------------------------------------------------------------------------------
 
 
 def blueprint(config: PreTrainedConfig) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def parts_per_exit(config: PreTrainedConfig) -> bool:
     return own_lte or config.use_prototypes or config.adapter_placement == "bypass" or config.exit_weights == "learned"
 
 
-def check_state_dict(model: nn.Module, state_dict: dict[str, Any]) -> None:
+def check_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Refuse weights of which some parts are another model's, where missing and unexpected ones would be passed over.
 
     Trainer resumes like that: heads of other exits would be taken for those with the same numbers.
@@ -268,7 +268,7 @@ def drop_measured(stored: PreTrainedConfig, wanted: PreTrainedConfig, given: Ite
     gone, new_heads = set(had) - set(layers), wanted.num_labels != stored.num_labels
     if layers == had and not new_heads:
         return
-    dropped = {}
+    dropped: dict[str, Any] = {}
     if wanted.operating_points:
         dropped["operating_points"] = {}
     if wanted.exit_threshold is not None and (new_heads or isinstance(wanted.exit_threshold, list)):

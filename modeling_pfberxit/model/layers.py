@@ -2,8 +2,9 @@
 
     attention: a = LN1(x + y + A(x));  sequential: a = LN1(x + y + A(y));  ffn: h = LN2(a + FFN(a) + A(a)).
 
-A half that is run for the first `stop` positions gives what the whole would give there: an adapter that looks at a
-token's neighbours is shown as many of them as it reaches. When to run a few positions first is decided in `loop`.
+A half that is run for the first `stop` positions gives what the whole would give there: an adapter that reads a
+token's neighbours is given as many of them as it reaches. When to run a few positions first is decided in `loop`; what
+is inside an encoder's layer is in `backbones`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ KINDS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether someone wants to be called when the module is."""
+    """Whether any hook is registered on the module itself."""
     own = module.__dict__
     return any(own[kind] for kind in KINDS)
 
@@ -84,7 +85,10 @@ def check_never_called(root: nn.Module, modules: Iterable[nn.Module]) -> None:
 class Beside(Protocol):
     """An adapter, or those of several depths as one."""
 
-    reach: int | None
+    @property
+    def reach(self) -> int | None:
+        """How far other positions influence one position; None: from anywhere."""
+        ...
 
     def __call__(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, n, d) -> what is added beside the sub-layer, (B, n, d)."""
@@ -92,7 +96,7 @@ class Beside(Protocol):
 
 
 class ByDepth(NamedTuple):
-    """The adapters of several depths, each for its own rows: the first `sizes[0]` rows stand at the first depth ..."""
+    """The adapters of several depths, each for its own rows: the first `sizes[0]` rows are at the first depth ..."""
 
     adapters: Sequence[Beside]
     sizes: list[int]
@@ -111,7 +115,7 @@ class ByDepth(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sublayers:
-    """One layer and what stands beside it; `compiled`: run by `torch.compile`'s code."""
+    """One layer and the adapters beside it; `compiled`: run as `torch.compile` translates it."""
 
     layer: EncoderLayer
     attention_adapter: Beside | None
@@ -127,7 +131,7 @@ class Sublayers:
         stop = None if stop is None or stop >= hidden_states.shape[1] else stop
         if not self.compiled:
             return both_halves(self, hidden_states, keys, values, attention_mask, padding_mask, stop)
-        # What nobody reads is not handed over: every kind of mask would be a translation of its own.
+        # A mask that no adapter reads is not handed over: every kind of mask would be a translation of its own.
         padding_mask = padding_mask if self.looks_around else None
         return compiled(both_halves)(self, hidden_states, keys, values, attention_mask, padding_mask, stop)
 
@@ -135,7 +139,7 @@ class Sublayers:
         self, hidden_states: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None,
         padding_mask: Tensor | None, stop: int | None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """a (B, stop, d) of x (B, n, d), and attention weights (B, heads, q, n) where eager keeps them.
+        """The first half: x (B, n, d) -> a (B, stop, d), and attention weights (B, heads, q, n) where eager keeps them.
 
         Args:
             attention_mask, padding_mask: (B, 1, n, n) and (B, n); None where nothing is padding.
@@ -148,11 +152,12 @@ class Sublayers:
         summed = first(hidden_states, stop) + first(attended, stop)
         if beside is not None:
             source = attended if self.sequential else first(hidden_states, read)
-            summed = summed + first(beside(source, first(padding_mask, read)), stop)
+            padding = None if padding_mask is None else first(padding_mask, read)
+            summed = summed + first(beside(source, padding), stop)
         return self.layer.attention_norm(summed), weights
 
     def transform(self, attended: Tensor, padding_mask: Tensor | None, stop: int | None) -> Tensor:
-        """h (B, stop, d) of a (B, m, d), as many positions as `needed` says."""
+        """The second half: a (B, m, d) -> h (B, stop, d), with m from `needed`."""
         rows = first(attended, stop)
         summed = self.layer.feed_forward(rows) + rows
         if self.ffn_adapter is not None:
@@ -162,7 +167,7 @@ class Sublayers:
 
     @property
     def looks_around(self) -> bool:
-        """Whether an adapter looks at a token's neighbours."""
+        """Whether an adapter reads a token's neighbours."""
         return any(each is not None and each.reach != 0 for each in (self.attention_adapter, self.ffn_adapter))
 
     def needed(self, stop: int | None, length: int) -> int | None:
@@ -174,7 +179,7 @@ def both_halves(
     sublayers: Sublayers, hidden_states: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None,
     padding_mask: Tensor | None, stop: int | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """One after the other: what is compiled, as one."""
+    """One after the other; a function of its own, so that both are compiled as one."""
     needed = sublayers.needed(stop, hidden_states.shape[1])
     attended, weights = sublayers.attend(hidden_states, keys, values, attention_mask, padding_mask, needed)
     return sublayers.transform(attended, padding_mask, stop), weights
@@ -191,9 +196,9 @@ def reached(stop: int | None, reach: int | None, length: int) -> int | None:
     return None if stop is None or reach is None or stop + reach >= length else stop + reach
 
 
-def first(states: Tensor | None, stop: int | None) -> Tensor | None:
+def first(states: Tensor, stop: int | None) -> Tensor:
     """The first positions of (B, n, ...); None: all."""
-    return states if states is None or stop is None or stop >= states.shape[1] else states[:, :stop]
+    return states if stop is None or stop >= states.shape[1] else states[:, :stop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +221,7 @@ class FirstPositions:
 class AdaptedLayer(GradientCheckpointingLayer):
     """The adapters of one depth. The backbone layer is handed in, since ALBERT shares it between depths."""
 
-    def __init__(self, config: PreTrainedConfig, hidden_size: int):
+    def __init__(self, config: PreTrainedConfig, hidden_size: int) -> None:
         super().__init__()
         place = PLACEMENTS[config.adapter_placement]
         self.sequential = place.sequential

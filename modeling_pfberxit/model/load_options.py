@@ -1,4 +1,7 @@
-"""What may be said at a load, and what kind of checkpoint is found there."""
+"""Options of a load or save, which of them are refused, and what kind of checkpoint a name leads to.
+
+Nothing here reads a weight; that is `checkpoints` for this library's own and `persistence` for encoders.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from transformers.utils import cached_file
 from .backbones import LAYERS
 from .validation import refuse
 
+MODEL_TYPE = "pfberxit"
 # Options of a load that hold for the encoder's repository as well. Never `revision`, never `trust_remote_code`.
 SHARED_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 # Of `transformers`: they concern how weights are read, and are no fields of a config.
@@ -23,7 +27,7 @@ LOADER_OPTIONS = (
     "max_memory", "offload_folder", "offload_buffers", "offload_state_dict", "tp_plan", "tp_size", "device_mesh",
     "distributed_config", "use_kernels", "kernel_config", "allow_all_kernels", "fusion_config", "generation_config",
 )  # fmt: skip
-ONE_DEVICE = "left out: the model stands on one device; device_map says which"
+ONE_DEVICE = "left out: the model is on one device; device_map says which"
 # The values an option may have, and what is said of any other.
 ALLOWED: dict[str, tuple[tuple, str]] = {
     "use_safetensors": ((None, True), "True: pickle files are never read"),
@@ -113,8 +117,6 @@ def check_pretrained_name(field: str, name: Any) -> None:
 
 # ---- kinds of checkpoints --------------------------------------------------------------------------------------------
 
-MODEL_TYPE = "pfberxit"
-
 
 def read_checkpoint(field: str, name: str | os.PathLike, **options: Any) -> dict[str, Any]:
     """The config.json of a checkpoint of this library.
@@ -149,8 +151,8 @@ def read_encoder(field: str, name: str | os.PathLike, **options: Any) -> dict[st
             f".from_pretrained({os.fspath(name)!r}) loads it, and from_backbone(PFBerxitConfig.from_pretrained("
             f"{os.fspath(name)!r})) makes a new model on the same encoder."
         )
-    if has(name, "adapter_config.json", **options):
-        refuse_peft(shown, name, **options)
+    if (adapter := locate(name, "adapter_config.json", **options)) is not None:
+        refuse_peft(shown, adapter)
     if not is_encoder(config):
         what = describe(name, config, **options)
         raise ValueError(f"{shown} is {what}: its model_type must be a supported backbone: {', '.join(LAYERS)}.")
@@ -202,8 +204,8 @@ def describe(name: str | os.PathLike, config: dict[str, Any], **options: Any) ->
 
 def refuse_without_config(shown: str, name: str | os.PathLike, **options: Any) -> NoReturn:
     """Say what a place without a config.json holds."""
-    if has(name, "adapter_config.json", **options):
-        refuse_peft(shown, name, **options)
+    if (adapter := locate(name, "adapter_config.json", **options)) is not None:
+        refuse_peft(shown, adapter)
     folders = [path.parent.name for path in sorted(Path(name).glob("*/config.json"))] if os.path.isdir(name) else []
     within = f"there is one in {', '.join(folders[:4])}" if folders else "there is none"
     if has(name, "modules.json", **options):
@@ -217,9 +219,8 @@ def refuse_without_config(shown: str, name: str | os.PathLike, **options: Any) -
     raise OSError(f"{shown} has no config.json: it is no checkpoint.")
 
 
-def refuse_peft(shown: str, name: str | os.PathLike, **options: Any) -> NoReturn:
-    """Say that it is a PEFT adapter, and how to have its model."""
-    path = locate(name, "adapter_config.json", **options)
+def refuse_peft(shown: str, path: str) -> NoReturn:
+    """Name the PEFT adapter whose adapter_config.json this is, and how to load its model."""
     adapter = json.loads(Path(path).read_text(encoding="utf-8"))
     kind, base = adapter.get("peft_type", "PEFT"), adapter.get("base_model_name_or_path")
     raise ValueError(

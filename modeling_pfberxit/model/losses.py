@@ -1,8 +1,12 @@
-"""What the exits are trained on: a loss for each of them, their sum, and checks that it reaches what should learn."""
+"""What training minimises: a loss for each exit, their weighted sum, and checks that gradients reach what should learn.
+
+Which exits learn at a step, and how much each weighs, is in `strategies`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +17,13 @@ from transformers.utils import ModelOutput
 from .exits import DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
 from .strategies import Phase, check_peft, in_use, own_parameters, refuse_frozen, saved_by_peft
 from .validation import is_readable, is_watched, refuse
+
+ExitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (B, C) of one exit, the labels -> its loss, a scalar
+WEIGHTS = {"class_weights": SINGLE_LABEL, "pos_weight": MULTI_LABEL}  # fields of the config, and for which problem
+KEPT = ("depths", "exits", "prompts", "token_exits")  # what a checkpoint without the encoder holds
+
+
+# ---- labels ---------------------------------------------------------------------------------------------------------
 
 
 def problem_type_of(config: PreTrainedConfig, labels: Tensor | None = None) -> str:
@@ -31,6 +42,7 @@ def check_labels(labels: Tensor, num_labels: int, rows: int, problem_type: str) 
     """
     if not isinstance(labels, Tensor):
         refuse("labels", type(labels).__name__, "a tensor")
+    shapes: list[tuple[int, ...]]
     if problem_type == SINGLE_LABEL:
         allowed, shapes = f"integers of shape ({rows},) in [0, {num_labels}), or -100", [(rows,)]
         right_kind = not labels.is_floating_point() and labels.dtype is not torch.bool
@@ -151,10 +163,7 @@ def lte_loss(lte: Tensor, exit_logits: Tensor, labels: Tensor, problem_type: str
     return F.mse_loss(lte.float(), wrong)
 
 
-# ---- the objective ---------------------------------------------------------------------------------------------------
-
-ExitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (B, C) of one exit, the labels -> its loss, a scalar
-WEIGHTS = {"class_weights": SINGLE_LABEL, "pos_weight": MULTI_LABEL}  # fields of the config, and for which problem
+# ---- their sum ------------------------------------------------------------------------------------------------------
 
 
 def training_loss(
@@ -221,13 +230,7 @@ def check_objective(config: PreTrainedConfig, problem_type: str, exit_loss: Exit
         refuse(unread[0], getattr(config, unread[0]), "left out: model.exit_loss is the whole loss of an exit")
 
 
-# ---- what trains -----------------------------------------------------------------------------------------------------
-
-
-KEPT = ("depths", "exits", "prompts", "token_exits")  # what a checkpoint without the encoder holds
-
-
-# ---- parameters -----------------------------------------------------------------------------------------------------
+# ---- what learns ----------------------------------------------------------------------------------------------------
 
 
 def check_trained(model: PreTrainedModel, phase: Phase) -> None:
@@ -240,27 +243,26 @@ def check_trained(model: PreTrainedModel, phase: Phase) -> None:
     # Whoever trains the prompts alone has frozen the exits on purpose.
     if not learning and not any(each.trained and each.name.startswith("prompts.") for each in own):
         refuse_frozen(model, ["exits"])
-    strays = [each for each in own if each.trained and each.name.partition(".")[0] not in KEPT]
-    strays = [each.name for each in strays if not saved_by_peft(model, each)]
+    lost = [each for each in own if each.trained and each.name.partition(".")[0] not in KEPT]
+    strays = [each.name for each in lost if not saved_by_peft(model, each)]
     if model.config.adapter_only and strays:
         names = strays[0] if len(strays) == 1 else f"{strays[0]} and {len(strays) - 1} more parameters"
         refuse("adapter_only", True, f"False to train {names}, which a checkpoint of adapters would not hold")
 
 
-# ---- gradients ------------------------------------------------------------------------------------------------------
-
-
 class Noticed(torch.autograd.Function):
-    """The identity; calls a function when a gradient comes back this way."""
+    """The identity; calls a function when a gradient passes."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, notice: Callable[[], None]) -> Tensor:
+    def forward(ctx: Any, values: Tensor, notice: Callable[[], None]) -> Tensor:
+        """The values; `notice` is called when their gradient is."""
         ctx.notice = notice
         ctx.set_materialize_grads(False)  # zeros for what a loss did not read would be a gradient as well
         return values.clone()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        """The gradient as it is; None is that of values no loss has read."""
         if gradient is not None:
             ctx.notice()
         return gradient, None

@@ -1,6 +1,10 @@
-"""PF-BERxiT: a frozen encoder with an adapter and an exit at every depth."""
+"""PF-BERxiT: an encoder with an adapter and an exit at every depth; the models, their calls and outputs.
 
-from collections.abc import Callable, Iterable, Mapping
+A call checks what it is given, runs `loop`, and makes an output of the record. The parts and their loading and saving
+are in `checkpoints`, the order of layers and exits in `loop`, losses in `losses`.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,7 +80,7 @@ class PFBerxitModel(PFBerxitPreTrainedModel):
         >>> model(**batch).last_hidden_state  # (B, n, d)
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^exits\."]
+    _keys_to_ignore_on_load_unexpected: Collection[str] = [r"^exits\."]
 
     @classmethod
     def from_backbone(cls, backbone: Any, **knobs: Any) -> "PFBerxitModel":
@@ -227,18 +231,18 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         """
         check_blueprint(self)
         want_states, want_attentions = self._wanted(output_hidden_states, output_attentions)
-        self._check_inputs(input_ids, inputs_embeds, want_attentions)
+        inputs = self._check_inputs(input_ids, inputs_embeds, want_attentions)
         problem_type = problem_type_of(self.config, labels)
         self.exits.check_prototypes(self.num_labels, problem_type)
-        self._check_labels(labels, (inputs_embeds if input_ids is None else input_ids).shape[0], problem_type)
+        self._check_labels(labels, inputs.shape[0], problem_type)
         policy = None if self.training else resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
-        if policy is not None and is_recorded(inputs_embeds if input_ids is None else input_ids):
+        if policy is not None and is_recorded(inputs):
             refuse(
                 "exit_criterion", policy.criterion, "None (exit_policy={'criterion': None}) in a call that is traced, "
                 "exported or without values: which rows leave where, a graph cannot hold",
             )  # fmt: skip
         phase = self._phase() if self.training else None
-        if self.training and torch.is_grad_enabled():
+        if phase is not None and torch.is_grad_enabled():
             check_trained(self, phase)
             check_trainable(self)
 

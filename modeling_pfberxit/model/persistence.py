@@ -1,7 +1,8 @@
-"""Adapter checkpoints: what they hold, which encoder they belong to, and how both are checked.
+"""Files of adapter checkpoints and of the encoders they refer to: hashes, and whether a model could be loaded again.
 
 An adapter checkpoint is an ordinary `config.json` + `model.safetensors` with adapters and exits only. Its config names
 the encoder, pinned by commit (Hub) and by the hash of its weights file, and the hash of the checkpoint's own weights.
+The order of the checks at a load or save is in `checkpoints`.
 """
 
 import hashlib
@@ -20,9 +21,9 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .backbones import SHAPE, pooler_option
-from .identity import difference, identify, is_shared
+from .identity import check_blueprint, difference, identify, is_shared
 from .load_options import SHARED_OPTIONS, read_encoder
-from .strategies import in_use, own_parameters
+from .strategies import check_without_peft, in_use, own_parameters
 from .validation import refuse
 
 logger = hf_logging.get_logger(__name__)
@@ -41,7 +42,7 @@ def sha256_of(*paths: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def weight_files(name: str, **options: Any) -> list[str]:
+def weight_files(name: str | os.PathLike, **options: Any) -> list[str]:
     """Local paths of a repository's or folder's safetensors weights, shards in order; empty if it has none."""
     options["_raise_exceptions_for_missing_entries"] = False
     if single := cached_file(name, "model.safetensors", **options):
@@ -81,7 +82,7 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def verify_checkpoint(name: str, hashes: dict[str, str] | None, **options: Any) -> None:
+def verify_checkpoint(name: str | os.PathLike, hashes: dict[str, str] | None, **options: Any) -> None:
     """Hold a checkpoint's weights against the hashes that its config has of its files, before they are read.
 
     Raises:
@@ -208,6 +209,17 @@ def check_shared(config: PreTrainedConfig, backbone: PreTrainedModel) -> None:
         raise ValueError(f"backbone: it is no longer what was loaded from its base, {changed}.")
 
 
+def check_saveable(model: PreTrainedModel) -> None:
+    """Refuse to write what would not be this model when it is loaded."""
+    check_without_peft(model)
+    check_blueprint(model)
+    if model.config.adapter_only:
+        check_adapter_only(model)
+    if (tokens := model.get_input_embeddings().num_embeddings) != model.config.vocab_size:
+        refuse("vocab_size", model.config.vocab_size, f"{tokens}, as many as there are embeddings: "
+               "model.resize_token_embeddings, not model.backbone's, changes both")  # fmt: skip
+
+
 def check_base(config: PreTrainedConfig) -> None:
     """Refuse a model whose checkpoints would refer to an encoder that is nowhere."""
     if config.adapter_only and config.base_model_name_or_path is None:
@@ -264,18 +276,6 @@ def lost_encoder(model: nn.Module, contents: bool) -> str | None:
         return f"base_model_sha256={config.base_model_sha256!r} is not the hash of its encoder, {identity.file_sha256}"
     changed = difference(backbone, contents)
     return changed and f"its backbone is no longer what was loaded: {changed}"
-
-
-def commit_of(name: str, revision: str | None, **hub: Any) -> str | None:
-    """The commit that a revision of a Hub repository names today: the cache keeps files in a folder called after it.
-
-    None for a folder, and where there is no config.json.
-    """
-    if os.path.isdir(name):
-        return None
-    found = cached_file(name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
-    folder = os.path.basename(os.path.dirname(found or ""))
-    return folder if len(folder) == 40 else None
 
 
 def options_for_config(options: dict[str, Any]) -> dict[str, Any]:

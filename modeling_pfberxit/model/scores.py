@@ -1,9 +1,9 @@
-"""Scores, which condense an exit's evidence, and decisions, which hold a score against the threshold.
+"""The functions that rules are made of: scores, decisions, how far a rule looks back, and the answers of exiting rows.
 
-A score is a number per row (eq. 6 to 8 and the relatives'). It knows neither the threshold tau nor the patience t. What
-holds for one label must hold for all of them: entropies and divergences are summed over the labels, shares and
-probabilities are those of the least certain label. Shapes are explained in `exits`; the rules themselves, each a score
-and a decision, are in `criteria`.
+A score condenses an exit's evidence to a number per row, without the threshold tau and the patience t; a decision
+compares it with them. What holds for one label must hold for all: entropies and divergences are summed over the labels,
+shares and probabilities are those of the least certain label. Shapes are explained in `exits`; which functions make a
+rule, and the order in which they are called, is in `criteria`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def score_confidence(now: Tensor, evidence: Evidence, state: ExitState, policy: 
 
 def score_lte(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """BERxiT: how likely the exit is wrong, as its learning-to-exit head has it, (B,)."""
-    return evidence.lte.float()
+    return evidence.required("use_lte").float()
 
 
 def agree(likely: Tensor, policy: PolicyFields) -> Tensor:
@@ -130,7 +130,7 @@ def score_distance(now: Tensor, evidence: Evidence, state: ExitState, policy: Po
     reading: the distances to the prototype of the predicted outcome and to the nearest other one; with "nearest and
     second nearest" r1 could never exceed r2, and the maximum in the formula would be idle.
     """
-    distances = evidence.distances.float()
+    distances = evidence.required("use_prototypes").float()
     predicted = now.argmax(-1, keepdim=True)
     own = distances.gather(-1, predicted).squeeze(-1)
     other = distances.scatter(-1, predicted, math.inf).amin(-1)
@@ -141,10 +141,12 @@ def score_distance(now: Tensor, evidence: Evidence, state: ExitState, policy: Po
 
 
 def ballot(now: Tensor, state: ExitState) -> tuple[Tensor, Tensor]:
-    """Every exit so far casts a vote: the winners (B, L) and their shares (B, L). Of tied winners this exit's own is
-    taken, or else the first; an exit whose logits are NaN abstains."""
+    """Every exit so far casts a vote: the winning outcomes (B, L) and their shares of the votes (B, L).
+
+    Of tied outcomes this exit's own wins, or else the first; an exit whose logits are NaN does not vote.
+    """
     tables = state.with_newest(now)
-    votes = one_hot(tables.argmax(-1), now.shape[-1]) * has_spoken(now, state)[:, :, None, None]
+    votes = one_hot(tables.argmax(-1), now.shape[-1]) * present(now, state)[:, :, None, None]
     counts = votes.sum(1)  # (B, L, K)
     winners = (counts + 0.5 * votes[:, 0]).argmax(-1)
     return winners, counts.amax(-1) / (state.seen[:, None] + 1)
@@ -160,18 +162,16 @@ def score_nothing(now: Tensor, evidence: Evidence, state: ExitState, policy: Pol
     return now.new_zeros(now.shape[0])
 
 
-def has_spoken(now: Tensor, state: ExitState) -> Tensor:
-    """(B, 1 + m) True for this exit and the remembered ones, where there was one and its logits are not NaN."""
+def present(now: Tensor, state: ExitState) -> Tensor:
+    """(B, 1 + m) which of this exit and the remembered ones there are with logits that are not NaN."""
     return ~state.with_newest(now).isnan().flatten(2).any(2)
 
 
-# ---- decisions -------------------------------------------------------------------------------------------------------
-
-# ---- decide: which rows may stop ------------------------------------------------------------------------------------
+# ---- decide: which rows may exit ------------------------------------------------------------------------------------
 
 
 def threshold(state: ExitState, policy: PolicyFields) -> Tensor | float:
-    """tau as it applies to each row at the exit it stands at."""
+    """The threshold tau at each row's exit."""
     if isinstance(policy.threshold, tuple):
         return torch.tensor(policy.threshold, device=state.seen.device)[state.seen]
     return 0.0 if policy.threshold is None else policy.threshold
@@ -243,7 +243,7 @@ def all_before(policy: PolicyFields, exits: int) -> int:
     return exits - 1
 
 
-# ---- answer: what a row that stops is told --------------------------------------------------------------------------
+# ---- answer: the logits of a row that exits -------------------------------------------------------------------------
 
 
 def own_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
@@ -260,15 +260,15 @@ def surest_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitStat
 
 
 @reads("patience")
-def in_run(heard: Tensor, state: ExitState, policy: PolicyFields) -> Tensor:
-    """The last sure exits, at most t: (B, 1 + m) which exits there were, the latest first -> which of them count."""
+def in_run(exits: Tensor, state: ExitState, policy: PolicyFields) -> Tensor:
+    """The exits of the current run below tau, at most t: (B, 1 + m) of those there are -> of those that count."""
     length = state.count[:, None].clamp(1, policy.patience)
-    return heard & (torch.arange(heard.shape[1], device=heard.device) < length)
+    return exits & (torch.arange(exits.shape[1], device=exits.device) < length)
 
 
-def everyone(heard: Tensor, state: ExitState, policy: PolicyFields) -> Tensor:
+def all_exits(exits: Tensor, state: ExitState, policy: PolicyFields) -> Tensor:
     """All exits so far."""
-    return heard
+    return exits
 
 
 class Ensemble(NamedTuple):
@@ -281,7 +281,7 @@ class Ensemble(NamedTuple):
 ENSEMBLES = {
     "none": Ensemble(None, nothing),
     "run": Ensemble(in_run, lambda policy, exits: policy.patience - 1),
-    "all": Ensemble(everyone, lambda policy, exits: exits - 1),
+    "all": Ensemble(all_exits, lambda policy, exits: exits - 1),
 }
 
 
@@ -291,15 +291,14 @@ def ensemble_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitSt
     members = ENSEMBLES[policy.ensemble].members
     if members is None:
         return evidence.logits
-    return mean_answer(now, evidence, state, members(has_spoken(now, state), state, policy)[:, :, None])
+    return mean_answer(now, evidence, state, members(present(now, state), state, policy)[:, :, None])
 
 
 def majority_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """The mean of those exits that voted for the winner."""
     winners, _ = ballot(now, state)
-    voters = (state.with_newest(now).argmax(-1) == winners[:, None]) & has_spoken(now, state)[
-        :, :, None
-    ]  # (B, 1 + m, L)
+    backing = state.with_newest(now).argmax(-1) == winners[:, None]
+    voters = backing & present(now, state)[:, :, None]  # (B, 1 + m, L)
     return mean_answer(now, evidence, state, voters)
 
 

@@ -3,7 +3,7 @@
 A strategy is a cycle of exit groups. Jointly trained exits form one group; two-stage training is two runs, one for the
 last exit and one for the others; alternating training takes turns between the last exit and all of them; ElasticBERT's
 grouped training goes through groups of exits. What does not learn at a step stays outside the loss, so no gradient
-reaches it and no optimiser moves it; `requires_grad` never changes.
+reaches it and no optimiser moves it; `requires_grad` never changes. The losses themselves are in `losses`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from transformers.utils import logging
 
 from .validation import refuse
 
+logger = logging.get_logger(__name__)
+
+START_AT_RANDOM = ("exits", "prompts")  # adapters add nothing before they have learned
+
 
 class TrainingProgress(NamedTuple):
-    """Where a run stands, in optimiser steps. `training.StrategyCallback` keeps it up to date on the model."""
+    """Optimiser steps done, of how many. `training.StrategyCallback` keeps it up to date on the model."""
 
     step: int
     total: int
@@ -64,7 +68,7 @@ def last_first(config: PreTrainedConfig, exit_depths: list[int]) -> list[tuple[i
 
 
 def in_turns(config: PreTrainedConfig, exit_depths: list[int]) -> list[tuple[int, ...]]:
-    """The last exit and all exits; one exit alone has nobody to take turns with."""
+    """The last exit and all exits; a single exit learns at every step."""
     *inner, last = range(len(exit_depths))
     return [(last,), (*inner, last)] if inner else [(last,)]
 
@@ -100,7 +104,7 @@ def check_two_stage(config: PreTrainedConfig, exit_depths: list[int]) -> None:
 
 
 def needs_progress(config: PreTrainedConfig, exit_depths: list[int]) -> bool:
-    """Whether the strategy changes in the course of the run, so that the model must be told where it stands."""
+    """Whether the strategy changes in the course of the run, so that the model needs `training_progress`."""
     return len(exit_groups(config, exit_depths)) > 1 or config.exit_weights == "rising"
 
 
@@ -110,14 +114,14 @@ def current_phase(
     """What the step that `progress` points at teaches.
 
     Raises:
-        ValueError: the strategy follows the run's steps, and nobody counts them.
+        ValueError: the strategy follows the run's steps, and they are not counted.
     """
     if progress is None and needs_progress(config, exit_depths):
         given = {name: getattr(config, name) for name in ("training_strategy", "exit_groups", "exit_weights")}
         callback = "modeling_pfberxit.training.StrategyCallback()"
         refuse("callbacks", given, f"given with this strategy: Trainer(..., callbacks=[{callback}]) counts its steps")
-    groups = exit_groups(config, exit_depths)
-    exits = groups[progress.step % len(groups) if progress else 0]
+    groups, progress = exit_groups(config, exit_depths), progress or TrainingProgress(0, 1)
+    exits = groups[progress.step % len(groups)]
     weights = exit_weights(config.exit_weights, [exit_depths[exit] for exit in exits], exit_depths, progress, learned)
     return Phase(exits, weights, not in_last_stage(config), config.gradient_equilibrium)
 
@@ -130,30 +134,30 @@ def whole_objective(config: PreTrainedConfig, exit_depths: list[int], learned: T
 
 
 def exit_weights(
-    kind: str, depths: list[int], exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None
+    kind: str, depths: list[int], exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None
 ) -> Tensor:
     """What the losses of the exits at `depths` weigh, (len(depths),)."""
     return EXIT_WEIGHTS[kind](torch.tensor(depths, dtype=torch.float32), exit_depths, progress, learned)
 
 
-def by_depth(deep: Tensor, exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None) -> Tensor:
-    """i / sum of i (PABEE, F-PABEE): layers 1 and 3 weigh 1/4 and 3/4."""
+def by_depth(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
+    """Layer i over the sum of the layers (PABEE, F-PABEE): layers 1 and 3 weigh 1/4 and 3/4."""
     return deep / deep.sum()
 
 
-def uniform(deep: Tensor, exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None) -> Tensor:
+def uniform(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
     """1 each, a plain sum (ElasticBERT, DeeBERT)."""
     return torch.ones_like(deep)
 
 
-def learned_weights(
-    deep: Tensor, exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None
-) -> Tensor:
+def learned_weights(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
     """Sigmoids of trained parameters, the last exit taking what is left of the total (ELBERT)."""
+    if learned is None:
+        refuse("exit_weights", "learned", "chosen when the model is made: this one has no weights to learn")
     return learned[[exit_depths.index(depth) for depth in deep.tolist()]]
 
 
-def rising(deep: Tensor, exit_depths: list[int], progress: TrainingProgress | None, learned: Tensor | None) -> Tensor:
+def rising(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
     """In the course of the run from 0.01 to the exit's share of the layers, the last exit 1 (Shallow-Deep)."""
     share = deep / exit_depths[-1]
     done = progress.step / max(progress.total, 1)
@@ -166,11 +170,12 @@ EXIT_WEIGHTS = {"depth": by_depth, "uniform": uniform, "learned": learned_weight
 class LearnedWeights(nn.Module):
     """ELBERT: sigmoid(theta_i) for every exit but the last, which takes what is left of their number M."""
 
-    def __init__(self, exits: int):
+    def __init__(self, exits: int) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.full((exits - 1,), 4.0))
 
-    def forward(self) -> Tensor:  # (E,)
+    def forward(self) -> Tensor:
+        """The weights of all exits, (E,); they sum to E."""
         inner = self.theta.float().sigmoid()
         return torch.cat([inner, (len(inner) + 1 - inner.sum())[None]])
 
@@ -182,12 +187,14 @@ class ScaleGradient(torch.autograd.Function):
     """The identity, with gradients multiplied by a factor."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        """The values."""
         ctx.factor = factor
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient times the factor."""
         return gradient * ctx.factor, None
 
 
@@ -211,17 +218,12 @@ def branch(hidden_states: Tensor, number: int, phase: Phase | None) -> tuple[Ten
 # ---- PEFT ------------------------------------------------------------------------------------------------------------
 
 
-logger = logging.get_logger(__name__)
-
-START_AT_RANDOM = ("exits", "prompts")  # adapters add nothing before they have learned
-
-
 class Own(NamedTuple):
     """A parameter of the model itself, under the name it has without PEFT."""
 
     name: str
     trained: bool
-    covered: bool  # a layer of PEFT's stands in front of it
+    covered: bool  # a layer of PEFT's wraps it
 
     @property
     def part(self) -> str:
@@ -261,8 +263,9 @@ def name_heads(model: PreTrainedModel, configs: Mapping[str, Any]) -> None:
     """
     for config in configs.values():
         names = getattr(config, "modules_to_save", None)
-        heads = getattr(config, "task_type", None) == "SEQ_CLS" and names is not None
-        if heads and "exits" not in names and not in_use(model.exits):
+        if names is None or "exits" in names or getattr(config, "task_type", None) != "SEQ_CLS":
+            continue
+        if not in_use(model.exits):
             names.append("exits")
 
 

@@ -9,7 +9,7 @@ a batch is not decided here but in `loop`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from itertools import count, islice
 from typing import Any
@@ -189,7 +189,7 @@ class Stream:
         self.queues[key].append(rows)
 
     def queue_of(self, depth: int) -> tuple[int, int]:
-        """The queue of rows that have passed `depth` layers: one for all depths that can run their next layer together."""
+        """The queue of rows that have passed `depth` layers; one for all depths that share the next layer."""
         side = 0
         if self.model.prompts is not None:  # before prompts join, about to, or after
             joins = self.model.config.prompt_layer
@@ -199,7 +199,7 @@ class Stream:
 
     @torch.inference_mode()
     def drain(self, last: bool = False) -> None:
-        """Run layers while a queue fills a batch, the deepest first; with `last` all there are, the shallowest first."""
+        """Run layers while a queue fills a batch, the deepest first; with `last`, all queues, the shallowest first."""
         while ready := [key for key, queue in self.queues.items() if queue and (last or self.fills(queue))]:
             deepest = {key: max(rows.depth for rows in self.queues[key]) for key in ready}
             key = (min if last else max)(ready, key=lambda key: deepest[key])
@@ -255,7 +255,7 @@ def predict(
     if hasattr(rows, "__len__") and hasattr(rows, "__getitem__"):
         for _ in read_rows(rows, model.backbone):
             pass
-    stream, total = Stream(model, policy, problem_type, size), len(rows) if hasattr(rows, "__len__") else None
+    stream, total = Stream(model, policy, problem_type, size), len(rows) if isinstance(rows, Sized) else None
     with logging.tqdm(total=total, desc="Predicting", unit="rows", disable=not progress, leave=False) as bar:
         room = partial(model.execution.room, device=model.device.type)
         try:

@@ -1,4 +1,4 @@
-"""Checks for the values users give, which run where no tracer watches.
+"""Checks of single values, when they may look at tensors, and the fields of a policy that rules declare to read.
 
 A check takes the field's name and its value and returns the value in plain form (a NumPy integer becomes an `int`), or
 raises a `ValueError` of one line that names the field, the value and what is allowed. The configuration runs them on
@@ -62,7 +62,7 @@ def whole(low: int, high: float = math.inf) -> Check:
 
     def check(field: str, value: Any) -> int:
         """The number as an `int`."""
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= int(value) <= high:
             refuse(field, value, f"a whole number {_range(low, high)}")
         return int(value)
 
