@@ -11,7 +11,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 LABELS = torch.tensor([0, 1, 2, 0])
-EARLY = {"criterion": "max_prob", "threshold": 0.9}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -38,6 +37,12 @@ def apart(sharded, whole: dict[str, torch.Tensor]) -> float:
     return max((value.full_tensor() - whole[name]).abs().max().item() for name, value in sharded.named_parameters())
 
 
+def early_policy(whole, rows) -> dict:
+    """Half of the rows are sure enough to leave at the first exit: the threshold lies midway between two of them."""
+    sure = whole(**rows).exit_logits[:, 0].softmax(-1).amax(-1).sort().values
+    return {"criterion": "max_prob", "threshold": sure[len(sure) // 2 - 1 : len(sure) // 2 + 1].mean().item()}
+
+
 def difference(family: str, mesh) -> dict:
     """Losses, weights and answers of a sharded model against one in one piece."""
     whole, sharded = new_model(family), new_model(family)
@@ -48,7 +53,8 @@ def difference(family: str, mesh) -> dict:
     weights = dict(whole.named_parameters())
     rows = tiny_batch(12, seed=dist.get_rank())  # every process has rows of its own, which leave where they do
     with torch.no_grad():
-        early = [model(**rows, exit_policy=EARLY) for model in (whole, sharded)]
+        policy = early_policy(whole, rows)
+        early = [model(**rows, exit_policy=policy) for model in (whole, sharded)]
     try:
         sharded.predict([{"input_ids": [2, 7, 3]}])
     except ValueError as error:

@@ -160,6 +160,6 @@ def test_sharded_layers_learn_what_whole_ones_do(sharded, family):
 def test_rows_leave_sharded_layers_as_they_leave_whole_ones(sharded, family):
     for found in sharded:
         whole, apart = found[family]["layers"]
-        assert whole == apart and min(whole) < 6 and found[family]["logits"] < 1e-5
+        assert whole == apart and len(set(whole)) > 1 and found[family]["logits"] < 1e-5
         assert "fully_shard" in found[family]["predict"]
     assert sharded[0][family]["layers"] != sharded[1][family]["layers"]

@@ -130,8 +130,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trained, of how many."""
         total, trained = self.num_parameters(), self.num_parameters(only_trainable=True)
-        # The name and the line are PEFT's, for whoever switches between the two.
-        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")  # noqa: T201
+        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")  # noqa: T201, PEFT's line
 
     # ---- what a call is given ---------------------------------------------------------------------------------------
 
@@ -191,9 +190,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         return model.to(device).eval()
 
     @classmethod
-    def _on_base(
-        cls, config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
-    ) -> PFBerxitPreTrainedModel:
+    def _on_base(cls, config: PFBerxitConfig, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
         """A new model on the encoder its config refers to."""
         wants_pooler = config.exit_pooler != "none" and config.encoder_config().model_type in HAVE_POOLER
         encoder = load_backbone(config, wants_pooler, dtype=dtype, **options)
@@ -316,13 +313,9 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         return super().load_state_dict(state_dict, strict, assign)
 
     def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        is_main_process: bool = True,
-        state_dict: dict | None = None,
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, state_dict: dict | None = None,
+        push_to_hub: bool = False, **kwargs: Any,
+    ) -> None:  # fmt: skip
         """Save adapters and exits (`config.adapter_only`) or the whole model, with the code and a hash of the weights.
 
         Raises:

@@ -124,8 +124,9 @@ class Evidence(NamedTuple):
 
     def required(self, field: str) -> Tensor:
         """What exits emit where the config's `field` is set, for rules that work by it."""
-        part = getattr(self, EMITTED_BY[field])
-        return refuse(field, False, "True: these exits do not emit what the rule reads") if part is None else part
+        if (part := getattr(self, EMITTED_BY[field])) is None:
+            refuse(field, False, "True: these exits do not emit what the rule reads")
+        return part
 
     @property
     def emitted(self) -> list[str]:
@@ -273,16 +274,13 @@ class Exits(nn.Module):
         poolers = POOLERS[config.exit_pooler](config, heads)
         ltes = (1 if config.lte_shared else exits) if config.use_lte else 0
         bypasses = exits if PLACEMENTS[config.adapter_placement].bypass else 0
-        prototypes = exits if config.use_prototypes else 0
-        problem_type = config.problem_type or SINGLE_LABEL
+        made_for = (config.num_labels, config.problem_type or SINGLE_LABEL, hidden_size)
         self.pooling = POOLINGS[config.exit_pooling]
         self.bypass_adapters = nn.ModuleList(Adapter(config, hidden_size) for _ in range(bypasses))
         self.poolers = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(poolers))
         self.classifiers = nn.ModuleList(nn.Linear(hidden_size, config.num_labels) for _ in range(heads))
         self.ltes = nn.ModuleList(nn.Linear(hidden_size, 1) for _ in range(ltes))
-        self.prototypes = nn.ModuleList(
-            Prototypes(config.num_labels, problem_type, hidden_size) for _ in range(prototypes)
-        )
+        self.prototypes = nn.ModuleList(Prototypes(*made_for) for _ in range(exits if config.use_prototypes else 0))
         self.loss_weights = LearnedWeights(exits) if config.exit_weights == "learned" else None
         self.dropout = nn.Dropout(config.exit_dropout)
 
@@ -305,8 +303,8 @@ class Exits(nn.Module):
         pooled = pooled if pooler is None else torch.tanh(pooler(pooled))
         evidence = Evidence(_head(self.classifiers, number)(self.dropout(pooled)))
         if len(self.ltes):  # detached: the LTE head's loss must not move the exit
-            lte = _head(self.ltes, number)(pooled.detach())
-            evidence = evidence._replace(lte=torch.sigmoid(lte.float()).squeeze(-1))
+            score = torch.sigmoid(_head(self.ltes, number)(pooled.detach()).float())
+            evidence = evidence._replace(lte=score.squeeze(-1))
         if len(self.prototypes):
             evidence = evidence._replace(distances=_head(self.prototypes, number)(pooled))
         return evidence

@@ -1,6 +1,6 @@
 """Options of a load or save, which of them are refused, and what kind of checkpoint a name leads to.
 
-Nothing here reads a weight; that is `checkpoints` for this library's own and `persistence` for encoders.
+Nothing here reads a weight; that is in `checkpoints` for models and in `persistence` for encoders.
 """
 
 from __future__ import annotations
