@@ -29,9 +29,6 @@ EMITTED_BY = {"use_lte": "lte", "use_prototypes": "distances"}  # the config's f
 NEVER = -1e4  # stands for the log-probability of an outcome that is ruled out: e^NEVER is 0, and 0 * NEVER is no NaN
 
 
-# ---- divergences -----------------------------------------------------------------------------------------------------
-
-
 def kl(i: Tensor, j: Tensor) -> Tensor:
     """Eq. 6, as printed and as run: the cross-entropy CE(p_i, p_j) = -sum p_i ln p_j, i the current exit.
 
