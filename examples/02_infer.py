@@ -5,7 +5,7 @@
 
     python examples/02_infer.py runs/topics --dataset support_desk --config topics
 
-One full-depth pass records what every exit says; all settings are then computed from it, exactly as they would run.
+One full-depth pass records the evidence of every exit; every setting is then computed from it, exactly as it would run.
 """
 
 import argparse
@@ -17,12 +17,13 @@ from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.evaluation.frontier import grid, sweep
 from modeling_pfberxit.evaluation.recording import record
+from modeling_pfberxit.evaluation.tables import header, line
 from modeling_pfberxit.model.criteria import CRITERIA, able
 from modeling_pfberxit.model.exit_policy import FULL_DEPTH, describe
 
 
 def main() -> None:
-    """Print the sweep, then where single texts leave."""
+    """Print the sweep, then where one text exits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub id of a fine-tuned model")
     parser.add_argument("--dataset", default="support_desk")
@@ -46,10 +47,10 @@ def main() -> None:
     criterion = options.criterion or able(task.problem_type)[0]
     base = ExitPolicy(divergence=options.divergence)
     policies = [FULL_DEPTH, *grid(recording, criterion, base, options.steps, options.patience)]
-    print(f"| policy | {task.metric} | mean depth | speed-up | layers saved |\n|---|---:|---:|---:|---:|")
+    print(header(["policy", task.metric, "mean depth", "speed-up", "layers saved"]))
     for point in sweep(recording, policies, task.metric):
-        cells = f"{point.score:.3f} | {point.layers:.2f} | {point.speed_up:.2f} | {100 * point.saved:.0f} %"
-        print(f"| {describe(point.policy)} | {cells} |")
+        costs = [f"{point.layers:.2f}", f"{point.speed_up:.2f}", f"{100 * point.saved:.0f} %"]
+        print(line([describe(point.policy), f"{point.score:.3f}", *costs]))
 
     first = data[task.evaluation_split][0]
     with torch.inference_mode():

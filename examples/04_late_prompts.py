@@ -24,6 +24,7 @@ from modeling_pfberxit.data.encoders import packaged_backbone
 from modeling_pfberxit.data.tasks import Task, encode, load_task
 from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
+from modeling_pfberxit.evaluation.tables import header, line
 from modeling_pfberxit.evaluation.timing import kept_for_backward, seconds
 from modeling_pfberxit.training.finetuning import (
     new_model,
@@ -59,7 +60,7 @@ def main() -> None:
     train, test = encode(task, rows, tokenizer), encode(task, data[task.evaluation_split], tokenizer)
     train = few_shot(train, task, options.shots) if options.shots else train
     print(f"{task.name}: {len(train)} training rows, {options.epochs:g} epochs, {options.generator} prompts\n")
-    print(f"| prompts above layer | step (ms) | kept for backward (MB) | {task.metric} |\n|---:|---:|---:|---:|")
+    print(header(["prompts above layer", "step (ms)", "kept for backward (MB)", task.metric], align="r"))
     for k in options.layers:
         set_seed(options.seed)
         model = new_model(
@@ -68,7 +69,7 @@ def main() -> None:
         )  # fmt: skip
         milliseconds, kept = step_cost(model, tokenizer, train, options.repeats)
         score = fit(model, task, tokenizer, train, test, options)
-        print(f"| {k} | {milliseconds:.0f} | {kept / 1e6:.1f} | {score:.3f} |", flush=True)
+        print(line([f"{k}", f"{milliseconds:.0f}", f"{kept / 1e6:.1f}", f"{score:.3f}"]), flush=True)
 
 
 def few_shot(rows: Dataset, task: Task, shots: int) -> Dataset:

@@ -176,8 +176,8 @@ def test_lists_that_both_readings_fit_are_refused_until_told(tmp_path, tokenizer
         (["a", " ", "b"], r"label\[1\]=' ': must be given.*row 1 of train"),
         ([0, None, 1], r"label\[1\]=None: must be given.*row 1 of train"),
         ([-1, -1], r"labels of label=\['-1'\]: must be at least two"),
-        ([0.0, 1.0], "label=0.0: must be told to be a class or a value.*problem_type=.*--problem-type"),
-        (["0.5", "1"], "label='0.5': must be told to be a class or a value"),
+        ([0.0, 1.0], "label=0.0: must be named as a class or a value.*problem_type=.*--problem-type"),
+        (["0.5", "1"], "label='0.5': must be named as a class or a value"),
     ],
 )
 def test_labels_that_mean_nothing_certain_are_refused_by_row_and_value(tmp_path, labels, message):

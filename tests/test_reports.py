@@ -18,6 +18,7 @@ from modeling_pfberxit.evaluation.exit_patterns import (
 )
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evaluation.suitability import explained, suitability
+from modeling_pfberxit.evaluation.tables import table
 from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from pfberxit.cli import main
 
@@ -154,3 +155,10 @@ def test_half_way_up_is_told_of_the_middle_layer(local_backbone, monkeypatch, ca
     printed = capsys.readouterr().out
     assert "60 rows" in printed and "Half-way up: 0.30." in printed
     assert "layer  2 ████████ " in printed and f"layer  6 {'█' * 40} 1.00" in printed
+
+
+def test_a_table_is_aligned_to_the_left_as_far_as_it_says_and_to_the_right_from_there():
+    rows = [["entropy", "sst2", "0.9"], ["kl", "rte", "0.6"]]
+    expected = "| rule | task | score |\n|---|{}|---:|\n| entropy | sst2 | 0.9 |\n| kl | rte | 0.6 |"
+    assert table(["rule", "task", "score"], rows) == expected.format("---:")
+    assert table(["rule", "task", "score"], rows, align="ll") == expected.format("---")

@@ -126,7 +126,7 @@ def _form_of_scalars(column: LabelColumn, problem_type: str | None) -> str:
         return VALUE
     if problem_type is None and (column.holds == "float" or broken is not None):
         say = "problem_type='single_label_classification' or 'regression' (--problem-type)"
-        refuse(str(column.name), column.values[broken or 0], f"told to be a class or a value: {say}")
+        refuse(str(column.name), column.values[broken or 0], f"named as a class or a value: {say}")
     return CLASS
 
 
@@ -151,7 +151,7 @@ def _form_of_numbers(column: LabelColumn, outputs: int | None) -> str:
     no_vector, no_list = unlike_vectors(column, outputs), unlike_lists(column)
     if no_vector is None and no_list is None:
         say = "label_form='lists' or 'vectors' says which (--label-form)"
-        refuse(str(column.name), column.values[0], f"told apart: lists of ids and vectors of 0 and 1 both fit; {say}")
+        refuse(str(column.name), column.values[0], f"certain: lists of ids and vectors of 0 and 1 both fit; {say}")
     if no_vector is not None and no_list is not None:
         allowed = "a list of different ids, or in every row as many 0 and 1 as there are labels"
         column.refuse(max(no_vector, no_list), allowed)

@@ -56,7 +56,7 @@ def calibrate(
         max_drop: of the score, at most, from full depth's; the fewest layers among those that keep to it.
         milliseconds: that a request may take, by `time_of`, which maps mean layers to milliseconds.
         criteria: to choose among; default: all whose evidence was recorded.
-        tried: `all_points` of `chosen_on`, where several targets share them; `criteria` is not looked at then.
+        tried: `all_points` of `chosen_on`, where several targets share them; `criteria` is not read then.
 
     Raises:
         ValueError: no target or several, or one that no policy reaches; nothing is chosen then.
