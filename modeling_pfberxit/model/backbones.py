@@ -1,4 +1,4 @@
-"""ALBERT, BERT, RoBERTa, ELECTRA, DistilBERT ... as one list of encoder layers, and what a config says of them.
+"""ALBERT, BERT, RoBERTa, ELECTRA, DistilBERT ... as one list of encoder layers, and what follows from their config.
 
 All of them are the same post-LayerNorm arithmetic under other attribute names. A family is a short view of the stock
 `transformers` layer; the stock modules keep the weights and do the work. The forward pass takes the keys and values
@@ -61,11 +61,11 @@ class EncoderFields:
     def take_back(self, values: dict[str, Any]) -> None:
         """Drop from a config's values the sizes that `to_dict` added; refuse others than the encoder's."""
         for name in USUAL & values.keys() & self._encoder_fields().keys():
-            if (said := values.pop(name)) != (own := getattr(self, name)):
-                refuse(name, said, f"{own}, as in backbone_config")
+            if (given := values.pop(name)) != (own := getattr(self, name)):
+                refuse(name, given, f"{own}, as in backbone_config")
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What config.json holds: the encoder's sizes stand in `backbone_config` alone."""
+        """What config.json holds: the encoder's sizes in `backbone_config` alone."""
         values = super().to_diff_dict()  # type: ignore[misc]  # of the config this is mixed into
         return {name: value for name, value in values.items() if name not in USUAL}
 
@@ -235,7 +235,7 @@ def check_kinds(inputs_embeds: Tensor | None = None, **ids: Tensor | None) -> No
 
 
 def check_ids(name: str, ids: Tensor, size: int) -> None:
-    """Refuse ids that a table of so many entries does not have. Looks at them."""
+    """Refuse ids outside 0 to size - 1. Reads their values."""
     low, high = (int(end) for end in ids.aminmax())
     if low < 0 or high >= size:
         refuse(name, low if low < 0 else high, f"from 0 to {size - 1}")

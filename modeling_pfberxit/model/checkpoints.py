@@ -135,7 +135,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     # ---- what a call is given ---------------------------------------------------------------------------------------
 
     def _wanted(self, hidden_states: bool | None, attentions: bool | None) -> tuple[bool, bool]:
-        """Whether a call returns them: what it says, or else the config."""
+        """Whether a call returns them: its own argument, or else the config's."""
         states = self.config.output_hidden_states if hidden_states is None else hidden_states
         return states, self.config.output_attentions if attentions is None else attentions
 
@@ -217,7 +217,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         Args:
             config: another config than the checkpoint's own.
             backbone: another model's `.backbone`, whose weights are shared in memory instead of loaded.
-            kwargs: as in `transformers`; config fields may stand among them (`exit_threshold=0.3`), and
+            kwargs: as in `transformers`; config fields are allowed among them (`exit_threshold=0.3`), and
                 `base_model_name_or_path=` says where the encoder is if not where the config has it. `exit_layers=`
                 keeps the exits after these layers.
 

@@ -112,7 +112,7 @@ class Criterion(NamedTuple):
     decide: Callable[[Tensor, ExitState, PolicyFields, Tensor], Tensor]
     answer: Callable[[Tensor, Tensor, Evidence, ExitState, PolicyFields], Tensor] = own_answer
     source: str = ""  # the systems that leave by it
-    memory: Callable[[PolicyFields, int], int] = nothing  # how many earlier exits it looks back on, of so many
+    memory: Callable[[PolicyFields, int], int] = nothing  # how many earlier exits it looks back on, of all there are
     earliest: Callable[[PolicyFields], int] = at_once  # the number of the first exit at which it may fire
     floor: Callable[[PolicyFields], int] = from_min_layer  # no row leaves before this layer
     problem_types: tuple[str, ...] = (SINGLE_LABEL, MULTI_LABEL)

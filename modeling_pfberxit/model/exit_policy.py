@@ -106,7 +106,7 @@ FULL_DEPTH = ExitPolicy(criterion=None)
 
 
 def static(layer: int) -> ExitPolicy:
-    """The policy under which every row stops at a layer, whatever its exit says."""
+    """The policy under which every row exits at one layer, whatever is predicted there."""
     return ExitPolicy(STATIC, appointed_layer=layer)
 
 

@@ -26,7 +26,7 @@ from .validation import refuse
 REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
 ROW_WISE = ("past", "seen", "count")  # what an `ExitState` holds of every row
 EMITTED_BY = {"use_lte": "lte", "use_prototypes": "distances"}  # the config's field -> what exits emit beside logits
-NEVER = -1e4  # stands for the log-probability of an outcome that is ruled out: e^NEVER is 0, and 0 * NEVER is no NaN
+NEVER = -1e4  # in place of the log-probability of an outcome that is ruled out: e^NEVER is 0, and 0 * NEVER is no NaN
 
 
 def kl(i: Tensor, j: Tensor) -> Tensor:
@@ -341,7 +341,7 @@ def _head(heads: nn.ModuleList, number: int) -> nn.Module:
 
 @torch.no_grad()
 def init_exit_weights(module: nn.Module) -> None:
-    """Initialise prototypes and learned weights; linear layers are `transformers`' affair."""
+    """Initialise prototypes and learned weights; `transformers` initialises the linear layers."""
     if isinstance(module, Prototypes):
         init.normal_(module.points, std=0.02)
     elif isinstance(module, LearnedWeights):

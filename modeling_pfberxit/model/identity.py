@@ -76,7 +76,7 @@ def difference(backbone: PreTrainedModel, contents: bool = True) -> str | None:
         contents: read every weight as well; without, only names, shapes and dtypes, in no time.
     """
     loaded, now = backbone.identity.tensors, tensors_of(backbone)
-    # A pooler that nobody reads is left out after loading.
+    # A pooler that no exit reads is left out after loading.
     if strange := [name for name in loaded.keys() ^ now.keys() if name in now or not name.startswith("pooler.")]:
         return f"{sorted(strange)[0]} was added or removed since it was loaded"
     for name, tensor in now.items():
@@ -133,7 +133,7 @@ def share(backbone: PreTrainedModel) -> PreTrainedModel:
 
 
 def is_shared(backbone: PreTrainedModel) -> bool:
-    """Whether another model may stand on the very same weights: a copy, a cast or a move ends that."""
+    """Whether another model may use the very same storage; a copy, a cast or a move ends that."""
     return getattr(backbone, "shared_storage", None) == next(backbone.parameters()).data_ptr()
 
 
@@ -161,7 +161,7 @@ def check_blueprint(model: nn.Module) -> None:
     for name, built in model.built_from.items():
         if (value := getattr(config, name)) == built:
             continue
-        if name == "backbone_config":  # told by the encoder's own field
+        if name == "backbone_config":  # named by the encoder's own field
             name, built, value = first_difference(built, value)
         refuse(name, value, f"{built!r}, as when the model was made: give another to from_backbone or from_pretrained")
     if config.exit_weights == "learned" and model.exits is not None and model.exits.loss_weights is None:

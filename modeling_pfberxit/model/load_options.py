@@ -28,7 +28,7 @@ LOADER_OPTIONS = (
     "distributed_config", "use_kernels", "kernel_config", "allow_all_kernels", "fusion_config", "generation_config",
 )  # fmt: skip
 ONE_DEVICE = "left out: the model is on one device; device_map says which"
-# The values an option may have, and what is said of any other.
+# The values an option may have, and the message for any other.
 ALLOWED: dict[str, tuple[tuple, str]] = {
     "use_safetensors": ((None, True), "True: pickle files are never read"),
     "weights_only": ((None, True), "True: pickle files are never read"),
@@ -165,7 +165,7 @@ def is_encoder(config: dict[str, Any]) -> bool:
 
 
 def read_config(field: str, name: str | os.PathLike, **options: Any) -> dict[str, Any]:
-    """The config.json there, as it is written; where there is none, an error that says what is there instead."""
+    """The config.json there, as it is written; where there is none, the error names what is there instead."""
     check_pretrained_name(field, name)
     shown = f"{field}={os.fspath(name)!r}"
     if os.path.isfile(name):

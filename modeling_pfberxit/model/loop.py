@@ -27,7 +27,7 @@ from .validation import flag, is_recorded, real
 # Reading a layer's weights takes as long as the arithmetic of so many tokens: measured on a few CPU cores.
 WEIGHTS_IN_TOKENS = {"cpu": 12}
 WEIGHTS_IN_TOKENS_ELSEWHERE = 1024  # an estimate for accelerators
-WELL_FED = 20  # with so many times those tokens, reading the weights is a twentieth of the work
+WELL_FED = 20  # with 20 times as many tokens, reading the weights is a twentieth of the work
 MOST_TOKENS = {"cpu": 2048}  # beyond them activations no longer fit the caches, and every token costs more
 FIRST_POSITION_COST = 2  # a position run on its own costs as much as so many positions of a whole row
 DROP_SHARE = 0.02  # copying a row costs about one fiftieth of running a layer for it

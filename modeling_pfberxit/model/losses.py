@@ -27,7 +27,7 @@ KEPT = ("depths", "exits", "prompts", "token_exits")  # what a checkpoint withou
 
 
 def problem_type_of(config: PreTrainedConfig, labels: Tensor | None = None) -> str:
-    """The config's problem type; without one what the labels of a call say, by `transformers`' convention."""
+    """The config's problem type; without one that of a call's labels, by `transformers`' convention."""
     if config.problem_type is not None:
         return config.problem_type
     if config.num_labels == 1:
@@ -38,7 +38,7 @@ def problem_type_of(config: PreTrainedConfig, labels: Tensor | None = None) -> s
 def check_labels(labels: Tensor, num_labels: int, rows: int, problem_type: str) -> None:
     """Refuse labels that do not fit the problem, before the loss kernel fails on them in its own words.
 
-    Their values are looked at on the CPU alone, and not while someone traces.
+    Their values are read on the CPU alone, and not while a call is traced.
     """
     if not isinstance(labels, Tensor):
         refuse("labels", type(labels).__name__, "a tensor")
@@ -56,8 +56,8 @@ def check_labels(labels: Tensor, num_labels: int, rows: int, problem_type: str) 
     if fits and is_readable(labels):
         fits = _in_range(labels, num_labels, problem_type)
     if not fits:
-        told = labels.numel() and not is_watched(labels)
-        low_high = f", from {labels.min().item()} to {labels.max().item()}" if told else ""
+        readable = labels.numel() and not is_watched(labels)
+        low_high = f", from {labels.min().item()} to {labels.max().item()}" if readable else ""
         refuse("labels", f"{labels.dtype} {tuple(labels.shape)}{low_high}", f"{allowed} for {problem_type}")
 
 
@@ -272,7 +272,7 @@ def watch_gradients(output: ModelOutput, phase: Phase) -> None:
     """Have a loss that was made of `output.logits` alone refused in its backward pass, where other exits should learn.
 
     The engine runs what was made later first, so gradients of `loss` and of `exit_logits` are noticed before those of
-    `logits`. A loss of one's own beside these two is welcome. Not while someone traces: no backward pass follows.
+    `logits`. A user's own loss beside these two is fine. Nothing is watched in a traced call: no backward pass follows.
     """
     last = output.exit_logits.shape[1] - 1
     if phase.exits == (last,) or not output.logits.requires_grad or is_watched(output.logits):

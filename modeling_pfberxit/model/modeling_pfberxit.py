@@ -70,7 +70,7 @@ class PFBerxitOutput(ModelOutput):
 
 
 class PFBerxitModel(PFBerxitPreTrainedModel):
-    """Encoder and adapters at full depth: what the last exit reads, for whoever wants features and no classes.
+    """Encoder and adapters at full depth: what the last exit reads, as features without classes.
 
     Its checkpoints have the classifier's keys without `exits.*`, so each loads the other's. A stored exit policy stays
     in the config, for the classifier; one that is given to this model is refused.
@@ -101,7 +101,7 @@ class PFBerxitModel(PFBerxitPreTrainedModel):
         """A view: a module of its own, hooks included, on another model's parts, config and mode."""
         view = cls.__new__(cls)
         nn.Module.__init__(view)
-        for name, value in model.__dict__.items():  # but not what stands in the place of the other's methods
+        for name, value in model.__dict__.items():  # but not what replaces methods of the other
             if name not in view.__dict__ and not callable(getattr(cls, name, None)):
                 view.__dict__[name] = value
         for name, part in model.named_children():
@@ -216,7 +216,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> PFBerxitOutput | tuple:
-        """Classify; each row stops where the policy says, at any batch size as if it were alone.
+        """Classify; each row exits where the policy lets it, at any batch size as if it were alone.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B, n), padded on the right.
@@ -296,7 +296,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         """Refuse labels and losses that do not fit; in training, labels settle a problem type that was left open."""
         if labels is None:
             return
-        # Labels of a loss of one's own are its own affair, unless other heads learn from them.
+        # A user's own loss may take any labels, unless other heads learn from them.
         if self.exit_loss is None or self.config.use_lte or self.config.use_prototypes:
             check_labels(labels, self.num_labels, rows, problem_type)
         check_objective(self.config, problem_type, self.exit_loss)

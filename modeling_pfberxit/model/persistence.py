@@ -244,7 +244,7 @@ def check_adapter_only(model: nn.Module, contents: bool = True) -> None:
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Refuse a training step whose result could not be saved, or that would move weights another model stands on.
+    """Refuse a training step whose result could not be saved, or that would move weights another model uses.
 
     Called at every step, it looks at names, shapes, dtypes and `requires_grad`, never at a weight.
 

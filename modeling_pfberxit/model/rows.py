@@ -106,7 +106,7 @@ class Rows:
         """All rows of a batch, before the first layer; `index` numbers them, from 0 if it is not given.
 
         A mask without padding is dropped and one with padding on the left refused, where its values can be read: on the
-        CPU, unless someone traces. Elsewhere the mask stays, and a row padded on the left is NaN from here on.
+        CPU, unless the call is traced. Elsewhere the mask stays, and a row padded on the left is NaN from here on.
         """
         index = torch.arange(hidden_states.shape[0], device=hidden_states.device) if index is None else index
         if attention_mask is not None:

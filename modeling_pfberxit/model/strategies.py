@@ -258,8 +258,8 @@ def in_use(module: nn.Module) -> bool:
 def name_heads(model: PreTrainedModel, configs: Mapping[str, Any]) -> None:
     """Add `exits` to what PEFT is about to train and save as the heads of a sequence classifier.
 
-    PEFT looks for modules that are called `classifier` or `score`. It tells a model its configs, as `peft_config`,
-    before it does; where its own layers are already in the exits it is too late.
+    PEFT looks for modules that are called `classifier` or `score`. It sets a model's `peft_config` before it does so;
+    where its own layers are already in the exits, it is too late.
     """
     for config in configs.values():
         names = getattr(config, "modules_to_save", None)

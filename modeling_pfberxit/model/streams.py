@@ -246,7 +246,7 @@ def predict(
         batch_size: rows that run through a layer together; queues hold about as many.
 
     Raises:
-        RowError: a row cannot be read. It says which, and carries the answers of all before it if any were computed.
+        RowError: a row cannot be read; it has the row's number, and the answers of all before it if any were computed.
         ValueError: the model is in training mode, there is no row.
     """
     size = whole(1)("batch_size", batch_size)

@@ -31,7 +31,7 @@ OWN = ("exit_", "adapter_", "prompt_", "token_exit", "lte_", "prototype", "disti
 
 
 def no_misspelling(name: str, fields: Iterable[str], policy: Iterable[str]) -> None:
-    """Refuse a name that nobody knows where it looks like one of ours: it would be kept and have no effect."""
+    """Refuse an unknown name that looks like one of our fields: it would be kept and have no effect."""
     if name in policy:
         refuse("config", name, f"written exit_{name}")
     near = get_close_matches(name, list(fields), n=1, cutoff=0.8 if not name.startswith(OWN) else 0.0)
@@ -171,7 +171,7 @@ def is_recorded(tensor: Tensor) -> bool:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether a check may look at the values: there are some, nobody traces, no accelerator has to be waited for."""
+    """Whether a check may read the values: they exist, are not traced, and reading them waits for no accelerator."""
     return tensor.device.type == "cpu" and not is_watched(tensor)
 
 
@@ -182,7 +182,7 @@ Function = TypeVar("Function", bound=Callable)
 
 @dataclass(frozen=True)
 class PolicyFields:
-    """How rows leave during one call, unchecked. What the fields mean is said in `exit_policy.ExitPolicy`."""
+    """How rows leave during one call, unchecked. `exit_policy.ExitPolicy` explains the fields."""
 
     criterion: str | None = "divergence_v1"
     divergence: str = "kl"
