@@ -1,7 +1,7 @@
 """A pipeline whose calls take an exit policy.
 
-The stock pipeline hands unknown arguments to the tokenizer, which drops them; there, set `pipe.model.config.exit_policy`
-or pass `model_kwargs={"exit_policy": ...}` when it is made.
+The stock pipeline hands unknown arguments to the tokenizer, which drops them; there, set
+`pipe.model.config.exit_policy`, or pass `model_kwargs={"exit_policy": ...}` when it is made.
 """
 
 from typing import Any
