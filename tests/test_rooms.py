@@ -79,3 +79,14 @@ def test_the_command_line_imports_nothing_heavy():
     heavy = "[name for name in ('torch', 'transformers', 'modeling_pfberxit', 'numpy') if name in sys.modules]"
     code = f"import sys, pfberxit.cli; pfberxit.cli.parser(); print({heavy})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_tour_of_the_model_room_names_every_file_once():
+    import re
+
+    files = {name.rpartition(".")[2] for name in MODULES if name.startswith("modeling_pfberxit.model.")}
+    tour = ast.get_docstring(ast.parse(MODULES["modeling_pfberxit.model"].read_text(encoding="utf-8")))
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    inside = re.findall(r"^\d+\. +`(\w+)`: ", tour, re.MULTILINE)
+    outside = re.findall(r"^\| \d+ \| `(\w+)\.py` \| ", table, re.MULTILINE)
+    assert inside == outside and sorted(inside) == sorted(files)
