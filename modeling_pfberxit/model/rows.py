@@ -34,13 +34,9 @@ class Rows:
     padding_mask: Tensor | None  # (B, n) 1 for tokens and prompts, 0 for padding; None where nothing is padding
     state: ExitState | None = None
     token_depths: Tensor | None = None  # (B, n) the layer each position leaves after; None: they all stay
-    order: Tensor | None = (
-        None  # (B, n) the tokens' places in the text, if they were sorted by the layer they leave after
-    )
+    order: Tensor | None = None  # (B, n) the tokens' places in the text, where `token_depths` has sorted them
     prompts: int = 0  # how many have joined
-    groups: tuple[
-        tuple[int, int], ...
-    ] = ()  # (depth, number of rows at it), deepest first; depth counts layers entered
+    groups: tuple[tuple[int, int], ...] = ()  # (depth, number of rows at it), the deepest first
     exited: Tensor | None = None  # (B,) which have exited and are still computed, to save a copy; None: none of them
     _attention_mask: Tensor | None = field(init=False, default=None, repr=False)  # made when asked for
     _mean_weights: Tensor | None = field(init=False, default=None, repr=False)
