@@ -4,13 +4,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import enliven, tiny_batch
+from tiny import enliven, tiny_batch, tiny_config
 from train_script import new_trainer, tiny_data
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    TextClassificationPipeline,
+    pipeline,
+)
 
-from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
+from modeling_pfberxit import EarlyExitPipeline, ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.model.exit_policy import POLICY_CHECKS
-from modeling_pfberxit.pipeline import EarlyExitPipeline
 
 BATCH = tiny_batch(6)
 TEXTS = ["w1 w2 w3", "w40 w50 w60 w70 w80"]
@@ -134,12 +139,8 @@ RUN = {
     "pipeline's model_kwargs": lambda folder, policy, tmp: in_pipeline(
         classify(folder, model_kwargs={"exit_policy": policy})
     ),
-    "a pipeline's call": lambda folder, policy, tmp: in_pipeline(
-        classify(folder, pipeline_class=EarlyExitPipeline), exit_policy=policy
-    ),
-    "a pipeline's own": lambda folder, policy, tmp: in_pipeline(
-        classify(folder, pipeline_class=EarlyExitPipeline, exit_policy=policy)
-    ),
+    "a pipeline's call": lambda folder, policy, tmp: in_pipeline(classify(folder), exit_policy=policy),
+    "a pipeline's own": lambda folder, policy, tmp: in_pipeline(classify(folder, exit_policy=policy)),
 }
 
 
@@ -165,25 +166,30 @@ def test_a_policy_that_cannot_be_is_refused_by_name(saved, road, policy, said, t
 @pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"top_k": None}, {"top_k": 2}])
 def test_a_pipeline_that_takes_a_policy_answers_as_the_stock_one_with_the_layer(saved, options):
     model, tokenizer = load(saved, exit_policy="second"), AutoTokenizer.from_pretrained(saved)
-    expected = pipeline("text-classification", model=model, tokenizer=tokenizer)(TEXTS, **options)
-    pipe = pipeline(
-        "text-classification", model=load(saved), tokenizer=tokenizer, device="cpu", pipeline_class=EarlyExitPipeline
-    )
+    expected = TextClassificationPipeline(model=model, tokenizer=tokenizer)(TEXTS, **options)
+    pipe = pipeline("text-classification", model=load(saved), tokenizer=tokenizer, device="cpu")
     found = pipe(TEXTS, exit_policy="second", **options)
     for answers, wanted in zip(found, expected, strict=True):
         for answer, plain in zip(
             *([each] if isinstance(each, dict) else each for each in (answers, wanted)), strict=True
         ):
             assert answer.pop("exit_layer") == 2 and answer == plain
-    assert {answer["exit_layer"] for answer in pipe(TEXTS)} == {6}  # the next call is its own
+    assert set(in_pipeline(pipe)) == {6}  # the next call is its own
+    assert all("exit_layer" not in answer for answer in pipe(TEXTS))
 
 
 def test_a_policys_field_beside_the_policy_is_refused_by_such_a_pipeline(saved):
     with pytest.raises(ValueError, match="exit_threshold=0.3.*exit_policy={'threshold'"):
-        classify(saved, pipeline_class=EarlyExitPipeline)(TEXTS, exit_threshold=0.3)
+        classify(saved)(TEXTS, exit_threshold=0.3)
 
 
-def test_a_stock_pipeline_follows_its_models_config(saved):
+def test_the_pipeline_of_another_model_is_the_stock_one(saved):
+    stock, tokenizer = BertForSequenceClassification(tiny_config("bert")).eval(), AutoTokenizer.from_pretrained(saved)
+    ours, theirs = (make(model=stock, tokenizer=tokenizer) for make in (EarlyExitPipeline, TextClassificationPipeline))
+    assert ours(TEXTS, top_k=None) == theirs(TEXTS, top_k=None)
+
+
+def test_a_pipeline_follows_its_models_config(saved):
     pipe = classify(saved)
     assert set(in_pipeline(pipe)) == {6}
     pipe.model.config.exit_policy = "second"

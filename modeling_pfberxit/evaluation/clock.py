@@ -34,7 +34,7 @@ class Clock:
         return lambda layers: fixed + per_layer * layers
 
 
-def run(model: PFBerxitForSequenceClassification, ids: Tensor, policy: ExitPolicy) -> PFBerxitOutput:
+def _run(model: PFBerxitForSequenceClassification, ids: Tensor, policy: ExitPolicy) -> PFBerxitOutput:
     """One call on tokens (B, n)."""
     return model(input_ids=ids, exit_policy=policy)
 
@@ -63,7 +63,7 @@ def measure_clock(
     for batch_size in batch_sizes:
         for length in lengths:
             ids = torch.randint(5, model.config.vocab_size, (batch_size, length), device=model.device)
-            calls = [partial(run, model, ids, policy) for policy in policies]
+            calls = [partial(_run, model, ids, policy) for policy in policies]
             times = [1000 * median(series) / batch_size for series in interleaved(calls, repeats)]
             per_layer, fixed = np.polyfit(stops, times, 1)
             lines[batch_size, length] = float(fixed), float(per_layer)
