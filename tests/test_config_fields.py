@@ -75,7 +75,7 @@ def test_a_size_beside_another_encoder_is_refused():
     config = PFBerxitConfig.from_backbone(tiny_config())
     with pytest.raises(ValueError, match="num_hidden_layers=6: must be 3, as in backbone_config"):
         PFBerxitConfig.from_dict(
-            {**config.to_dict(), "backbone_config": {"model_type": "bert", "num_hidden_layers": 3}}
+            {**config.to_dict(), "backbone_config": {**config.backbone_config, "num_hidden_layers": 3}}
         )
 
 

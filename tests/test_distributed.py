@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import LAYERS, save_backbone
+from tiny import CHECKPOINTING, LAYERS, save_backbone
 from torch.testing import assert_close
 from train_script import NO_DROPOUT, PLAIN_SGD, in_two_processes, main
 
@@ -18,7 +18,7 @@ KNOBS = {
     "backbone": {"train_backbone": True},
 }
 ARGUMENTS = {"max_steps": 4, "ddp_find_unused_parameters": False}
-EXTRA = {"backbone": {"activation_checkpointing": True}}
+EXTRA = {"backbone": {CHECKPOINTING: True}}
 
 
 def settings(backbone: str, output: Path, batch: int) -> dict:

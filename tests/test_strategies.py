@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_batch, tiny_config, tiny_model
+from tiny import CHECKPOINTING, tiny_batch, tiny_config, tiny_model
 from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 from torch.nn import functional as F
@@ -301,7 +301,7 @@ def test_equilibrium_is_training_s_alone():
 def test_recomputed_activations_teach_the_same(knobs, step, use_reentrant):
     model, labels = model_at(step, train_backbone=True, **knobs), LABELS[SINGLE_LABEL]
     stored = gradients(model, model(**BATCH, labels=labels).loss)
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": use_reentrant})
     recomputed = gradients(model, model(**BATCH, labels=labels).loss)
     assert stored.keys() == recomputed.keys()
     for name in stored:

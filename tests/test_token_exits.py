@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import mutual_info_score
 from tiny import (
+    CHECKPOINTING,
     CONFIGS,
     LAYERS,
     VOCABULARY,
@@ -305,7 +306,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     for checkpointing in (False, True):
         model = learner().train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            getattr(model, f"{CHECKPOINTING}_enable")()
         model(**tiny_batch(5), labels=torch.tensor([0, 1, 2, 1, 0])).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1])

@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 import torch
 from test_criteria_promises import JUDGED, OUTPUTS, recorded_from, setting
-from tiny import LAYERS, hooked, rows_of, tiny_batch, tiny_model
+from tiny import CHECKPOINTING, LAYERS, hooked, rows_of, tiny_batch, tiny_model
 from torch.testing import assert_close
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
@@ -268,7 +268,7 @@ def test_a_training_step_teaches_the_same(family, sublearner, placement, checkpo
     adapter = {"adapter_sublearner": sublearner, "adapter_placement": placement}
     model = tiny_model(family, num_labels=3, backbone_changes=NO_DROPOUT[family], **adapter, **knobs).train()
     if checkpointing:
-        model.activation_checkpointing_enable()
+        getattr(model, f"{CHECKPOINTING}_enable")()
     batch, labels, steps = tiny_batch(5), torch.tensor([0, 1, 2, 1, 0]), []
     for execution in (PLAIN, Execution()):
         model.zero_grad()

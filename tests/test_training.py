@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CONFIGS, LAYERS, save_backbone, tiny_model
+from tiny import CHECKPOINTING, CONFIGS, LAYERS, save_backbone, tiny_model
 from torch.nn import functional as F
 from torch.testing import assert_close
 from train_script import CLASSES, NO_DROPOUT, PLAIN_SGD, new_model, new_trainer, tiny_data, weights
@@ -206,7 +206,7 @@ def test_activation_checkpointing_gives_the_same_gradients(family, use_reentrant
     set_seed(0)
     expected = gradients(model, **batch_of(tiny_data()))
     assert len(ran) == 1
-    model.activation_checkpointing_enable(None if use_reentrant is None else {"use_reentrant": use_reentrant})
+    getattr(model, f"{CHECKPOINTING}_enable")(None if use_reentrant is None else {"use_reentrant": use_reentrant})
     set_seed(0)
     found = gradients(model, **batch_of(tiny_data()))
     assert len(ran) == 3  # once more in the backward pass
@@ -227,9 +227,9 @@ def test_trainer_with_activation_checkpointing_learns_the_same(encoders, tmp_pat
         model = new_model(encoders[family])
         before = weights(model)
         kwargs = {"use_reentrant": use_reentrant}
-        options = {"activation_checkpointing": on, "activation_checkpointing_kwargs": kwargs if on else None}
+        options = {CHECKPOINTING: on, f"{CHECKPOINTING}_kwargs": kwargs if on else None}
         new_trainer(model, tmp_path, max_steps=2, **PLAIN_SGD, **options).train()
-        assert model.is_activation_checkpointing == on
+        assert getattr(model, f"is_{CHECKPOINTING}") == on
         learned.append(weights(model))
     assert moved(before, learned[0])
     for name in before:
@@ -251,7 +251,7 @@ def test_losses_and_gradients_are_fp32_under_autocast(dtype, problem_type, check
     knobs = {"exit_dropout": 0.0, "backbone_changes": NO_DROPOUT}
     model = tiny_model(num_labels=CLASSES, problem_type=problem_type, use_lte=True, **knobs).train()
     if checkpointing:
-        model.activation_checkpointing_enable()
+        getattr(model, f"{CHECKPOINTING}_enable")()
     batch = batch_of(tiny_data(16, problem_type))
     if problem_type == "regression":
         batch["labels"] = torch.linspace(-1, 1, 16 * CLASSES).view(16, CLASSES)
@@ -315,7 +315,7 @@ LAST_EXIT_ALONE = {
     "compute_loss_func": (Trainer, {"compute_loss_func": of_the_last_exit}, {}),
     "label smoothing": (Trainer, {}, {"label_smoothing_factor": 0.1}),
     "autocast": (Trainer, {"compute_loss_func": of_the_last_exit}, {"bf16": True}),
-    "checkpointing": (Weighted, {}, {"activation_checkpointing": True}),
+    "checkpointing": (Weighted, {}, {CHECKPOINTING: True}),
     "accumulation": (Weighted, {}, {"gradient_accumulation_steps": 2}),
 }
 

@@ -13,12 +13,17 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     RobertaConfig,
     XLMRobertaConfig,
 )
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
 
+# What newer versions of `transformers` call it, and what older ones do.
+CHECKPOINTING = (
+    f"{'activation' if hasattr(PreTrainedModel, 'activation_checkpointing_enable') else 'gradient'}_checkpointing"
+)
 VOCABULARY, HIDDEN, LAYERS, HEADS = 120, 32, 6, 4
 SIZES = {
     "vocab_size": VOCABULARY,

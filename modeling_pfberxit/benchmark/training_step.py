@@ -70,10 +70,11 @@ def step_of(model: nn.Module, rows: dict[str, Tensor], checkpointing: bool) -> C
 
 def switch(model: nn.Module, checkpointing: bool) -> None:
     """Activation checkpointing on, or off where it can be on at all."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # older `transformers`
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
     elif model.supports_gradient_checkpointing:
-        model.activation_checkpointing_disable()
+        getattr(model, f"{name}_checkpointing_disable")()
 
 
 def loss_of(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
