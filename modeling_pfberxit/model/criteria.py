@@ -104,7 +104,7 @@ class Criterion(NamedTuple):
     """A rule: when a row leaves, in words and in functions, for which problems, and by which evidence.
 
     Which fields of the policy a rule reads, its functions declare. From this derive the checks of a policy, what a
-    search varies, what replay may share, how a policy is described, and README's table.
+    search varies, what replay may share, how a policy is described, and the table in docs/rules.md.
     """
 
     when: str  # "a row leaves when ..."

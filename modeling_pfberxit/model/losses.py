@@ -280,6 +280,7 @@ def watch_gradients(output: ModelOutput, phase: Phase) -> None:
     reached: list[bool] = []
 
     def check() -> None:
+        """Refuse a loss whose gradient has come by `logits` first."""
         if not reached:
             refuse(
                 "loss", "of outputs.logits", "one that every exit learns from, and this one reaches the last alone: "

@@ -235,12 +235,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         problem_type = problem_type_of(self.config, labels)
         self.exits.check_prototypes(self.num_labels, problem_type)
         self._check_labels(labels, inputs.shape[0], problem_type)
-        policy = None if self.training else resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
-        if policy is not None and is_recorded(inputs):
-            refuse(
-                "exit_criterion", policy.criterion, "None (exit_policy={'criterion': None}) in a call that is traced, "
-                "exported or without values: which rows leave where, a graph cannot hold",
-            )  # fmt: skip
+        policy = None if self.training else self._policy(exit_policy, inputs, problem_type)
         phase = self._phase() if self.training else None
         if phase is not None and torch.is_grad_enabled():
             check_trained(self, phase)
@@ -302,6 +297,16 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         check_objective(self.config, problem_type, self.exit_loss)
         if self.training and self.config.problem_type is None:  # saved with the model, as in `transformers`
             self.config.problem_type = problem_type
+
+    def _policy(self, request: ExitPolicy | dict | str | None, inputs: Tensor, problem_type: str) -> ExitPolicy | None:
+        """The policy of a call on `inputs`; None without early exit. Refused where a graph of the call is made."""
+        policy = resolve_policy(request, self.config, self.exit_depths, problem_type)
+        if policy is not None and is_recorded(inputs):
+            refuse(
+                "exit_criterion", policy.criterion, "None (exit_policy={'criterion': None}) in a call that is traced, "
+                "exported or without values: which rows leave where, a graph cannot hold",
+            )  # fmt: skip
+        return policy
 
     def _phase(self) -> Phase:
         """What this training step teaches."""

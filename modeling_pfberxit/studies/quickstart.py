@@ -77,20 +77,36 @@ def quickstart(
     say(notes)
 
     folder = Path(output) / f"pfberxit-{task.name}"
-    model.config.operating_points = {each.name: stored(each, task) for each in settings[1:]}
-    model.save_pretrained(folder)
+    training = f"{task.dataset}, {len(train)} rows, {epochs:g} epochs, seed {seed}"
     tokenizer.save_pretrained(folder)
-    plots.exit_depths(groups, middle.layers, folder / "exit_depths.png", f"Exit depths at '{middle.name}'")
-    found = own_frontier(model, record(model, evaluation), task.metric)
-    plots.frontiers(found, settings[0].score, task.metric, folder / "frontier.png", f"{task.name}: one model, one seed")
-    write_card(
-        folder, model, task, settings,
-        training=f"{task.dataset}, {len(train)} rows, {epochs:g} epochs, seed {seed}",
-        evaluation=f"its {task.evaluation_split} split, {len(evaluation)} rows",
-        texts=SENTENCES, notes=notes, plot="exit_depths.png", frontier=found,
-    )  # fmt: skip
+    save(folder, model, task, settings, record(model, evaluation), training=training, groups=groups, notes=notes)
     say(f"\nWrote {folder} ({os.path.getsize(folder / 'model.safetensors') / 1e6:.2f} MB of weights).")
     say(classify_in_a_fresh_process(folder, task, middle.name if policies else None))
+
+
+def save(
+    folder: Path, model: PFBerxitForSequenceClassification, task: Task, settings: list[Setting], recording: Recording,
+    *, training: str, groups: dict[str, np.ndarray], notes: str,
+) -> None:  # fmt: skip
+    """The model with its operating points, two pictures and a card in a folder, ready to be pushed.
+
+    Args:
+        settings: full depth first, then the named points.
+        recording: of the rows that `settings` were measured on.
+        training: data, rows, epochs and seed, in words.
+        groups: executed layers of these rows at the middle setting, by difficulty.
+    """
+    middle = settings[len(settings) // 2]
+    model.config.operating_points = {each.name: stored(each, task) for each in settings[1:]}
+    model.save_pretrained(folder)
+    plots.exit_depths(groups, middle.layers, folder / "exit_depths.png", f"Exit depths at '{middle.name}'")
+    found = own_frontier(model, recording, task.metric)
+    plots.frontiers(found, settings[0].score, task.metric, folder / "frontier.png", f"{task.name}: one model, one seed")
+    write_card(
+        folder, model, task, settings, training=training,
+        evaluation=f"its {task.evaluation_split} split, {len(recording)} rows",
+        texts=SENTENCES, notes=notes, plot="exit_depths.png", frontier=found,
+    )  # fmt: skip
 
 
 def choice_of(system: str, task: Task) -> dict:

@@ -44,9 +44,7 @@ def fit_token_exits(
     if exits is None:
         refuse("token_exits", False, "True before the model is made")
     low, high = check_layers(exits, method, layers)
-    buckets = high - low + 1 if buckets is None else buckets
-    if not 1 <= buckets <= high - low + 1:
-        refuse("buckets", buckets, f"1 to {high - low + 1}: no more than there are layers from {low} to {high}")
+    buckets = check_buckets(buckets, low, high)
     labels = np.asarray(labels)
     if method == "mutual_information" and labels.ndim == 1 and not np.issubdtype(labels.dtype, np.integer):
         refuse("labels", str(labels.dtype), "classes, or 0 and 1 for every label, to tell anything about")
@@ -66,6 +64,15 @@ def fit_token_exits(
         bucket = bucket_of_tokens(method, seen, token_ids, labels, model, buckets, seed)
         table[seen] = low + bucket * ((high - low + 1) // buckets)
     exits.depths.copy_(torch.as_tensor(table, dtype=torch.int16))
+
+
+def check_buckets(buckets: int | None, low: int, high: int) -> int:
+    """How many groups tokens are put in: one per layer from `low` to `high` by default, and at most."""
+    layers = high - low + 1
+    buckets = layers if buckets is None else buckets
+    if not 1 <= buckets <= layers:
+        refuse("buckets", buckets, f"1 to {layers}: no more than there are layers from {low} to {high}")
+    return buckets
 
 
 def check_layers(exits: TokenExits, method: str, layers: tuple[int, int] | None) -> tuple[int, int]:
