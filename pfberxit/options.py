@@ -50,6 +50,7 @@ def add_budget(parser: ArgumentParser, seeds: list[int], rows: int, epochs: floa
     parser.add_argument("--rows", type=int, default=rows, help="training rows at most (0: all)")
     parser.add_argument("--held-out", type=int, default=500, help="training rows kept back to choose thresholds on")
     parser.add_argument("--epochs", type=float, default=epochs)
+    parser.add_argument("--max-length", type=int, default=128, help="tokens a text is cut to")
 
 
 def tasks_of(dataset: str, tasks: list[str] | None, *usual: str) -> list[str]:

