@@ -15,33 +15,87 @@ class ColumnOption(Action):
         namespace.columns = {**namespace.columns, self.option_strings[0][2:].replace("-", "_"): values}
 
 
+FORMS = "a file (csv, tsv, json, jsonl, parquet, txt), a folder, a glob, - for stdin, or a Hub id"
+
+
 def add_data(parser: ArgumentParser, default: str = "support_desk") -> None:
     """The data set, and its columns where their meaning is not certain."""
-    column: dict[str, Any] = {"dest": "columns", "default": {}, "action": ColumnOption}
     parser.add_argument(
         "--dataset",
         default=default,
-        help="Hub id, folder or one file (csv, tsv, json, jsonl, parquet; default: %(default)s); without a split to "
-        "evaluate on, a fifth of the rows, drawn with seed 0, is held out as validation",
+        help=f"{FORMS} (default: %(default)s); without a split to evaluate on, a fifth of the rows, drawn with seed 0, "
+        "is held out as validation",
     )
+    add_columns(parser)
+
+
+def add_columns(parser: ArgumentParser) -> None:
+    """The columns of texts and labels, and how labels are written, collected as `columns`."""
+    column: dict[str, Any] = {"dest": "columns", "default": {}, "action": ColumnOption}
+    add_text_columns(parser)
+    parser.add_argument("--problem-type", **column, metavar="TYPE", help="where numbers may be classes or values")
+    parser.add_argument(
+        "--label-form", **column, metavar="FORM",
+        help="of several labels, where it is not certain: lists (of ids), vectors (of 0 and 1), or a separator",
+    )  # fmt: skip
+
+
+def add_text_columns(parser: ArgumentParser) -> None:
+    """The columns of texts and labels alone, collected as `columns`: what `load_texts` takes."""
+    column: dict[str, Any] = {"dest": "columns", "default": {}, "action": ColumnOption}
     parser.add_argument("--text", **column, metavar="COLUMN", help="of texts, where it is not certain")
     parser.add_argument("--pair", **column, metavar="COLUMN", help="of second texts")
     parser.add_argument("--label", **column, metavar="COLUMN", nargs="+", help="of labels; or one of 0 and 1 for each")
-    parser.add_argument("--problem-type", **column, metavar="TYPE", help="where numbers may be classes or values")
-    parser.add_argument(
-        "--label-form", **column, metavar="FORM", help="where lists may be ids or 0 and 1 for each label"
-    )
 
 
 def add_model_and_data(parser: ArgumentParser) -> None:
     """A saved model, and the rows it is to judge."""
-    parser.add_argument("model", help="folder or Hub id of a fine-tuned model")
+    add_model(parser)
     add_data(parser)
-    parser.add_argument("--config", help="its configuration, e.g. a GLUE task")
-    parser.add_argument(
-        "--split", help="of rows the model was not trained on (default: the task's evaluation split); all: every row"
-    )
+    add_config(parser)
+    add_split(parser)
     parser.add_argument("--rows", type=int, default=0, help="rows at most; 0: all")
+
+
+# ---- one option each, for `MODEL DATA --text COLUMN ...` -------------------------------------------------------------
+
+
+def add_model(parser: ArgumentParser, what: str = "folder or Hub id of a fine-tuned model") -> None:
+    """`MODEL`."""
+    parser.add_argument("model", help=what)
+
+
+def add_source(parser: ArgumentParser, **options: Any) -> None:
+    """`DATA` and, for the Hub, its configuration: `dataset` and `config`."""
+    parser.add_argument("dataset", metavar="DATA", help=FORMS, **options)
+    add_config(parser)
+
+
+def add_config(parser: ArgumentParser) -> None:
+    """`--config`."""
+    parser.add_argument("--config", help="of a data set on the Hub: its configuration, e.g. a GLUE task")
+
+
+def add_split(parser: ArgumentParser, help: str | None = None) -> None:  # noqa: A002  argparse's own name
+    """`--split`."""
+    usual = "of rows the model was not trained on (default: the task's evaluation split); all: every row"
+    parser.add_argument("--split", help=help or usual)
+
+
+def add_policy(parser: ArgumentParser, help: str = "when rows exit: an operating point's name, or JSON") -> None:  # noqa: A002
+    """`--policy`, read by `evaluation.saved_model.asked_policy`."""
+    parser.add_argument("--policy", metavar="NAME_OR_JSON", help=f"{help} (default: the model's own rule)")
+
+
+def add_execution(parser: ArgumentParser) -> None:
+    """`--max-length`, `--device`, `--dtype`, read by `evaluation.saved_model.load_model`."""
+    parser.add_argument(
+        "--max-length", type=int, help="tokens of a text that are read (default: as the tokenizer was saved)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: as saved)"
+    )
 
 
 def add_budget(parser: ArgumentParser, seeds: list[int], rows: int, epochs: float) -> None:
@@ -54,5 +108,6 @@ def add_budget(parser: ArgumentParser, seeds: list[int], rows: int, epochs: floa
 
 
 def tasks_of(dataset: str, tasks: list[str] | None, *usual: str) -> list[str]:
-    """The configurations asked for, or the usual ones; of a file the only one."""
-    return tasks or (["default"] if os.path.isfile(dataset) else list(usual))
+    """The configurations asked for, or the usual ones; of files the only one."""
+    is_files = os.path.isfile(dataset) or dataset == "-" or any(mark in dataset for mark in "*?[")
+    return tasks or (["default"] if is_files else list(usual))

@@ -15,8 +15,8 @@ from tiny import save_backbone, tiny_model
 from transformers import set_seed
 
 from modeling_pfberxit.data import readers
+from modeling_pfberxit.data.arrow import read_files
 from modeling_pfberxit.data.labels import LISTS, VECTORS, label_column, read_form
-from modeling_pfberxit.data.readers import read_file
 from modeling_pfberxit.data.targets import read_names, read_targets
 from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.evaluation.recording import record
@@ -102,7 +102,7 @@ def test_texts_in_doubt_are_refused_with_the_columns_and_read_once_named(tmp_pat
         ({"label_form": "bits"}, "label_form='bits': must be one of lists, vectors"),
         ({"label_form": "lists"}, "label_form='lists': must be left out"),
         ({"problem_type": SEVERAL}, "problem_type='multi_label_classification': must be single_label"),
-        ({"config": "sst2"}, "config='sst2': must be left out for a single file"),
+        ({"config": "sst2"}, "config='sst2': must be left out for files"),
     ],
 )
 def test_columns_and_readings_that_do_not_fit_are_refused_by_name(tmp_path, named, message):
@@ -340,7 +340,7 @@ def test_a_split_to_evaluate_on_is_left_as_it_is(tmp_path):
         ("a.jsonl", '{"text": "w1", "label": 1}\n{"text": "w2"}\n', r"label\[1\]=None: must be given"),
         ("a.jsonl", '{"text": "w1", "label": 1}\n{"text": "w2", oops\n', "a.jsonl.*could not be loaded"),
         ("a.jsonl", '{"text": "w1", "text": "w2", "label": 1}\n', "a.jsonl.*twice"),
-        ("a.txt", "w1", r"a.txt': must be a file that ends in .csv, .tsv, .json, .jsonl, .parquet"),
+        ("a.doc", "w1", r"a.doc': must be a file that ends in .csv, .tsv, .json, .jsonl, .parquet, .txt"),
         ("a.csv", "text,label\n1,0\n2,1\n", "text='text': must be a column of strings; this one holds Value.'int64'"),
         ("a.jsonl", '{"text": " ", "label": 1}\n{"text": "w1", "label": 0}\n', r"text\[0\]=' ': must be a text"),
     ],
@@ -372,7 +372,7 @@ def test_a_csv_gives_back_the_texts_that_went_into_it(tmp_path_factory, cells):
     except UnicodeEncodeError:
         return  # half a surrogate pair is in no file
     path = table(tmp_path_factory.mktemp("csv") / "data.csv", ["text", "label"], *cells)
-    assert read_file(Path(path))["text"][:] == [text for text, _ in cells]
+    assert read_files([Path(path)])["text"][:] == [text for text, _ in cells]
 
 
 def test_rows_without_a_text_and_unknown_labels_are_refused_while_encoding_and_long_texts_cut(tmp_path, tokenizer):

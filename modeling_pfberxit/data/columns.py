@@ -14,6 +14,9 @@ WELL_KNOWN: tuple[tuple[str, ...], ...] = (
 )  # fmt: skip
 LABELS = ("label", "labels")
 STRINGS = ("string", "large_string")
+# The part of a message that says how to name the columns.
+HOW_LABEL = "the label's column named: --label NAME (label= in Python), one for each label where there are several"
+HOW_TEXT = "named: --text NAME, for pairs also --pair NAME (text= and pair= in Python)"
 
 
 def choose_label(features: Features, label: str | Sequence[str] | None) -> str | tuple[str, ...]:
@@ -28,8 +31,17 @@ def choose_label(features: Features, label: str | Sequence[str] | None) -> str |
     if label is None:
         found = [name for name in LABELS if name in features]
         if len(found) != 1:
-            refuse("dataset", list(features), f"one with a single column `label` or `labels`, or {how('label')}")
+            refuse("dataset", list(features), f"one with a single column `label` or `labels`, or {HOW_LABEL}")
         return found[0]
+    return named_label(features, label)
+
+
+def named_label(features: Features, label: str | Sequence[str]) -> str | tuple[str, ...]:
+    """The label's column, or several, as the user named them.
+
+    Raises:
+        ValueError: a column that is not there or is named twice.
+    """
     names = [label] if isinstance(label, str) else list(label)
     names = [part.strip() for name in names for part in ([name] if name in features else name.split(","))]
     if not names or len(set(names)) < len(names):
@@ -40,26 +52,27 @@ def choose_label(features: Features, label: str | Sequence[str] | None) -> str |
 
 
 def choose_texts(
-    features: Features, text: str | None, pair: str | None, label: str | tuple[str, ...]
+    features: Features, text: str | None, pair: str | None, label: str | tuple[str, ...] | None
 ) -> tuple[str, ...]:
     """One column of text, or two for pairs: those named, or those that are certain.
 
     Certain is an entry of `WELL_KNOWN` if no other fits, and the only column beside the label's if it holds strings.
+    Without a label, a column of such a name is none of the texts.
 
     Raises:
         ValueError: a column that is not there or holds no strings, or none is certain; the message lists the columns.
     """
-    labels = (label,) if isinstance(label, str) else label
+    labels = (label,) if isinstance(label, str) else label or ()
     if text is None and pair is not None:
         refuse("pair", pair, "given together with text")
     if text is not None:
         return check_texts(tuple(name for name in (text, pair) if name is not None), features, labels)
-    others = [name for name in features if name not in labels]
+    others = [name for name in features if name not in (labels or LABELS)]
     fitting = [names for names in WELL_KNOWN if set(names) <= set(others)]
     fitting = [names for names in fitting if not any(set(names) < set(wider) for wider in fitting)]
     if len(fitting) == 1 or len(others) == 1:
         return check_texts(fitting[0] if fitting else (others[0],), features, labels)
-    refuse("dataset", list(features), f"one whose text is certain by its name (text, sentence, …), or {how('text')}")
+    refuse("dataset", list(features), f"one whose text is certain by its name (text, sentence, …), or {HOW_TEXT}")
 
 
 def check_texts(names: tuple[str, ...], features: Features, labels: Iterable[str]) -> tuple[str, ...]:
@@ -96,10 +109,3 @@ def check_split(data: Dataset, texts: tuple[str, ...], label: str | tuple[str, .
 def is_text(features: Features, name: str) -> bool:
     """Whether a column holds strings."""
     return getattr(features[name], "dtype", None) in STRINGS
-
-
-def how(field: str) -> str:
-    """The part of a message that says how to name the columns."""
-    if field == "label":
-        return "the label's column named: --label NAME (label= in Python), one for each label where there are several"
-    return "named: --text NAME, for pairs also --pair NAME (text= and pair= in Python)"

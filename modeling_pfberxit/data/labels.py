@@ -1,7 +1,7 @@
 """The *form* of a row's label: how it is written. A form is read off the data where that is certain, else refused.
 
     class     one class: a string, a boolean, a whole number, a `ClassLabel`; numbers 0.0, 1.0 … only if named
-    lists     the labels a row has, by id or by name
+    lists     the labels a row has, by id or by name, also in one string with a separator
     vectors   a 0 or 1 for every label, in one column of lists or in a column for each
     value     a number to predict
 
@@ -10,7 +10,7 @@ The names of the classes and their order are not decided here but in `data.targe
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from datasets import ClassLabel, Dataset, LargeList, List
@@ -57,8 +57,8 @@ class LabelColumn:
         refuse(f"{name}[{row}]", self.values[row], f"{allowed} (row {row} of {self.split}, counted from 0)")
 
 
-def label_column(data: Dataset, name: str | tuple[str, ...], split: str) -> LabelColumn:
-    """The labels of a split.
+def label_column(data: Dataset, name: str | tuple[str, ...], split: str, separator: str | None = None) -> LabelColumn:
+    """The labels of a split; with a separator, the lists of names that strings are, an empty cell being an empty list.
 
     Raises:
         ValueError: a row without a label, by its number.
@@ -75,10 +75,19 @@ def label_column(data: Dataset, name: str | tuple[str, ...], split: str) -> Labe
         named = isinstance(feature, ClassLabel)
         kind = "class label" if named else getattr(feature, "dtype", None) or type(feature).__name__
         column = LabelColumn(name, kind, tuple(feature.names) if named else (), is_list, data[name][:], split)
+    if separator is not None:
+        column = replace(
+            column, kind=STRINGS[0], is_list=True, values=[cut(value, separator) for value in column.values]
+        )
     for row, value in enumerate(column.values):
         if any(map(_missing, value if column.is_list and value is not None else [value])):
             column.refuse(row, "given: every row has a label")
     return column
+
+
+def cut(value: Any, separator: str) -> list[str]:
+    """The labels in a string: "a; b" -> ["a", "b"]; of an empty one none."""
+    return [] if value is None or not str(value).strip() else [part.strip() for part in str(value).split(separator)]
 
 
 def _refuse_all_but_bits(name: str, values: list[Any], split: str) -> None:

@@ -1,74 +1,110 @@
-"""The splits of a data set, read from a file, a folder or the Hub. What columns mean is not decided here.
+"""The splits of a data set: a file, a folder, a glob, `-` for stdin, or the Hub. What columns mean is not said here.
 
-Local files are read split by split, so that one without a column does not take the others with it. CSV and TSV are read
-strictly: a header of different names, as many cells in every row, only an empty cell is a missing value ("None" and
-"NA" are words). A column of a CSV holds numbers or booleans where every cell is one, else strings.
+How rows are read is in `files`, what types their columns have in `arrow`.
 """
 
-import csv
 import os
 import re
-from collections.abc import Callable, Iterator
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from glob import glob
 from pathlib import Path
-from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_dataset_builder
+from datasets import DatasetDict, load_dataset, load_dataset_builder
 
 from ..model.validation import refuse
+from .arrow import read_files, scratch
+from .files import ROWS, kind_of
 
-HELD_OUT, HELD_OUT_SEED = 0.2, 0  # of a data set with no split to evaluate on
-WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
-REAL = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?")  # not "007", which is a name
-NO_NUMBER = ("nan", "na", "n/a", "none", "null")
+STDIN = "-"
+WILD = re.compile(r"[*?[]")
+# Words in a file's name that say which split it belongs to, as `load_dataset` knows them.
+SPLIT_WORDS = {
+    "validation": "validation|valid|dev|val",
+    "test": "test|testing|eval|evaluation",
+    "train": "train|training",
+}  # fmt: skip
 
 
-def read_splits(dataset: str, config: str | None) -> DatasetDict:
-    """The splits of one data file (all its rows as `train`), of a folder, or of a data set on the Hub.
+def read_splits(dataset: str, config: str | None, named: Sequence[str] = ()) -> DatasetDict:
+    """The splits of a data set, memory-mapped.
+
+    Args:
+        dataset: a file or `-` (all rows are `train`), a glob or folder (splits by file names), or a Hub id.
+        named: columns that the user has named, by which `-` is known to be a table.
 
     Raises:
         ValueError, OSError: it is empty or malformed; it is not there or cannot be read.
     """
-    path = Path(dataset)
-    if path.is_dir():
-        return read_folder(path, config)
-    if path.suffix.lower() not in READERS:
-        if path.is_file():
-            refuse("dataset", dataset, f"a file that ends in {', '.join(READERS)}, a folder or a Hub id")
+    splits = local_files(dataset, config, named)
+    if splits is None:
         with loading(dataset, config):
             return load_dataset(dataset, config)
+    found = DatasetDict({name: read_files(paths) for name, paths in splits.items()})
+    declared = declared_features(dataset, config)
+    with loading(dataset, config):
+        return found.cast(declared) if declared else found
+
+
+def local_files(dataset: str, config: str | None, named: Sequence[str] = ()) -> dict[str, list[Path]] | None:
+    """The files of each split that are read here; `None`: `load_dataset` reads them, from the Hub or a folder."""
+    path = Path(dataset)
+    if path.is_dir():
+        return folder_files(path, config)
+    if dataset != STDIN and not path.is_file() and not WILD.search(dataset) and kind_of(path) not in ROWS:
+        return None
+    if path.is_file():
+        readable(path)
     if config not in (None, "default"):
-        refuse("config", config, f"left out for a single file, {path.name}")
-    return DatasetDict(train=read_file(path))
+        refuse("config", config, f"left out for files, {dataset}")
+    if dataset == STDIN:
+        return {"train": [spooled(tuple(named))]}
+    if path.exists() or not WILD.search(dataset):
+        return {"train": [readable(path)]}
+    splits: dict[str, list[Path]] = {}
+    for each in sorted(Path(name) for name in glob(dataset, recursive=True) if os.path.isfile(name)):
+        splits.setdefault(split_of(each.stem), []).append(readable(each))
+    return splits or refuse("dataset", dataset, "a pattern that fits a file at least")
 
 
-def read_folder(folder: Path, config: str | None) -> DatasetDict:
-    """The splits of a folder as `load_dataset` finds them, by file names or by its README's metadata."""
+def readable(path: Path) -> Path:
+    """The path of a file, if its name says how it is read and it is there."""
+    if kind_of(path) not in ROWS:
+        refuse("dataset", str(path), f"a file that ends in {', '.join(ROWS)}, a folder, a glob, - or a Hub id")
+    if not path.is_file():
+        raise OSError(f"dataset={str(path)!r}: could not be loaded (there is no such file).")
+    return path
+
+
+def split_of(stem: str) -> str:
+    """The split that a file's name says it belongs to: dev-2.csv -> validation; `train` where it says nothing."""
+    words = re.split(r"[-._ 0-9]+", stem.lower())
+    return next((split for split, known in SPLIT_WORDS.items() if set(known.split("|")) & set(words)), "train")
+
+
+def folder_files(folder: Path, config: str | None) -> dict[str, list[Path]] | None:
+    """The files of a folder as `load_dataset` sorts them into splits, by names or by the README's metadata."""
     with loading(str(folder), config):
-        builder = load_dataset_builder(str(folder), config)
-    splits = {str(name): [Path(file) for file in files] for name, files in (builder.config.data_files or {}).items()}
-    if not splits or {file.suffix.lower() for files in splits.values() for file in files} - set(READERS):
-        with loading(str(folder), config):
-            return load_dataset(str(folder), config)
-    parts = {name: [read_file(file) for file in files] for name, files in splits.items()}
-    with loading(str(folder), config):
-        whole = {name: concatenate_datasets(part) for name, part in parts.items()}
-        declared = builder.info.features
-        return DatasetDict({name: part.cast(declared) if declared else part for name, part in whole.items()})
+        files = load_dataset_builder(str(folder), config).config.data_files or {}
+    splits = {str(name): [Path(file) for file in paths] for name, paths in files.items()}
+    known = splits and all(kind_of(file) in ROWS for paths in splits.values() for file in paths)
+    return splits if known else None
 
 
-def read_file(path: Path) -> Dataset:
-    """The rows of one CSV, TSV, JSON, JSON Lines or Parquet file; there is at least one."""
-    with loading(str(path)), open(path, "rb") as file:
-        empty = file.read(4096).strip() in (b"", b"[]", b"{}")
-    if empty or not len(rows := READERS[path.suffix.lower()](path)):
-        refuse("dataset", str(path), "a file with rows; this one is empty")
-    return rows
+def declared_features(dataset: str, config: str | None) -> object | None:
+    """The types of the columns that a folder's README declares, if it does."""
+    if not os.path.isdir(dataset):
+        return None
+    with loading(dataset, config):
+        return load_dataset_builder(dataset, config).info.features
 
 
 @contextmanager
 def loading(dataset: str, config: str | None = None) -> Iterator[None]:
-    """Turn any error of the block, of which readers raise many kinds, into one `OSError` of one line."""
+    """Turn any error of the block, of which `datasets` raises many kinds, into one `OSError` of one line."""
     try:
         yield
     except Exception as error:
@@ -76,60 +112,39 @@ def loading(dataset: str, config: str | None = None) -> Iterator[None]:
         raise OSError(f"dataset={dataset!r}, config={config!r}: could not be loaded ({reason}).") from error
 
 
-def read_table(path: Path, separator: str = ",") -> Dataset:
-    """A CSV with a header; quotes as RFC 4180 has them."""
-    rows: list[tuple[int, list[str]]] = []
-    with loading(str(path)), open(path, encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=separator, strict=True)
-        rows.extend((lines.line_num, row) for row in lines if row)
-    (_, header), *body = rows
-    if len(set(header)) < len(header):
-        refuse(f"columns of {path.name}", header, "columns with different names")
-    for line, row in body:
-        if len(row) != len(header):
-            refuse(f"{path.name}, line {line}", row, f"{len(header)} cells, as many as the header has")
-    return Dataset.from_dict({name: typed([row[i] for _, row in body]) for i, name in enumerate(header)})
+@cache
+def spooled(named: tuple[str, ...]) -> Path:
+    """What stdin holds, in a file, so that it can be read twice.
 
-
-def load_file(kind: str, path: Path) -> Dataset:
-    """A file that `datasets` reads."""
-    with loading(str(path)):
-        return load_dataset(kind, data_files=str(path), split="train")
-
-
-def typed(cells: list[str]) -> list[Any]:
-    """Whole numbers, numbers or booleans if all cells are, else strings; an empty cell becomes `None`.
-
-    Among numbers, a word for "none" is no class but a missing value: ["0.5", "nan"] -> [0.5, None].
+    Parquet and JSON are known by their first byte. Anything else is a CSV or TSV with a header if columns are named,
+    else one text a line.
     """
-    filled = [cell for cell in cells if cell != ""]
-    numbers = [cell for cell in filled if cell.lower() not in NO_NUMBER]
-    if numbers and all(map(REAL.fullmatch, numbers)):
-        convert = int if all(map(WHOLE.fullmatch, numbers)) else float
-        return [None if cell == "" or cell.lower() in NO_NUMBER else convert(cell) for cell in cells]
-    if filled and all(cell.lower() in ("true", "false") for cell in filled):
-        return [None if cell == "" else cell.lower() == "true" for cell in cells]
-    return [None if cell == "" else cell for cell in cells]
+    draft = scratch() / "stdin"
+    with open(draft, "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return draft.rename(draft.with_suffix(sniffed(draft, named)))
+
+
+def sniffed(path: Path, named: Sequence[str]) -> str:
+    """The ending that a file without one should have."""
+    with open(path, "rb") as file:
+        start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"PAR1"):
+        return ".parquet"
+    if start[:1] in (b"{", b"["):
+        return ".jsonl" if start[:1] == b"{" else ".json"
+    if not named:
+        return ".txt"
+    header = start.partition(b"\n")[0].decode("utf-8", errors="replace")
+    if missing := [name for name in named if name not in header]:
+        refuse("dataset", STDIN, f"a table with a header that has {', '.join(missing)}; its first line is {header!r}")
+    return ".tsv" if "\t" in header else ".csv"
 
 
 def name_of(dataset: str) -> str:
     """A data set's name: the last part of its id or path, of a file without its ending."""
+    if dataset == STDIN:
+        return "stdin"
     path = Path(os.path.abspath(dataset))
-    return path.stem if path.suffix.lower() in READERS else path.name
-
-
-def hold_out(rows: Dataset) -> DatasetDict:
-    """A fifth of the rows, drawn with seed 0, as `validation`, the others as `train`: the same rows every time."""
-    if len(rows) < 2:
-        refuse("dataset", f"{len(rows)} row", "one with a split to evaluate on, or with rows enough to hold some out")
-    parts = rows.train_test_split(HELD_OUT, seed=HELD_OUT_SEED)
-    return DatasetDict(train=parts["train"], validation=parts["test"])
-
-
-READERS: dict[str, Callable[[Path], Dataset]] = {
-    ".csv": read_table,
-    ".tsv": lambda path: read_table(path, "\t"),
-    ".json": lambda path: load_file("json", path),
-    ".jsonl": lambda path: load_file("json", path),
-    ".parquet": lambda path: load_file("parquet", path),
-}
+    name = path.stem if kind_of(path) in ROWS else path.name
+    return WILD.sub("", name).strip("-._") or path.parent.name

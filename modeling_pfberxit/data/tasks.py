@@ -12,11 +12,14 @@ from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import one_of, optional, refuse
-from . import INTENTS, TOPICS, read_support_desk
+from . import INTENTS, TOPICS
 from .columns import check_split, choose_label, choose_texts
-from .labels import CLASS, LISTS, PROBLEM_TYPES, VALUE, VECTORS, LabelColumn, label_column, read_form
-from .readers import hold_out, name_of, read_splits
+from .labels import CLASS, LISTS, PROBLEM_TYPES, VALUE, LabelColumn, label_column, read_form
+from .readers import name_of
+from .separators import FORMS, find_separator
+from .splits import EVALUATION, hold_out, report_shared
 from .targets import check_alike, read_names, read_targets
+from .texts import encode_texts, read_any
 
 METRIC_OF = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "micro_f1", REGRESSION: "correlation"}
 
@@ -32,6 +35,7 @@ class Task:
         labels: the names of the model's outputs, in their order.
         metric: a name in `data.metrics.METRICS`.
         form: how a row's label is written (`data.labels`).
+        separator: what stands between several labels in one string.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Task:
     metric: str = "accuracy"
     evaluation_split: str = "validation"
     form: str = CLASS
+    separator: str | None = None
 
     @property
     def num_labels(self) -> int:
@@ -85,28 +90,32 @@ def load_task(
     label: str | Sequence[str] | None = None,
     problem_type: str | None = None,
     label_form: str | None = None,
+    split: str | None = None,
     model: PFBerxitForSequenceClassification | None = None,
 ) -> tuple[Task, DatasetDict]:
     """A task and its data. Columns are named or certain (`data.columns`), and so is how labels are written.
 
-    Without a split to evaluate on, a fifth of the train split, drawn with seed 0, becomes `validation`.
+    Without a split to evaluate on, a fifth of the train split, drawn with seed 0, of classes a fifth of each, becomes
+    `validation`. That, and rows that train and evaluation split share, is said.
 
     Args:
-        dataset: `support_desk`, a Hub id, a folder, or one file (csv, tsv, json, jsonl, parquet).
+        dataset: `support_desk`, a Hub id, a folder, a file (csv, tsv, json, jsonl, parquet), a glob, `-` for stdin.
         config: for `support_desk` one of intent, topics, urgency; for GLUE the task.
         text, pair, label: the columns of the text, of the second text, and of the label or of each label.
         problem_type: where numbers could be classes or values, which.
-        label_form: where lists could be ids or a 0 or 1 for every label, `lists` or `vectors`.
+        label_form: where lists could be ids or a 0 or 1 for every label, `lists` or `vectors`; where one string has
+            several labels, what stands between them: `;`, `|` or `,`.
+        split: to evaluate on, instead of `validation` or what else is called like one.
         model: a saved model: the data's labels are found among its own, and no split `train` is needed.
 
     Raises:
         ValueError, OSError: the data set is not there, or what its columns mean is not certain.
     """
     optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION))("problem_type", problem_type)
-    optional(one_of(LISTS, VECTORS))("label_form", label_form)
+    optional(one_of(*FORMS))("label_form", label_form)
     dataset = os.fspath(dataset)
-    data, known = find(dataset, config)
-    evaluation = evaluation_split(data, known, trains=model is None)
+    data, known = find(dataset, config, (text, pair, label))
+    evaluation = split_named(data, split) if split else evaluation_split(data, known, trains=model is None)
     first = "train" if "train" in data else str(evaluation)
     features = data[first].features
     name = choose_label(features, known.label if known and label is None else label)
@@ -116,23 +125,34 @@ def load_task(
     else:
         problem_type = known.problem_type
     task = replace(known, dataset=dataset, texts=texts, label=name, evaluation_split=evaluation or "validation")
-    columns = {split: checked_labels(task, data[split], split) for split in dict.fromkeys((first, evaluation or first))}
+    if isinstance(name, str) and known.form == CLASS:
+        task = replace(task, separator=find_separator(data[first], name, problem_type, label_form, model))
+    label_form = None if task.separator else label_form
+    columns = {part: checked_labels(task, data[part], part) for part in dict.fromkeys((first, evaluation or first))}
     task = read_labels(task, columns[first], problem_type, label_form, model)
     for column in columns.values():
         check_alike(columns[first], column, task.labels)
         read_targets(column, task.form, task.labels)
-    return task, data if evaluation else DatasetDict({**data, **hold_out(data["train"])})
+    if evaluation is None:
+        classes = list(map(str, columns[first].values)) if task.form == CLASS else None
+        data = DatasetDict({**data, **hold_out(data["train"], classes)})
+    report_shared(data, task.evaluation_split, task.texts)
+    return task, data
 
 
-def find(dataset: str, config: str | None) -> tuple[DatasetDict, Task | None]:
+def split_named(data: DatasetDict, split: str) -> str:
+    """A split that the data set has."""
+    return split if split in data else refuse("split", split, f"one of {', '.join(data)}")
+
+
+def find(dataset: str, config: str | None, named: Sequence[Any] = ()) -> tuple[DatasetDict, Task | None]:
     """The splits, and the task if it is one of the package's or, by config and columns, of GLUE."""
     if dataset == "support_desk":
         config = config or "intent"
         if config not in SUPPORT_DESK_TASKS:
             refuse("config", config, f"one of {', '.join(SUPPORT_DESK_TASKS)} for support_desk")
-        splits = {split: Dataset.from_list(read_support_desk(split)) for split in ("train", "test")}
-        return DatasetDict(splits), SUPPORT_DESK_TASKS[config]
-    data, known = read_splits(dataset, config), GLUE_TASKS.get(config or "")
+        return read_any(dataset, config), SUPPORT_DESK_TASKS[config]
+    data, known = read_any(dataset, config, named), GLUE_TASKS.get(config or "")
     in_all = set.intersection(*(set(part.column_names) for part in data.values()))
     return data, known if known and in_all.issuperset((*known.texts, str(known.label))) else None
 
@@ -141,10 +161,12 @@ def evaluation_split(data: DatasetDict, known: Task | None, trains: bool) -> str
     """The split to evaluate on; `None` where it has to be held out of the train split."""
     if trains and "train" not in data:
         refuse("splits", list(data), "with one called train, to learn from")
-    names = (*([known.evaluation_split] if known else []), "validation", "test")
+    names = (*([known.evaluation_split] if known else []), *EVALUATION)
     found = next((name for name in names if name in data), None)
     if found is None and "train" not in data:
-        return next(iter(data)) if len(data) == 1 else refuse("splits", list(data), "with validation or test")
+        return (
+            next(iter(data)) if len(data) == 1 else refuse("splits", list(data), "with validation or test, or --split")
+        )
     return found
 
 
@@ -173,19 +195,13 @@ def read_labels(
 
 
 def encode(task: Task, data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int = 128) -> Dataset:
-    """Tokens and `labels`, ready for `Trainer`; texts are cut to `max_length` tokens.
+    """Tokens and `labels`, ready for `Trainer`; texts are cut to `max_length` tokens, and how many were is said.
 
     Raises:
         ValueError: a row without a text, or with a label that is none of the task's; by its number.
     """
-    texts, labels = list(task.texts), targets(task, data, "the rows")
-
-    def tokens(batch: dict[str, list[str]]) -> dict[str, Any]:
-        """Columns of texts -> columns of tokens."""
-        return dict(tokenizer(*(batch[name] for name in texts), truncation=True, max_length=max_length))
-
-    data = data.select_columns(texts)
-    encoded = data.map(tokens, batched=True, remove_columns=texts, desc=f"Tokenising {task.name}")
+    labels = targets(task, data, "the rows")
+    encoded = encode_texts(data, task.texts, tokenizer, max_length, f"Tokenising {task.name}")
     return encoded.add_column("labels", labels)
 
 
@@ -197,4 +213,4 @@ def targets(task: Task, data: Dataset, split: str) -> list[Any]:
 def checked_labels(task: Task, data: Dataset, split: str) -> LabelColumn:
     """The labels of a split; refuses a row without a text or a label."""
     check_split(data, task.texts, task.label, split)
-    return label_column(data, task.label, split)
+    return label_column(data, task.label, split, task.separator)

@@ -1,14 +1,66 @@
 """A saved model and a split of a data set, encoded with the model's own labels; commands begin with these."""
 
+import json
 from typing import Any
 
+import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.tasks import Task, encode, load_task
+from ..data.texts import length_of
+from ..model.backbones import longest_input
+from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 from .recording import Recording, record
+
+
+def load_model(
+    name: str, device: str | None = None, dtype: str | None = None
+) -> tuple[PFBerxitForSequenceClassification, PreTrainedTokenizerBase]:
+    """A saved model in evaluation mode and its tokenizer.
+
+    Args:
+        device: for `torch.device`; default: a GPU where there is one.
+        dtype: of the weights; default: as they were saved.
+
+    Raises:
+        ValueError, OSError: it is another kind of model; a device that is not there.
+    """
+    kind = AutoConfig.from_pretrained(name).model_type
+    if kind != PFBerxitConfig.model_type:
+        refuse("model", name, f"a PF-BERxiT model; this is a plain {kind}, which `pfberxit retrofit` makes one of")
+    place = check_device(device)
+    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    model = PFBerxitForSequenceClassification.from_pretrained(name, **options)
+    return model.to(place).eval(), AutoTokenizer.from_pretrained(name, padding_side="right")
+
+
+def check_device(name: str | None) -> torch.device:
+    """A device that is there, by its name; the usual one where none is given."""
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name or usual)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        refuse("device", name, f"one that this machine has, such as {usual} ({str(error).splitlines()[0]})")
+    return device if device.type != "meta" else refuse("device", name, f"one that computes, such as {usual}")
+
+
+def tokens_read(model: PFBerxitForSequenceClassification, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int:
+    """How many tokens of a text the model reads: as asked for, or as its tokenizer was saved."""
+    return length_of(tokenizer, longest_input(model.config.encoder_config()), asked)
+
+
+def asked_policy(text: str | None) -> str | dict[str, Any] | None:
+    """What `--policy` asks for, as a call's `exit_policy`: a name, or the fields in a JSON object."""
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        refuse("policy", text, f"the name of an operating point or a JSON object ({error})")
 
 
 def model_and_rows(
@@ -27,7 +79,8 @@ def model_and_rows(
     if split not in data:
         refuse("split", split, f"one of {', '.join(data)}, or all")
     part = data[split] if not rows else data[split].select(range(min(rows, len(data[split]))))
-    return loaded, task, encode(task, part, AutoTokenizer.from_pretrained(model, padding_side="right"))
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right")
+    return loaded, task, encode(task, part, tokenizer, tokens_read(loaded, tokenizer, None))
 
 
 def recorded(

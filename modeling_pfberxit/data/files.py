@@ -1,0 +1,164 @@
+"""Rows of files, one after the other: CSV, TSV, JSON Lines, JSON, Parquet and plain text, of any size.
+
+No file is held in memory as a whole. CSV and TSV are read strictly: a header of different names, as many cells in every
+row, only an empty cell is a missing value ("None" and "NA" are words). What types columns have is decided in `arrow`.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..model.validation import refuse
+
+Row = dict[str, Any]
+Item = TypeVar("Item")
+BLOCK, CHUNK = 1 << 20, 4096  # characters of a JSON file that are read at once; rows that are worked on together
+TEXT = "text"  # the column of a plain text file
+csv.field_size_limit((1 << 31) - 1)  # a document in a cell may be longer than the module's 128 KiB
+
+
+def rows_of(paths: Sequence[Path]) -> Iterator[Row]:
+    """All rows of the files in their order; cells of CSV and TSV as they are written, an empty one as `None`.
+
+    Raises:
+        ValueError, OSError: a file that is malformed or not in UTF-8, by its line where it has lines.
+    """
+    for path in paths:
+        yield from ROWS[kind_of(path)](path)
+
+
+def kind_of(path: Path) -> str:
+    """The ending of a file's name that says how it is read; of `part.csv.part` none."""
+    return path.suffix.lower()
+
+
+def chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
+    """Lists of `size` items each, the last perhaps shorter."""
+    items = iter(items)
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+@contextmanager
+def reading(path: Path, place: Callable[[], str] = str) -> Iterator[None]:
+    """Turn what parsers raise in the block into one line that names the file and, by `place()`, where in it."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        line, byte = broken_line(path)
+        refuse(f"{path.name}, line {line}", byte, f"UTF-8; `iconv -t UTF-8` converts a file ({error.reason})")
+    except (csv.Error, json.JSONDecodeError, pa.ArrowException, OSError) as error:
+        raise OSError(
+            f"dataset={str(path)!r}{place()}: could not be loaded ({' '.join(str(error).split())})."
+        ) from error
+
+
+def broken_line(path: Path) -> tuple[int, bytes]:
+    """The number of the first line that is not UTF-8, from 1, and its first byte that is not."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return number, line[error.start : error.start + 1]
+    return number, line[-1:]  # a character that the end of the file cuts off
+
+
+def read_table(path: Path, separator: str = ",") -> Iterator[Row]:
+    """The rows of a CSV with a header; quotes as RFC 4180 has them."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, delimiter=separator, strict=True)
+        with reading(path, lambda: f", line {lines.line_num}"):
+            header = distinct(path, next(filter(None, lines), []))
+            for cells in filter(None, lines):
+                if len(cells) != len(header):
+                    allowed = f"{len(header)} cells, as many as the header has"
+                    refuse(f"{path.name}, line {lines.line_num}", cells, allowed)
+                yield {name: cell or None for name, cell in zip(header, cells)}
+
+
+def distinct(path: Path, names: list[str]) -> list[str]:
+    """The names of a file's columns, if no two are the same."""
+    return (
+        names
+        if len(set(names)) == len(names)
+        else refuse(f"columns of {path.name}", names, "columns with different names")
+    )
+
+
+def read_json_lines(path: Path) -> Iterator[Row]:
+    """The rows of a file with a JSON object on every line; blank lines are none."""
+    number = 0
+    with open(path, encoding="utf-8-sig", newline="\n") as file, reading(path, lambda: f", line {number}"):
+        for line in file:
+            number += 1
+            if line.strip():
+                row = json.loads(line, object_pairs_hook=without_twins)
+                yield as_object(f"{path.name}, line {number}", row)
+
+
+def read_json(path: Path) -> Iterator[Row]:
+    """The rows of a JSON file: a list of objects, or objects one behind the other."""
+    decoder, number = json.JSONDecoder(object_pairs_hook=without_twins), 0
+    with open(path, encoding="utf-8-sig") as file, reading(path, lambda: f", row {number}"):
+        text, at, more = "", 0, " "
+        while True:
+            while at < len(text) and text[at] in " \n\r\t,[":
+                at += 1
+            if at < len(text) and text[at] == "]" or at == len(text) and not more:
+                return
+            try:
+                row, at = decoder.raw_decode(text, at)
+            except json.JSONDecodeError:
+                if not (more := file.read(BLOCK)):
+                    raise
+                text, at = text[at:] + more, 0
+                continue
+            yield as_object(f"{path.name}, row {number}", row)
+            number += 1
+
+
+def without_twins(pairs: list[tuple[str, Any]]) -> Row:
+    """A JSON object whose names differ."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise json.JSONDecodeError(
+            f"a name stands twice in an object with {', '.join(name for name, _ in pairs)}", "", 0
+        )
+    return row
+
+
+def as_object(place: str, row: Any) -> Row:
+    """A row that is a JSON object."""
+    return row if isinstance(row, dict) else refuse(place, row, "a JSON object, with columns by name")
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """The rows of a Parquet file."""
+    with reading(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(CHUNK):
+            yield from batch.to_pylist()
+
+
+def read_lines(path: Path) -> Iterator[Row]:
+    """A text for every line of a plain text file, blank lines too."""
+    with open(path, encoding="utf-8-sig", newline="\n") as file, reading(path):
+        for line in file:
+            yield {TEXT: line.rstrip("\r\n") or None}
+
+
+ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".csv": read_table,
+    ".tsv": lambda path: read_table(path, "\t"),
+    ".json": read_json,
+    ".jsonl": read_json_lines,
+    ".parquet": read_parquet,
+    ".txt": read_lines,
+}
