@@ -50,9 +50,9 @@ def overthinking(recording: Recording, tolerance: float = 0.5) -> Overthinking:
     )  # fmt: skip
 
 
-def correct(recording: Recording, tolerance: float = 0.5) -> Tensor:
-    """Whether each exit is right, (N, E)."""
-    logits, labels = recording.evidence.logits, recording.known_labels
+def correct(recording: Recording, tolerance: float = 0.5, logits: Tensor | None = None) -> Tensor:
+    """Whether each exit is right, (N, E); or each of other answers, logits (N, E, C), to the recorded rows."""
+    logits, labels = recording.evidence.logits if logits is None else logits, recording.known_labels
     if recording.problem_type == REGRESSION:
         return ((logits - labels.reshape(len(labels), 1, -1)).abs() <= tolerance).all(-1)
     if recording.problem_type == MULTI_LABEL:

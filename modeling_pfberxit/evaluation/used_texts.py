@@ -1,0 +1,72 @@
+"""Which texts a saved model has used, as hashes: a certificate needs texts that neither trained nor chose anything.
+
+The first 64 bits of a sha256 tell texts apart. Who knows a text can see that it was used; nobody can read one back.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..model.persistence import replacing
+from ..model.validation import one_of
+
+FILE = "used_texts.safetensors"  # beside the model's config
+PURPOSES = ("train", "choose", "certify")  # what exits learned from, what chose a rule, what was read to certify it
+Text = str | Sequence[str]
+
+
+def hashes(texts: Iterable[Text]) -> Tensor:
+    """One number for each text, or pair of texts, (N,) of int64; equal for equal texts alone."""
+    return torch.tensor([hash_of(text) for text in texts], dtype=torch.int64)
+
+
+def hash_of(text: Text) -> int:
+    """The first eight bytes of its sha256, as a signed number."""
+    parts = [text] if isinstance(text, str) else text
+    return int.from_bytes(hashlib.sha256("\x1f".join(parts).encode()).digest()[:8], "big", signed=True)
+
+
+def fingerprint(numbers: Tensor) -> str:
+    """A name for a set of texts, whatever their order, from their hashes."""
+    return hashlib.sha256(numbers.unique().numpy().tobytes()).hexdigest()[:16]
+
+
+def first_of_each(numbers: Tensor) -> Tensor:
+    """(N,) True where a text comes for the first time."""
+    values, which = numbers.unique(return_inverse=True)
+    place = torch.arange(len(numbers))
+    return place == torch.full_like(values, len(numbers)).scatter_reduce(0, which, place, "amin")[which]
+
+
+def used(folder: str | os.PathLike) -> dict[str, Tensor]:
+    """The hashes of the texts a saved model has used, by purpose; empty where none are known.
+
+    Raises:
+        OSError: the file is damaged.
+    """
+    path = Path(folder) / FILE
+    try:
+        return load_file(path) if path.exists() else {}
+    except SafetensorError as error:
+        raise OSError(f"{path}: truncated, or not of used texts ({error}).") from error
+
+
+def remember(folder: str | os.PathLike, **texts: Tensor) -> None:
+    """Add hashes by purpose (`train`, `choose`, `certify`) to those a saved model has, in one move."""
+    known = used(folder)
+    for purpose, numbers in texts.items():
+        one_of(*PURPOSES)("purpose", purpose)
+        known[purpose] = torch.cat([known.get(purpose, numbers[:0]), numbers]).unique()
+    with replacing(Path(folder) / FILE) as draft:
+        save_file(known, draft)
+
+
+def is_used(folder: str | os.PathLike, numbers: Tensor) -> dict[str, Tensor]:
+    """For each purpose that is known, which of the hashes (N,) were used for it, (N,)."""
+    return {purpose: torch.isin(numbers, known) for purpose, known in used(folder).items()}
