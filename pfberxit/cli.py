@@ -8,7 +8,7 @@ from argparse import ArgumentParser
 from importlib import import_module
 
 COMMANDS = (
-    "quickstart", "suitability", "table", "compare", "frontier", "report", "elue", "calibrate", "precision",
+    "quickstart", "predict", "suitability", "table", "compare", "frontier", "report", "elue", "calibrate", "precision",
     "reproduce", "benchmark",
 )  # fmt: skip
 

@@ -40,12 +40,15 @@ def add_columns(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_text_columns(parser: ArgumentParser) -> None:
+def add_text_columns(parser: ArgumentParser, label: bool = True) -> None:
     """The columns of texts and labels alone, collected as `columns`: what `load_texts` takes."""
     column: dict[str, Any] = {"dest": "columns", "default": {}, "action": ColumnOption}
     parser.add_argument("--text", **column, metavar="COLUMN", help="of texts, where it is not certain")
     parser.add_argument("--pair", **column, metavar="COLUMN", help="of second texts")
-    parser.add_argument("--label", **column, metavar="COLUMN", nargs="+", help="of labels; or one of 0 and 1 for each")
+    if label:
+        parser.add_argument(
+            "--label", **column, metavar="COLUMN", nargs="+", help="of labels; or one of 0 and 1 for each"
+        )
 
 
 def add_model_and_data(parser: ArgumentParser) -> None:

@@ -62,3 +62,9 @@ def recombined(lists: Sequence[Sequence[str]]) -> bool:
     names = list(chain.from_iterable(lists))
     well_formed = all(names) and all(len(set(each)) == len(each) for each in lists)
     return well_formed and len(set(names)) < len(names)
+
+
+def separator_for(names: Sequence[str]) -> str:
+    """The separator that stands in none of the names, to join them with."""
+    free = [each for each in NAMED if not any(each in name for name in names)]
+    return free[0] if free else refuse("labels", list(names), f"without one of {' '.join(NAMED)}, to be joined")

@@ -1,0 +1,54 @@
+"""`pfberxit predict`: answers for a file of texts, as a file."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from .options import add_execution, add_model, add_policy, add_source, add_split, add_text_columns
+
+HELP = "answers for a file of texts of any size, written as CSV or JSON Lines"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """A saved model, texts, where the answers go, and how the model is asked."""
+    add_model(parser)
+    add_source(parser)
+    add_text_columns(parser, label=False)
+    add_split(parser, "which rows; needed where the data set has several splits; all: every row")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE",
+        help="csv, tsv or jsonl: the input's columns, then label, score, exit_layer; a killed run is gone on with",
+    )  # fmt: skip
+    add_policy(parser)
+    add_execution(parser)
+    parser.add_argument("--batch-size", type=int, default=32, help="rows that run through a layer together")
+
+
+def run(
+    model: str, dataset: str, config: str | None, columns: dict[str, Any], split: str | None, output: str,
+    policy: str | None, max_length: int | None, device: str | None, dtype: str | None, batch_size: int,
+) -> None:  # fmt: skip
+    """Write the answers in the rows' order, then print how many there are, how fast they came, what was cut."""
+    from modeling_pfberxit.data.survey import open_rows
+    from modeling_pfberxit.evaluation.prediction import Predictor
+    from modeling_pfberxit.evaluation.saved_model import asked_policy, load_model, tokens_read
+    from modeling_pfberxit.model.exit_policy import FULL_DEPTH, describe, resolve_policy
+    from modeling_pfberxit.model.losses import problem_type_of
+
+    loaded, tokenizer = load_model(model, device, dtype)
+    problem_type = problem_type_of(loaded.config)
+    rule = resolve_policy(asked_policy(policy), loaded.config, loaded.exit_depths, problem_type) or FULL_DEPTH
+    predictor = Predictor(loaded, tokenizer, rule, tokens_read(loaded, tokenizer, max_length), batch_size)
+    source = open_rows(dataset, config, **columns, split=split)
+    print(f"{source.survey.rows:,} rows, text in {' and '.join(source.names)}; {describe(rule)}", flush=True)
+    found = predictor.run(source, output)
+    if found.before:
+        print(f"Went on behind row {found.before:,}, where a former run had stopped.")
+    if found.empty:
+        print(f"{found.empty:,} rows have no text, and no answer.")
+    if found.cut:
+        print(f"{found.cut:,} texts are longer than {predictor.max_length} tokens and were cut to that.")
+    mean = found.layers / max(found.rows - found.empty, 1)
+    print(
+        f"Wrote {output}: {found.rows:,} rows, {found.rows_a_second:,.0f} a second; "
+        f"{mean:.2f} of {loaded.exit_depths[-1]} layers on average."
+    )
