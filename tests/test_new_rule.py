@@ -18,7 +18,7 @@ from modeling_pfberxit.evaluation.recording import Recording, record
 from modeling_pfberxit.model.adapters import SUBLEARNERS
 from modeling_pfberxit.model.criteria import CRITERIA, Criterion
 from modeling_pfberxit.model.exit_policy import describe
-from modeling_pfberxit.model.exits import POOLINGS, Pooling
+from modeling_pfberxit.model.heads import POOLINGS, Pooling
 from modeling_pfberxit.model.scores import decide_above
 from modeling_pfberxit.studies.presets import presets, rules_table
 from modeling_pfberxit.studies.quickstart import POINTS, choose_policies

@@ -15,7 +15,15 @@ MODULES = (
     "modeling_pfberxit", "modeling_pfberxit.training", "modeling_pfberxit.calibration",
     "modeling_pfberxit.evaluation.recording", "modeling_pfberxit.evaluation.clock",
 )  # fmt: skip
-METHODS = ("forward", "predict", "from_backbone", "from_pretrained", "save_pretrained", "push_to_hub")
+METHODS = (
+    "forward",
+    "predict",
+    "from_backbone",
+    "from_classifier",
+    "from_pretrained",
+    "save_pretrained",
+    "push_to_hub",
+)
 
 
 def public(module: str) -> list[str]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from ..model.adapters import PLACEMENTS, Adapter
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exits import MULTI_LABEL
+from ..model.heads import Head, heads_of
 
 Count = TypeVar("Count", int, Tensor)  # of one row, or of each of many
 
@@ -52,14 +53,20 @@ def token_macs(encoder: PreTrainedConfig, token_layers: Tensor) -> Tensor:
     return layer_macs(encoder, (token_layers > 0).sum(1, keepdim=True), staying).sum(1)
 
 
-def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count) -> Count:
-    """One exit over a row of `tokens` positions: bypass, pooler, classifier, learning-to-exit head, prototypes."""
-    d, labels = hidden_size, config.num_labels
+def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count, head: Head | None = None) -> Count:
+    """One exit over a row of `tokens` positions: bypass, dense layer, classifier, learning-to-exit head, prototypes.
+
+    Args:
+        head: what the exit is made of; None: as the config has the exits below the last layer.
+    """
+    head, labels = head or heads_of(config, config.encoder_config(), 2)[0], config.num_labels
     outcomes = 2 * labels if config.problem_type == MULTI_LABEL else labels
-    macs = d * labels + (0 if config.exit_pooler == "none" else d * d)
-    macs += d if config.use_lte else 0
-    macs += outcomes * d if config.use_prototypes else 0
-    return macs + PLACEMENTS[config.adapter_placement].bypass * adapter_macs(config, d, tokens)
+    width = head.width(hidden_size)
+    macs = width * (labels + (outcomes if config.use_prototypes else 0) + config.use_lte)
+    macs += 0 if head.dense is None else head.read(hidden_size) * head.dense
+    macs += {"none": 0, "in": 2 * head.read(hidden_size), "out": 2 * width}[head.norm]
+    bypass = PLACEMENTS[config.adapter_placement].bypass and not head.names
+    return macs + bypass * adapter_macs(config, hidden_size, tokens)
 
 
 def depth_macs(config: PFBerxitConfig, tokens: Count, exit_depths: list[int]) -> Tensor:
@@ -68,6 +75,10 @@ def depth_macs(config: PFBerxitConfig, tokens: Count, exit_depths: list[int]) ->
     depths = torch.arange(encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)
     place, beside = PLACEMENTS[config.adapter_placement], adapter_macs(config, encoder.hidden_size, tokens)
     per_layer = layer_macs(encoder, tokens) + (place.attention + place.ffn) * beside
-    per_exit = torch.as_tensor(exit_macs(config, encoder.hidden_size, tokens))
+    inner, last = (
+        torch.as_tensor(exit_macs(config, encoder.hidden_size, tokens, head))
+        for head in (heads_of(config, encoder, 2)[0], heads_of(config, encoder, 2)[-1])
+    )
     exits = torch.isin(depths, torch.tensor(exit_depths)).cumsum(0)
-    return per_layer[..., None] * depths + per_exit[..., None] * exits
+    at_last = (depths == len(depths) - 1).long()
+    return per_layer[..., None] * depths + inner[..., None] * (exits - at_last) + last[..., None] * at_last

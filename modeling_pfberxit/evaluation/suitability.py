@@ -8,7 +8,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor
 
 from ..model.exit_policy import FULL_DEPTH
-from ..model.exits import mean_weights
+from ..model.heads import mean_weights
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 

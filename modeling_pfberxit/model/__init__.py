@@ -5,20 +5,21 @@ In reading order:
 1.  `modeling_pfberxit`: the classifier and the headless model; what a call takes, and its output.
 2.  `loop`: enter a layer, run it, run its exits, apply the criterion, remove the rows that exit.
 3.  `rows`: all tensors that belong to the rows of a batch, and the record of a call.
-4.  `exits`: divergences (eq. 6 to 8), the evidence exits emit, a rule's memory of it, and the heads.
-5.  `scores`: the functions that rules are made of.
-6.  `criteria`: eq. 5, its variants and relatives, as a registry of rules; one step of a rule.
-7.  `exit_policy`: criterion, tau, t, m ... of one call; published methods as values.
-8.  `adapters`: eq. 1 with its four sub-learners, late prompts, tokens that leave on their own.
-9.  `layers`: an encoder's layer with adapters beside its two halves.
-10. `backbones`: seven encoder families as one list of layers.
-11. `streams`: `predict`, for more rows than fit a batch.
-12. `losses`: a loss for each exit, their sum, and what must learn by it.
-13. `strategies`: which exits learn at a step, with which weights; PEFT.
-14. `configuration_pfberxit`: every knob, its default and its check.
-15. `checkpoints`: the parts of a model, loading and saving.
-16. `persistence`: files of checkpoints and encoders, hashes.
-17. `identity`: encoders compared by their bytes, models by the values they were built from.
-18. `load_options`: options of a load, kinds of checkpoints.
-19. `validation`: checks of single values, tracers, the fields of a policy.
+4.  `exits`: divergences (eq. 6 to 8), the evidence exits emit, a rule's memory of it, and the modules.
+5.  `heads`: what a head is made of: ours, and those of `transformers` classifiers.
+6.  `scores`: the functions that rules are made of.
+7.  `criteria`: eq. 5, its variants and relatives, as a registry of rules; one step of a rule.
+8.  `exit_policy`: criterion, tau, t, m ... of one call; published methods as values.
+9.  `adapters`: eq. 1 with its four sub-learners, late prompts, tokens that leave on their own.
+10. `layers`: an encoder's layer with adapters beside its two halves.
+11. `backbones`: seven encoder families as one list of layers.
+12. `streams`: `predict`, for more rows than fit a batch.
+13. `losses`: a loss for each exit, their sum, and what must learn by it.
+14. `strategies`: which exits learn at a step, with which weights; PEFT.
+15. `configuration_pfberxit`: every knob, its default and its check.
+16. `checkpoints`: the parts of a model, loading and saving.
+17. `persistence`: files of checkpoints and encoders, hashes.
+18. `identity`: encoders compared by their bytes, models by the values they were built from.
+19. `load_options`: options of a load, kinds of checkpoints.
+20. `validation`: checks of single values, tracers, the fields of a policy.
 """

@@ -5,8 +5,8 @@ What a call does with the parts is in `modeling_pfberxit` and `loop`.
 
 from __future__ import annotations
 
-import copy
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +40,6 @@ from .identity import (
 )
 from .layers import AdaptedLayer
 from .load_options import (
-    LOADER_OPTIONS,
     PUSH_OPTIONS,
     SHARED_OPTIONS,
     check_load_options,
@@ -50,6 +49,7 @@ from .load_options import (
     read_checkpoint,
     take_device,
     take_dtype,
+    wanted_config,
 )
 from .loop import Execution
 from .persistence import (
@@ -58,6 +58,7 @@ from .persistence import (
     check_shared,
     check_sharing,
     load_backbone,
+    load_head,
     record_hashes,
     verify_checkpoint,
 )
@@ -99,7 +100,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
                 module._is_hf_initialized = True
         self.post_init()
         self._mark_backbone_keys()
-        self.backbone.requires_grad_(config.train_backbone)
+        self._freeze()
         self.built_from = blueprint(config)
 
     def _new_exits(self, hidden_size: int) -> Exits | None:
@@ -192,7 +193,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     @classmethod
     def _on_base(cls, config: PFBerxitConfig, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
         """A new model on the encoder its config refers to."""
-        wants_pooler = config.exit_pooler != "none" and config.encoder_config().model_type in HAVE_POOLER
+        wants_pooler = config.exit_pooler in ("backbone", "own") and config.encoder_config().model_type in HAVE_POOLER
         encoder = load_backbone(config, wants_pooler, dtype=dtype, **options)
         check_pooler(config, encoder)
         config.base_model_sha256 = encoder.identity.file_sha256
@@ -201,7 +202,9 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
             if model.exits is not None:
                 model.exits.init_poolers(encoder)
             encoder.pooler = None
-        return model.attach_backbone(encoder)
+        model.attach_backbone(encoder)
+        load_head(model, **options)
+        return model
 
     @classmethod
     def from_pretrained(
@@ -233,7 +236,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         if commit := commit_of(name, **{"revision": None, **where}):
             where["revision"] = commit  # all files come from one
         stored = cls.config_class.from_dict(read_checkpoint("pretrained_model_name_or_path", name, **where))
-        wanted, given, kwargs = cls._wanted_config(name if config is None else config, where, kwargs)
+        wanted, given, kwargs = wanted_config(cls.config_class, name if config is None else config, where, kwargs)
         cls._check_wanted(stored, wanted)
         check_sharing(stored, wanted, backbone)
         verify_checkpoint(name, wanted.weights_sha256 and stored.weights_sha256, **where)
@@ -253,23 +256,9 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         """Refuse a config that the checkpoint's weights do not fit."""
         check_carried_over(stored, wanted)
 
-    @classmethod
-    def _wanted_config(
-        cls, source: PreTrainedConfig | str | os.PathLike, where: dict[str, Any], kwargs: dict[str, Any]
-    ) -> tuple[PreTrainedConfig, set[str], dict[str, Any]]:
-        """The config to load with, the fields that `kwargs` set in it, and what else is in `kwargs`."""
-        if isinstance(source, PreTrainedConfig):
-            return copy.deepcopy(source), set(), kwargs
-        loader = {name: kwargs.pop(name) for name in LOADER_OPTIONS if name in kwargs}
-        config, unused = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **where, **kwargs)
-        unused = {name: value for name, value in unused.items() if name not in where}
-        return config, kwargs.keys() - unused.keys(), {**loader, **unused}
-
     def _complete(self, wanted: PreTrainedConfig, backbone: PreTrainedModel | None, options: dict[str, Any]) -> None:
         """After the checkpoint's own weights: its encoder, the exits that were asked for, and what is frozen."""
-        if not self.config.adapter_only:
-            self.backbone.requires_grad_(self.config.train_backbone)  # loading forgets it
-        else:
+        if self.config.adapter_only:
             if getattr(self, "_hf_peft_config_loaded", False):
                 refuse("adapter_config.json", "...", "loaded with peft.PeftModel.from_pretrained(model, folder): the "
                        "encoder of this checkpoint comes after its own weights")  # fmt: skip
@@ -284,12 +273,14 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
             self.attach_backbone(backbone)
             identity = getattr(self.backbone, "identity", None)
             self.config.base_model_sha256 = identity and identity.file_sha256
+            load_head(self, **options)
         layers = stored_depths(wanted)
         if layers != self.exit_depths:
             keep_exits(self, layers)
         rebuilt(self, exit_layers=wanted.exit_layers)
         self.config.adapter_only = wanted.adapter_only
         self._mark_backbone_keys()
+        self._freeze()  # loading forgets it
 
     def attach_backbone(self, backbone: PreTrainedModel) -> PFBerxitPreTrainedModel:
         """Put a pretrained encoder in the placeholder's place, frozen unless the config trains it."""
@@ -302,9 +293,17 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
 
     def _mark_backbone_keys(self) -> None:
         """Name the weights that checkpoints leave out; saving, Trainer's resume and best-model loading honour it."""
-        keys = {f"backbone.{key}" for key in self.backbone.state_dict()} if self.config.adapter_only else set()
-        self._keys_to_ignore_on_save = keys
-        self._keys_to_ignore_on_load_missing = {r"^backbone\."} if self.config.adapter_only else set()
+        of_base = self.config.adapter_only
+        head = set() if self.exits is None else {f"exits.{name}" for name in self.exits.kept_weights().values()}
+        keys = {f"backbone.{key}" for key in self.backbone.state_dict()} | head
+        self._keys_to_ignore_on_save = keys if of_base else set()
+        self._keys_to_ignore_on_load_missing = {r"^backbone\.", *map(re.escape, head)} if of_base else set()
+
+    def _freeze(self) -> None:
+        """Let the encoder, and a last exit that is a classifier's own head, learn only if the config says so."""
+        self.backbone.requires_grad_(self.config.train_backbone)
+        for name in () if self.exits is None else self.exits.kept_weights().values():
+            self.exits.get_parameter(name).requires_grad_(self.config.train_backbone)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in `torch`; parts of another model are refused also where `strict=False` would pass over them."""

@@ -9,8 +9,18 @@ from transformers import AutoConfig, PreTrainedConfig
 from .adapters import ACTIVATIONS, GENERATORS, PLACEMENTS, SUBLEARNERS
 from .backbones import EncoderFields, architecture, check_supported, num_depths
 from .exit_policy import POLICY_CHECKS, SYSTEMS, ExitPolicy, check_system, configured_policy, requested_policy
-from .exits import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, POOLERS, POOLINGS, REGRESSION, SINGLE_LABEL
-from .load_options import SHARED_OPTIONS, check_pretrained_name, commit_of, floating_dtype, read_encoder
+from .exits import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from .heads import LAST_EXITS, POOLERS, POOLINGS
+from .load_options import (
+    AUTO_MAP,
+    FORMAT_VERSION,
+    SHARED_OPTIONS,
+    check_pretrained_name,
+    commit_of,
+    floating_dtype,
+    read_encoder,
+    readable_format,
+)
 from .strategies import EXIT_WEIGHTS, STRATEGIES
 from .validation import (
     Check,
@@ -30,21 +40,6 @@ from .validation import (
     text,
     whole,
 )
-
-FORMAT_VERSION = 1  # of the checkpoints this code writes; it reads this one and the ones before
-AUTO_MAP = {
-    "AutoConfig": "configuration_pfberxit.PFBerxitConfig",
-    "AutoModel": "modeling_pfberxit.PFBerxitModel",
-    "AutoModelForSequenceClassification": "modeling_pfberxit.PFBerxitForSequenceClassification",
-}
-
-
-def readable_format(field: str, value: Any) -> int:
-    """A version this code can read."""
-    if isinstance(value, int) and value > FORMAT_VERSION:
-        refuse(field, value, f"at most {FORMAT_VERSION}: a newer modeling_pfberxit wrote this checkpoint, update yours")
-    return whole(1)(field, value)
-
 
 CHECKS: dict[str, Check] = {
     "format_version": readable_format,
@@ -67,6 +62,8 @@ CHECKS: dict[str, Check] = {
     "exit_layers": optional(increasing),
     "exit_pooling": entry_of(POOLINGS),
     "exit_pooler": entry_of(POOLERS),
+    "exit_pooler_dim": optional(whole(1)),
+    "last_exit": one_of(*LAST_EXITS),
     "exit_shared": flag,
     "exit_dropout": real(0.0, 1.0),
     "use_lte": flag,
@@ -126,43 +123,43 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
             paper's parameter counts need one.
         adapter_scaling (`float`): factor on the adapter's output.
         adapter_dropout (`float`): on the adapter's output.
-        adapter_conv_kernel (`int`): 3: depth-wise, then point-wise convolution, which has the receptive field the
-            paper speaks of. 1: the point-wise reading, with bias and norm. Both have the paper's parameter count.
+        adapter_conv_kernel (`int`): 3: depth-wise, then point-wise, with the receptive field the paper speaks of. 1:
+            point-wise, with bias and norm. Both have the paper's parameter count.
         adapter_num_heads (`int`): heads of the self-attention sub-learner.
         exit_layers (`list[int]`): layers (1-based) that get an exit C_i; None: all. The last layer always has one.
-        exit_pooling (`str`): what an exit reads, the `mean` over the tokens or `cls`, the first token. The mean is the
-            default for every encoder: below a frozen encoder's last layers the first token has not gathered the
-            sentence yet, and exits on it stay at the majority class (docs/results.md, "Choosing what an exit reads").
-        exit_pooler (`str`): dense + tanh in front of the classifier: `none`, `backbone` (the encoder's own, one for
-            all exits, as the paper counts it) or `own` (one per exit).
+        exit_pooling (`str`): what an exit reads, the `mean` over the tokens, `cls`, the first, or `both`. By default
+            the mean: below a frozen encoder's last layers the first token has not gathered the sentence yet, and exits
+            on it stay at the majority class (docs/results.md, "Choosing what an exit reads").
+        exit_pooler (`str`): in front of the linear layer: `none`; dense + tanh, `backbone` (the encoder's own, one for
+            all exits, as the paper counts it) or `own` (one per exit); `bottleneck`, norm, few units and GELU; or what
+            the family's own `classifier` has.
+        exit_pooler_dim (`int`): units of the bottleneck; None: 128.
+        last_exit (`str`): `alike`, as the others, or `classifier`: the head of the fine-tuned classifier that is the
+            base (`from_classifier`). It is read from there and stays as it is, unless the encoder is trained.
         exit_shared (`bool`): one head for all depths.
         exit_dropout (`float`): in front of the classifiers.
         use_lte (`bool`): learning-to-exit heads (BERxiT).
         lte_shared (`bool`): one for all depths, as BERxiT has it; False: one per exit, as the paper counts them.
-        exit_criterion, exit_divergence, exit_threshold (tau), exit_patience (t), exit_window (m), exit_min_layer,
-            exit_appointed_layer, exit_normalize, exit_window_rule, exit_window_range, exit_ensemble,
-            exit_distance_weight: the default [`ExitPolicy`], where they are explained. Without a threshold the default
-            criterion is off, so a new model runs to its last layer.
+        exit_criterion, exit_divergence, exit_threshold (tau), exit_patience (t) ...: the default [`ExitPolicy`], where
+            they are explained. Without a threshold the default criterion is off: a new model runs to its last layer.
         use_prototypes (`bool`): class prototypes at every exit (DE3-BERT).
         prototype_weight (`float`): alpha, what their loss weighs beside an exit's own.
         training_strategy (`str`): `joint` (all exits at every step), `two_stage` (two runs: the last exit, then, with
-            `training_stage=2`, the others on the then frozen encoder) or `alternating` (the last exit and all exits in
-            turns, by optimiser steps).
+            `training_stage=2`, the others on the then frozen encoder) or `alternating` (last exit and all, in turns).
         training_stage (`int`): of `two_stage`, 1 or 2.
         exit_weights (`str`): what the exits' losses weigh: `depth` (i / sum of i), `uniform`, `learned` (ELBERT) or
             `rising` in the course of the run (Shallow-Deep).
-        exit_groups (`list[list[int]]`): layers whose exits learn in turns, one group per optimiser step (ElasticBERT's
-            grouped training). Replaces the groups that `training_strategy` implies.
-        gradient_equilibrium (`bool`): every depth receives the mean, not the sum, of the gradients of the exits from
-            there on (ElasticBERT).
+        exit_groups (`list[list[int]]`): layers whose exits learn in turns, one group per optimiser step (ElasticBERT),
+            in place of the groups that `training_strategy` implies.
+        gradient_equilibrium (`bool`): a depth receives the mean, not the sum, of the gradients of the exits from there
+            on (ElasticBERT).
         distillation (`float`): g: inner exits learn (1 - g) from the labels and g from the last exit.
         distillation_temperature (`float`): T, softens both sides.
         distillation_divergence (`str`): `rekl_div` puts the teacher first (RomeBERT), `kl_div` the student (FastBERT).
         label_smoothing (`float`): in every exit's loss. (`TrainingArguments.label_smoothing_factor` takes the labels
             away for a loss of the last exit alone, and is refused.)
-        class_weights (`list[float]`): one for each class, in every exit's loss on a single label: torch's
-            `cross_entropy(weight=)`.
-        pos_weight (`list[float]`): one for each of several labels, what having it weighs, in every exit's loss: torch's
+        class_weights (`list[float]`): one for each class, in every exit's loss: torch's `cross_entropy(weight=)`.
+        pos_weight (`list[float]`): one for each of several labels, what having it weighs: torch's
             `binary_cross_entropy_with_logits(pos_weight=)`. Any other loss is `model.exit_loss`.
         token_exits (`bool`): tokens leave on their own, at the layer a table over the vocabulary says (HashEE).
         token_exit_range (`list[int]`): lowest and highest layer for tokens that draw theirs; None: 1 to the last.
@@ -202,6 +199,8 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
     exit_layers: list[int] | None = None
     exit_pooling: str = "mean"
     exit_pooler: str = "none"
+    exit_pooler_dim: int | None = None
+    last_exit: str = "alike"
     exit_shared: bool = False
     exit_dropout: float = 0.1
     use_lte: bool = False

@@ -8,18 +8,19 @@ single-label L = 1, K = C; multi-label L = C, K = 2 (every label its own two out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, logaddexp, nn
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import dropout, logsigmoid
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .adapters import PLACEMENTS, Adapter
 from .backbones import pooler_dense
+from .heads import POOLINGS, heads_of
 from .strategies import LearnedWeights
 from .validation import refuse
 
@@ -214,39 +215,6 @@ class ExitState:
 # ---- heads -----------------------------------------------------------------------------------------------------------
 
 
-def mean_weights(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What each token weighs in the mean over its sentence: (B, n) of 1 and 0 -> (B, 1, n), each row summing to 1."""
-    weights = attention_mask.to(torch.float32)
-    return (weights / weights.sum(-1, keepdim=True)).to(dtype)[:, None]
-
-
-def first_token(hidden_states: Tensor, weights: Tensor | None) -> Tensor:
-    """(B, n, d) -> (B, d): the state of the first token."""
-    return hidden_states[:, 0]
-
-
-def mean_token(hidden_states: Tensor, weights: Tensor | None) -> Tensor:
-    """(B, n, d) and what each token weighs (B, 1, n), None where all weigh the same -> (B, d)."""
-    return hidden_states.mean(1) if weights is None else torch.bmm(weights, hidden_states).squeeze(1)
-
-
-class Pooling(NamedTuple):
-    """How an exit reads a row."""
-
-    pool: Callable[[Tensor, Tensor | None], Tensor]  # states (B, n, d), and weights that are 0 at padding and prompts
-    words: str  # "reading the ... of the tokens"
-    positions: int | None = None  # how many of them, the first ones, it reads; None: all
-
-
-POOLINGS = {"cls": Pooling(first_token, "first", 1), "mean": Pooling(mean_token, "mean")}
-# How many poolers a model has of its own, of as many as it has heads.
-POOLERS: dict[str, Callable[[PreTrainedConfig, int], int]] = {
-    "none": lambda config, heads: 0,
-    "backbone": lambda config, heads: int(config.train_pooler),
-    "own": lambda config, heads: heads,
-}
-
-
 class Prototypes(nn.Module):
     """DE3-BERT: one point for every outcome of a prediction, where rows of that outcome gather."""
 
@@ -267,19 +235,23 @@ class Exits(nn.Module):
 
     def __init__(self, config: PreTrainedConfig, hidden_size: int, exits: int) -> None:
         super().__init__()
-        heads = 1 if config.exit_shared else exits
-        poolers = POOLERS[config.exit_pooler](config, heads)
-        ltes = (1 if config.lte_shared else exits) if config.use_lte else 0
-        bypasses = exits if PLACEMENTS[config.adapter_placement].bypass else 0
-        made_for = (config.num_labels, config.problem_type or SINGLE_LABEL, hidden_size)
-        self.pooling = POOLINGS[config.exit_pooling]
-        self.bypass_adapters = nn.ModuleList(Adapter(config, hidden_size) for _ in range(bypasses))
-        self.poolers = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(poolers))
-        self.classifiers = nn.ModuleList(nn.Linear(hidden_size, config.num_labels) for _ in range(heads))
-        self.ltes = nn.ModuleList(nn.Linear(hidden_size, 1) for _ in range(ltes))
-        self.prototypes = nn.ModuleList(Prototypes(*made_for) for _ in range(exits if config.use_prototypes else 0))
+        self.heads = heads_of(config, config.encoder_config(), exits)
+        widths = [head.width(hidden_size) for head in self.heads]
+        own_widths = widths if len(widths) == exits else widths * exits
+        poolers = self.heads[: int(config.train_pooler)] if config.exit_pooler == "backbone" else self.heads
+        problem = (config.num_labels, config.problem_type or SINGLE_LABEL)
+        bypassed = [head for head in self.heads if not head.names] if len(self.heads) == exits else own_widths
+        self.bypass_adapters = nn.ModuleList(
+            Adapter(config, hidden_size) for _ in bypassed if PLACEMENTS[config.adapter_placement].bypass
+        )
+        self.poolers = only_real(head.new_dense(hidden_size) for head in poolers)
+        self.pooler_norms = only_real(head.new_norm(hidden_size) for head in self.heads)
+        self.classifiers = nn.ModuleList(nn.Linear(width, config.num_labels) for width in widths)
+        ltes = own_widths[: 1 if config.lte_shared else None] if config.use_lte else []
+        self.ltes = nn.ModuleList(nn.Linear(width, 1) for width in ltes)
+        self.prototypes = nn.ModuleList(Prototypes(*problem, width) for width in own_widths if config.use_prototypes)
         self.loss_weights = LearnedWeights(exits) if config.exit_weights == "learned" else None
-        self.dropout = nn.Dropout(config.exit_dropout)
+        self.identity: Any = None  # of a classifier's own head, what it was when it was loaded
 
     def forward(
         self, number: int, hidden_states: Tensor, weights: Tensor | None, padding_mask: Tensor | None,
@@ -293,12 +265,20 @@ class Exits(nn.Module):
             padding_mask: (B, n) 1 for tokens, 0 for padding; None where nothing is padding.
             backbone_pooler: the encoder's own, where exits use it untrained.
         """
-        if len(self.bypass_adapters):
+        if number < len(self.bypass_adapters):  # a classifier's own head has none
             hidden_states = hidden_states + self.bypass_adapters[number](hidden_states, padding_mask)
-        pooled = self.pooling.pool(hidden_states, weights)  # (B, d)
-        pooler = _head(self.poolers, number) if len(self.poolers) else backbone_pooler
-        pooled = pooled if pooler is None else torch.tanh(pooler(pooled))
-        evidence = Evidence(_head(self.classifiers, number)(self.dropout(pooled)))
+        pooled = POOLINGS[_head(self.heads, number).pooling].pool(hidden_states, weights)
+        return self.judge(number, pooled, backbone_pooler)
+
+    def judge(self, number: int, pooled: Tensor, backbone_pooler: nn.Linear | None = None) -> Evidence:
+        """The evidence of exit `number` (0-based) from what it pools of its rows, (B, read)."""
+        head, classifier = _head(self.heads, number), _head(self.classifiers, number)
+        # A head that is kept as it was is a teacher: no noise on what it says.
+        learning = self.training and (not head.names or classifier.weight.requires_grad)
+        dense = _head(self.poolers, number) if len(self.poolers) else backbone_pooler
+        norm = _head(self.pooler_norms, number) if len(self.pooler_norms) else None
+        pooled = head.project(pooled, dense, norm, learning)  # (B, width)
+        evidence = Evidence(classifier(dropout(pooled, head.dropout, learning)))
         if len(self.ltes):  # detached: the LTE head's loss must not move the exit
             score = torch.sigmoid(_head(self.ltes, number)(pooled.detach()).float())
             evidence = evidence._replace(lte=score.squeeze(-1))
@@ -306,12 +286,20 @@ class Exits(nn.Module):
             evidence = evidence._replace(distances=_head(self.prototypes, number)(pooled))
         return evidence
 
-    @property
-    def positions(self) -> int | None:
-        """How many of a layer's positions, the first ones, the exits read; None: all."""
-        first = self.pooling.positions
+    def positions(self, number: int) -> int | None:
+        """How many of a layer's positions, the first ones, exit `number` reads; None: all."""
+        first = POOLINGS[_head(self.heads, number).pooling].positions
         reach = self.bypass_adapters[0].reach if len(self.bypass_adapters) else 0
         return None if first is None or reach is None else first + reach
+
+    def kept_weights(self) -> dict[str, str]:
+        """Of a classifier's own head as the last exit: every weight's name here, by its name in that classifier."""
+        last = len(self.classifiers) - 1
+        return {
+            f"{stock}.{leaf}": f"{part}.{last}.{leaf}"
+            for part, stock in self.heads[-1].names.items()
+            for leaf in getattr(self, part)[last].state_dict()
+        }
 
     def check_prototypes(self, num_labels: int, problem_type: str) -> None:
         """Refuse prototypes that were made for another problem."""
@@ -320,9 +308,10 @@ class Exits(nn.Module):
 
     def keep(self, numbers: list[int]) -> None:
         """Leave only the exits with these numbers (0-based, the last one among them)."""
-        for name in ("bypass_adapters", "poolers", "classifiers", "ltes", "prototypes"):
+        self.heads = [self.heads[number] for number in numbers] if len(self.heads) > 1 else self.heads
+        for name in ("bypass_adapters", "poolers", "pooler_norms", "classifiers", "ltes", "prototypes"):
             if len(parts := getattr(self, name)) > 1:  # one is shared by all exits
-                setattr(self, name, nn.ModuleList(parts[number] for number in numbers))
+                setattr(self, name, nn.ModuleList(parts[number] for number in numbers if number < len(parts)))
         if self.loss_weights is not None:
             self.loss_weights.theta = nn.Parameter(self.loss_weights.theta.detach()[numbers[:-1]])
 
@@ -330,11 +319,19 @@ class Exits(nn.Module):
     def init_poolers(self, backbone: PreTrainedModel) -> None:
         """Start the exits' own poolers from the encoder's pretrained one, where its checkpoint has one."""
         if getattr(backbone, "pooler", None) is not None:
+            dense = pooler_dense(backbone)
             for pooler in self.poolers:
-                pooler.load_state_dict(pooler_dense(backbone).state_dict())
+                if getattr(pooler, "in_features", None) == dense.in_features:  # not where exits read two states
+                    pooler.load_state_dict(dense.state_dict())
 
 
-def _head(heads: nn.ModuleList, number: int) -> nn.Module:
+def only_real(parts: Iterable[nn.Module]) -> nn.ModuleList:
+    """The modules as a list; an empty one where none of them does anything."""
+    modules = list(parts)
+    return nn.ModuleList([] if all(isinstance(each, nn.Identity) for each in modules) else modules)
+
+
+def _head(heads: Sequence | nn.ModuleList, number: int) -> Any:
     """The exit's own head, or the one shared by all."""
     return heads[number if len(heads) > 1 else 0]
 

@@ -29,8 +29,8 @@ ROUNDED = {torch.float32: (torch.bfloat16, torch.float16)}
 # Weights of one value mean nothing under another.
 FIXED = (
     "adapter_sublearner", "adapter_placement", "adapter_dim", "adapter_layer_norm", "adapter_conv_kernel",
-    "adapter_num_heads", "exit_shared", "exit_pooler", "train_pooler", "lte_shared", "prompt_generator",
-    "prompt_length", "prompt_dim",
+    "adapter_num_heads", "exit_shared", "exit_pooler", "exit_pooler_dim", "last_exit", "train_pooler", "lte_shared",
+    "prompt_generator", "prompt_length", "prompt_dim",
 )  # fmt: skip
 REMOVABLE = ("use_lte", "use_prototypes")  # may be left out of what was trained with them, not the other way round
 BUILT_FROM = (
@@ -55,17 +55,22 @@ class Identity(NamedTuple):
 
 def identify(backbone: PreTrainedModel, file_sha256: str | None) -> None:
     """Note what the encoder is, as `backbone.identity`; half a second for BERT-base on two cores."""
+    backbone.identity = identity_of(tensors_of(backbone), file_sha256)
+
+
+def identity_of(now: Mapping[str, Tensor], file_sha256: str | None) -> Identity:
+    """What tensors are, by name."""
     wanted = {
         (name, dtype): tensor
-        for name, tensor in tensors_of(backbone).items()
+        for name, tensor in now.items()
         for dtype in (tensor.dtype, *ROUNDED.get(tensor.dtype, ()))
     }
     digests = hash_all([(tensor, dtype) for (_, dtype), tensor in wanted.items()])
     tensors: dict[str, tuple[torch.Size, dict[torch.dtype, bytes]]]
-    tensors = {name: (tensor.shape, {}) for name, tensor in tensors_of(backbone).items()}
+    tensors = {name: (tensor.shape, {}) for name, tensor in now.items()}
     for (name, dtype), digest in zip(wanted, digests, strict=True):
         tensors[name][1][dtype] = digest
-    backbone.identity = Identity(file_sha256, tensors)
+    return Identity(file_sha256, tensors)
 
 
 def difference(backbone: PreTrainedModel, contents: bool = True) -> str | None:
@@ -75,7 +80,13 @@ def difference(backbone: PreTrainedModel, contents: bool = True) -> str | None:
         backbone: an encoder with an `identity`.
         contents: read every weight as well; without, only names, shapes and dtypes, in no time.
     """
-    loaded, now = backbone.identity.tensors, tensors_of(backbone)
+    return changes(backbone.identity.tensors, tensors_of(backbone), contents)
+
+
+def changes(
+    loaded: Mapping[str, tuple[torch.Size, dict[torch.dtype, bytes]]], now: Mapping[str, Tensor], contents: bool
+) -> str | None:
+    """What differs between tensors as they were loaded and as they are, in words; None: nothing."""
     # A pooler that no exit reads is left out after loading.
     if strange := [name for name in loaded.keys() ^ now.keys() if name in now or not name.startswith("pooler.")]:
         return f"{sorted(strange)[0]} was added or removed since it was loaded"
@@ -192,6 +203,8 @@ def check_carried_over(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> No
         stored: the checkpoint's own config.
         wanted: the one it is to be loaded with.
     """
+    if "both" in (poolings := {stored.exit_pooling, wanted.exit_pooling}) and len(poolings) > 1:
+        refuse("exit_pooling", wanted.exit_pooling, f"{stored.exit_pooling!r}, as in the checkpoint: it reads as much")
     had, encoder = stored.encoder_config(), wanted.encoder_config()
     for name in SHAPE:
         if getattr(encoder, name, None) != (was := getattr(had, name, None)):

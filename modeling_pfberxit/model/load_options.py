@@ -5,18 +5,26 @@ Nothing here reads a weight; that is in `checkpoints` for models and in `persist
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from .backbones import LAYERS
-from .validation import refuse
+from .validation import refuse, whole
 
 MODEL_TYPE = "pfberxit"
+FORMAT_VERSION = 1  # of the checkpoints this code writes; it reads this one and the ones before
+AUTO_MAP = {
+    "AutoConfig": "configuration_pfberxit.PFBerxitConfig",
+    "AutoModel": "modeling_pfberxit.PFBerxitModel",
+    "AutoModelForSequenceClassification": "modeling_pfberxit.PFBerxitForSequenceClassification",
+}
 # Options of a load that hold for the encoder's repository as well. Never `revision`, never `trust_remote_code`.
 SHARED_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 # Of `transformers`: they concern how weights are read, and are no fields of a config.
@@ -95,6 +103,19 @@ def take_device(options: dict[str, Any]) -> torch.device | None:
     return devices.pop()
 
 
+def wanted_config(
+    kind: type[PreTrainedConfig], source: PreTrainedConfig | str | os.PathLike, where: dict[str, Any],
+    options: dict[str, Any],
+) -> tuple[PreTrainedConfig, set[str], dict[str, Any]]:  # fmt: skip
+    """The config to load with, the fields that `options` set in it, and what else is in `options`."""
+    if isinstance(source, PreTrainedConfig):
+        return copy.deepcopy(source), set(), options
+    loader = {name: options.pop(name) for name in LOADER_OPTIONS if name in options}
+    config, unused = kind.from_pretrained(source, return_unused_kwargs=True, **where, **options)
+    unused = {name: value for name, value in unused.items() if name not in where}
+    return config, options.keys() - unused.keys(), {**loader, **unused}
+
+
 def check_save_options(options: dict[str, Any], push_to_hub: bool) -> None:
     """Refuse, by name, what a save would not do."""
     if not options.pop("safe_serialization", True):
@@ -116,6 +137,13 @@ def check_pretrained_name(field: str, name: Any) -> None:
 
 
 # ---- kinds of checkpoints --------------------------------------------------------------------------------------------
+
+
+def readable_format(field: str, value: Any) -> int:
+    """A version this code can read."""
+    if isinstance(value, int) and value > FORMAT_VERSION:
+        refuse(field, value, f"at most {FORMAT_VERSION}: a newer modeling_pfberxit wrote this checkpoint, update yours")
+    return whole(1)(field, value)
 
 
 def read_checkpoint(field: str, name: str | os.PathLike, **options: Any) -> dict[str, Any]:
@@ -157,6 +185,58 @@ def read_encoder(field: str, name: str | os.PathLike, **options: Any) -> dict[st
         what = describe(name, config, **options)
         raise ValueError(f"{shown} is {what}: its model_type must be a supported backbone: {', '.join(LAYERS)}.")
     return config
+
+
+def read_classifier(field: str, name: str | os.PathLike, **options: Any) -> dict[str, Any]:
+    """The config.json of a fine-tuned sequence classifier of a family this library can walk.
+
+    Raises:
+        OSError: there is nothing, or nothing that can be loaded.
+        ValueError: it is another kind of checkpoint; the message says which, and what takes it.
+    """
+    config = read_config(field, name, **options)
+    shown = f"{field}={os.fspath(name)!r}"
+    if config.get("model_type") == MODEL_TYPE:
+        raise ValueError(
+            f"{shown} exits early already, it is a checkpoint of this library: PFBerxitForSequenceClassification"
+            f".from_pretrained({os.fspath(name)!r}) loads it. Give the classifier that it was made of."
+        )
+    read_encoder(field, name, **options)
+    if not all(made.endswith("ForSequenceClassification") for made in config.get("architectures") or ["none"]):
+        what = describe(name, config, **options)
+        raise ValueError(f"{shown} is {what}: must be a ...ForSequenceClassification; from_backbone takes encoders.")
+    return config
+
+
+# What a classifier becomes by default: exits beside it that change nothing on the way, and learn from it.
+BESIDE_CLASSIFIER = {
+    "last_exit": "classifier", "adapter_placement": "none", "exit_pooling": "both", "exit_pooler": "bottleneck",
+    "distillation": 1.0, "dtype": "auto",
+}  # fmt: skip
+HARMLESS = {"last_exit": ("classifier",), "adapter_placement": ("none", "bypass"), "prompt_generator": ("none",)}
+OF_CROSS_ENCODERS = ("sentence_transformers", "sbert_ce_default_activation_function")  # what a reranker's values mean
+
+
+def as_last_exit(classifier: str | os.PathLike, knobs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `from_backbone` takes to put a classifier's own head at the end, and what else its config says.
+
+    Raises:
+        OSError, ValueError: as `read_classifier`; or a knob that would change the classifier's answers.
+    """
+    where, revision = {name: knobs[name] for name in SHARED_OPTIONS if name in knobs}, knobs.get("revision")
+    check_pretrained_name("classifier", classifier)
+    where["revision"] = commit_of(classifier, revision, **where) or revision
+    stored = read_classifier("classifier", classifier, **where)
+    for name, values in HARMLESS.items():
+        if name in knobs and knobs[name] not in values:
+            refuse(name, knobs[name], f"{' or '.join(map(repr, values))}: a classifier's answers are not changed")
+    config = AutoConfig.from_pretrained(classifier, trust_remote_code=False, **where)
+    own = {name: getattr(config, name) for name in ("id2label", "label2id", "problem_type")}
+    for name, value in {"num_labels": config.num_labels, **own}.items():
+        if name in knobs and knobs[name] != value:
+            refuse(name, knobs[name], f"left out: the classifier's own is {value!r}")
+    kept = {name: stored[name] for name in OF_CROSS_ENCODERS if name in stored}
+    return {**BESIDE_CLASSIFIER, **knobs, **own, "revision": where["revision"]}, kept
 
 
 def is_encoder(config: dict[str, Any]) -> bool:

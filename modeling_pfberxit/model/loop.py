@@ -98,7 +98,9 @@ class Execution:
 class Encoding:
     """The layers of a model, for one call; on its own, for all positions of all rows, up to the last layer."""
 
-    read_positions: int | None = None  # how many positions, the first ones, exits read of a layer's output; None: all
+    # How many positions, the first ones, the exits below the last layer and the last exit read; None: all.
+    read_positions: int | None = None
+    last_positions: int | None = None
 
     def __init__(self, model: PreTrainedModel, record: CallRecord) -> None:
         self.depths, self.prompts, self.prompt_layer = model.depths, model.prompts, model.config.prompt_layer
@@ -145,8 +147,8 @@ class Encoding:
             sublayers = self.sublayers(rows)
             return finish(sublayers, rows, *sublayers.layer.keys_values(states)), None
         queries = rows.queries()
-        if depth == len(self.depths) and self.read_positions is not None and self.execution.token_first:
-            queries = None if is_recorded(states) else min(self.read_positions, states.shape[1])
+        if depth == len(self.depths) and self.last_positions is not None and self.execution.token_first:
+            queries = None if is_recorded(states) else min(self.last_positions, states.shape[1])
         masks, compiled = (rows.attention_mask, rows.padding_mask), self.execution.compiled
         return self.depths[depth - 1](states, self.layers[depth - 1], *masks, queries, compiled)
 
@@ -198,7 +200,7 @@ class Loop(Encoding):
         # Layers sharded over processes are run by all of them together, for every row.
         self.keeps_rows = record.wants_layers or self.sharded
         if not (self.keeps_rows or self.hooked or model.token_exits is not None):
-            self.read_positions = model.exits.positions
+            self.read_positions, self.last_positions = model.exits.positions(0), model.exits.positions(-1)
 
     def run(self, rows: Rows) -> None:
         """Run layers until every row has its prediction in the record."""
@@ -244,9 +246,16 @@ class Loop(Encoding):
 
     def run_first_positions(self, rows: Rows) -> FirstPositions | None:
         """The layer for the positions that exits read, where running them first is expected to pay."""
-        if self.read_positions is None or not self.token_first_pays(rows):
+        positions = self.positions_read(rows)
+        if positions is None or not self.token_first_pays(rows):
             return None
-        return begin(self.sublayers(rows), rows, self.read_positions)
+        return begin(self.sublayers(rows), rows, positions)
+
+    def positions_read(self, rows: Rows) -> int | None:
+        """How many positions, the first ones, the exits at the rows' depths read; None: all."""
+        last = len(self.depths)
+        read = {self.last_positions if depth == last else self.read_positions for depth, _ in rows.groups}
+        return None if None in read else max(each for each in read if each is not None)
 
     def token_first_pays(self, rows: Rows) -> bool:
         """Whether enough rows are expected to exit here."""

@@ -4,6 +4,7 @@ A call checks what it is given, runs `loop`, and makes an output of the record. 
 are in `checkpoints`, the order of layers and exits in `loop`, losses in `losses`.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,9 +18,11 @@ from .backbones import pooler_dense, reads_backbone_pooler
 from .checkpoints import PFBerxitPreTrainedModel
 from .configuration_pfberxit import PFBerxitConfig
 from .exit_policy import FULL_DEPTH, POLICY_CHECKS, ExitPolicy, resolve_policy
-from .exits import POOLINGS, Exits, mean_weights
+from .exits import Exits
+from .heads import POOLINGS, mean_weights
 from .identity import check_blueprint
 from .layers import check_predictable
+from .load_options import as_last_exit
 from .loop import Encoding, Loop
 from .losses import (
     ExitLoss,
@@ -131,18 +134,13 @@ class PFBerxitModel(PFBerxitPreTrainedModel):
         """Run every row through all layers.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (B, n), padded on the right.
-            exit_policy: refused; without exits nothing leaves early.
+            input_ids, attention_mask, token_type_ids, position_ids: (B, n), padded on the right. No exit_policy.
 
         Returns:
             `last_hidden_state` (B, n, d); `pooler_output` (B, d) where exits read the encoder's own pooler.
         """
         if exit_policy is not None:
-            refuse(
-                "exit_policy",
-                exit_policy,
-                "left out: PFBerxitModel has no exits; see AutoModelForSequenceClassification",
-            )
+            refuse("exit_policy", exit_policy, WITHOUT_EXITS)
         want_states, want_attentions = self._wanted(output_hidden_states, output_attentions)
         self._check_inputs(input_ids, inputs_embeds, want_attentions)
         rows, _ = self._start(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
@@ -195,6 +193,22 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         check_weights(self.config, self.config.problem_type)
         self.num_labels = self.config.num_labels
         return Exits(self.config, hidden_size, len(self.exit_depths))
+
+    @classmethod
+    def from_classifier(cls, classifier: str | os.PathLike, **knobs: Any) -> "PFBerxitForSequenceClassification":
+        """A fine-tuned classifier with untrained exits below its own head: the same logits at full depth.
+
+        Args:
+            classifier: a Hub id or a folder with a `...ForSequenceClassification` of a supported family.
+            knobs: as `from_backbone` takes them; labels, problem type and dtype are the classifier's.
+
+        Raises:
+            OSError, ValueError: it is no such classifier, or exits early already; or a knob would change its answers.
+        """
+        knobs, kept = as_last_exit(classifier, knobs)
+        model = cls.from_backbone(classifier, **knobs)
+        model.config.update(kept)
+        return model
 
     @property
     def base_model(self) -> "PFBerxitModel":
@@ -302,10 +316,8 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         """The policy of a call on `inputs`; None without early exit. Refused where a graph of the call is made."""
         policy = resolve_policy(request, self.config, self.exit_depths, problem_type)
         if policy is not None and is_recorded(inputs):
-            refuse(
-                "exit_criterion", policy.criterion, "None (exit_policy={'criterion': None}) in a call that is traced, "
-                "exported or without values: which rows leave where, a graph cannot hold",
-            )  # fmt: skip
+            allowed = "None (exit_policy={'criterion': None}) in a call that is traced, exported or without values"
+            refuse("exit_criterion", policy.criterion, f"{allowed}: which rows leave where, a graph cannot hold")
         return policy
 
     def _phase(self) -> Phase:

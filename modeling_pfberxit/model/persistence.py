@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -21,7 +22,8 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .backbones import SHAPE, pooler_option
-from .identity import check_blueprint, difference, identify, is_shared
+from .heads import read_tensors
+from .identity import changes, check_blueprint, difference, identify, identity_of, is_shared
 from .load_options import SHARED_OPTIONS, read_encoder
 from .strategies import check_without_peft, in_use, own_parameters
 from .validation import refuse
@@ -149,6 +151,33 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
     return backbone
 
 
+@torch.no_grad()
+def load_head(model: PreTrainedModel, **options: Any) -> None:
+    """Read the head of the classifier that is the model's base into its last exit, where that is what it has.
+
+    Raises:
+        OSError: the base has no such head.
+    """
+    config, exits = model.config, model.exits
+    if exits is None or not (kept := exits.kept_weights()):
+        return
+    name = config.base_model_name_or_path
+    if is_shared(model.backbone):  # then its file has not been looked at
+        check_pinned(config, **options)
+    files = weight_files(name, revision=config.base_model_revision, **options)
+    found, weights = read_tensors(files, kept), dict(exits.named_parameters())
+    for stock, own in kept.items():
+        if stock not in found:
+            raise OSError(f"base_model_name_or_path={name!r}: its checkpoint has no {stock}, so it is no classifier.")
+        if found[stock].shape != weights[own].shape:
+            shapes = tuple(found[stock].shape), tuple(weights[own].shape)
+            raise ValueError(
+                f"num_labels={config.num_labels}: the classifier's {stock} is {shapes[0]}, not {shapes[1]}"
+            )
+        weights[own].copy_(found[stock])
+    exits.identity = identity_of({stock: weights[own] for stock, own in kept.items()}, config.base_model_sha256)
+
+
 class WrongEncoder(OSError):
     """The encoder was found, but its weights are not the ones the adapters were trained on."""
 
@@ -274,8 +303,15 @@ def lost_encoder(model: nn.Module, contents: bool) -> str | None:
         return f"its token embeddings were resized to {tokens}"
     if config.base_model_sha256 != identity.file_sha256:
         return f"base_model_sha256={config.base_model_sha256!r} is not the hash of its encoder, {identity.file_sha256}"
-    changed = difference(backbone, contents)
-    return changed and f"its backbone is no longer what was loaded: {changed}"
+    if changed := difference(backbone, contents):
+        return f"its backbone is no longer what was loaded: {changed}"
+    if model.exits is None or not (kept := model.exits.kept_weights()):
+        return None
+    if model.exits.identity is None:
+        return "its last exit's head was not read from its base"
+    weights = model.exits.state_dict()
+    changed = changes(model.exits.identity.tensors, {stock: weights[own] for stock, own in kept.items()}, contents)
+    return changed and f"its last exit is no longer the classifier's own: {changed}"
 
 
 def options_for_config(options: dict[str, Any]) -> dict[str, Any]:

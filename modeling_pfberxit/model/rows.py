@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
-from .exits import Evidence, ExitState, mean_weights
+from .exits import Evidence, ExitState
+from .heads import mean_weights
 from .validation import is_readable, is_recorded, refuse
 
 

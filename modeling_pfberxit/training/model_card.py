@@ -15,7 +15,7 @@ from ..evaluation.settings import Setting, as_table
 from ..evaluation.tables import table
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import SYSTEMS, describe
-from ..model.exits import POOLINGS
+from ..model.heads import POOLINGS
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 
 SNIPPET = """\

@@ -1,0 +1,231 @@
+"""A fine-tuned classifier with exits below its own head: the same logits at full depth, on every road."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CONFIGS, VOCABULARY, save_backbone, tiny_batch, tiny_config
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForTokenClassification
+
+from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit.model.heads import CLASSIFIER_HEADS, classifier_head
+
+from_classifier = PFBerxitForSequenceClassification.from_classifier
+PROBLEMS = {
+    "single label": {"num_labels": 3, "id2label": {0: "no", 1: "perhaps", 2: "yes"}},
+    "several labels": {"num_labels": 4, "problem_type": "multi_label_classification"},
+    "a value": {"num_labels": 1, "problem_type": "regression"},
+    "a reranker": {"num_labels": 1},
+}
+
+
+def save_classifier(folder: Path, family: str = "bert", seed: int = 3, dtype=torch.float32, **changes) -> str:
+    """A stock classifier with random weights, livelier than at the start of training, and a tokenizer."""
+    save_backbone(folder, family)
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(tiny_config(family, **{"num_labels": 3, **changes}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embedding" not in name and "norm" not in name.lower():
+                parameter.normal_(0.0, 0.2)
+    model.to(dtype).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> str:
+    """A tiny BERT with three labels. Not to be changed."""
+    return save_classifier(tmp_path_factory.mktemp("classifiers") / "bert", **PROBLEMS["single label"])
+
+
+@torch.no_grad()
+def stock_logits(folder: str, batch: dict) -> torch.Tensor:
+    """What `transformers` gives."""
+    return AutoModelForSequenceClassification.from_pretrained(folder).eval()(**batch).logits
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_full_depth_gives_the_classifiers_logits_before_and_after_saving(family, tmp_path):
+    folder = save_classifier(tmp_path / "classifier", family)
+    batch = tiny_batch(6)
+    stock, model = stock_logits(folder, batch), from_classifier(folder)
+    assert stock.std(0).min() > 1e-3  # rows differ, so agreement means something
+    torch.testing.assert_close(model(**batch).logits, stock, rtol=1e-4, atol=1e-5)
+    model.save_pretrained(tmp_path / "saved")
+    again = PFBerxitForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    assert torch.equal(again(**batch).exit_logits, model(**batch).exit_logits)
+    stored = again.predict([{"input_ids": ids[mask.bool()]} for ids, mask in zip(*batch.values())], progress=False)
+    torch.testing.assert_close(stored.logits, stock, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_labels_problem_type_and_dtype_are_the_classifiers(problem, dtype, tmp_path):
+    folder = save_classifier(tmp_path, dtype=dtype, **PROBLEMS[problem])
+    stock, model = AutoModelForSequenceClassification.from_pretrained(folder).eval(), from_classifier(folder)
+    for name in ("id2label", "label2id", "problem_type", "num_labels"):
+        assert getattr(model.config, name) == getattr(stock.config, name)
+    assert model.dtype == stock.dtype == dtype
+    batch, close = tiny_batch(4), {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.005}[dtype]
+    torch.testing.assert_close(model(**batch).logits, stock(**batch).logits, rtol=close, atol=close)
+
+
+def test_a_checkpoint_holds_the_other_exits_alone_and_pins_the_classifier(classifier, tmp_path):
+    from safetensors.torch import load_file
+
+    from modeling_pfberxit.model.persistence import sha256_of
+
+    model = from_classifier(classifier)
+    model.save_pretrained(tmp_path)
+    kept, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
+    assert kept and all(name.startswith("exits.") for name in kept)
+    assert not any(f"{part}.5." in name for name in kept for part in ("classifiers", "poolers", "pooler_norms"))
+    assert config["base_model_name_or_path"] == classifier
+    assert config["base_model_sha256"] == sha256_of(Path(classifier) / "model.safetensors")
+
+
+def test_the_whole_is_saved_on_request_and_needs_no_classifier(tmp_path):
+    import shutil
+
+    folder, batch = save_classifier(tmp_path / "classifier"), tiny_batch(4)
+    stock, model = stock_logits(folder, batch), from_classifier(folder, adapter_only=False)
+    model.save_pretrained(tmp_path / "whole")
+    shutil.rmtree(folder)
+    whole = PFBerxitForSequenceClassification.from_pretrained(tmp_path / "whole").eval()
+    torch.testing.assert_close(whole(**batch).logits, stock, rtol=1e-4, atol=1e-5)
+
+
+def test_another_classifier_of_the_same_shape_is_refused(classifier, tmp_path):
+    from_classifier(classifier).save_pretrained(tmp_path / "saved")
+    other = save_classifier(tmp_path / "other", seed=9)
+    with pytest.raises(OSError, match="sha256"):
+        PFBerxitForSequenceClassification.from_pretrained(tmp_path / "saved", base_model_name_or_path=other)
+
+
+def test_a_moved_head_is_not_saved_without_it(classifier, tmp_path):
+    model = from_classifier(classifier)
+    with torch.no_grad():
+        model.exits.classifiers[-1].bias += 1
+    with pytest.raises(ValueError, match=r"adapter_only=True.*last exit.*classifier\.bias"):
+        model.save_pretrained(tmp_path)
+
+
+def test_fewer_exits_and_a_shared_encoder_keep_the_head(classifier, tmp_path):
+    model, batch = from_classifier(classifier), tiny_batch(4)
+    model.save_pretrained(tmp_path / "saved")
+    fewer = PFBerxitForSequenceClassification.from_pretrained(
+        tmp_path / "saved", exit_layers=[2, 6], backbone=model.backbone
+    )
+    assert torch.equal(fewer.eval()(**batch).exit_logits, model(**batch).exit_logits[:, [1, 5]])
+    fewer.save_pretrained(tmp_path / "fewer")
+    again = PFBerxitForSequenceClassification.from_pretrained(tmp_path / "fewer").eval()
+    assert torch.equal(again(**batch).exit_logits, model(**batch).exit_logits[:, [1, 5]])
+
+
+def test_training_leaves_the_last_exit_as_it_is(classifier):
+    model, batch = from_classifier(classifier).train(), tiny_batch(4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(**batch, labels=torch.tensor([0, 1, 2, 1])).loss.backward()
+    optimizer.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and not any(name.startswith("backbone") or ".5." in name for name in moved)
+
+
+def test_token_first_reads_one_position_at_the_last_layer_and_answers_alike(classifier):
+    batch, policy = tiny_batch(24), {"criterion": "max_prob", "threshold": 0.55, "patience": 1}
+    for pooling in ("cls", "mean", "both"):
+        torch.manual_seed(0)
+        model = from_classifier(classifier, exit_pooling=pooling)
+        together = model(**batch, exit_policy=policy)
+        for row in range(4):
+            size = int(batch["attention_mask"][row].sum())
+            alone = model(input_ids=batch["input_ids"][row : row + 1, :size], exit_policy=policy)
+            assert alone.exit_layer[0] == together.exit_layer[row]
+            torch.testing.assert_close(alone.logits[0], together.logits[row], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_no_classifier_or_exits_early_already_is_refused_by_name(classifier, local_backbone, tmp_path):
+    from_classifier(classifier).save_pretrained(tmp_path / "early")
+    with pytest.raises(ValueError, match="early.*exits early already"):
+        from_classifier(tmp_path / "early")
+    with pytest.raises(ValueError, match="BertModel.*ForSequenceClassification"):
+        from_classifier(local_backbone)
+    BertForTokenClassification(tiny_config()).save_pretrained(tmp_path / "tokens")
+    with pytest.raises(ValueError, match="BertForTokenClassification"):
+        from_classifier(tmp_path / "tokens")
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("adapter_placement", "ffn"), ("prompt_generator", "table"), ("last_exit", "alike"), ("num_labels", 5),
+    ("problem_type", "regression"), ("exit_shared", True), ("exit_pooler", "backbone"), ("exit_pooler_dimm", 3),
+])  # fmt: skip
+def test_knobs_that_would_change_the_classifier_are_refused_by_name(name, value, classifier):
+    with pytest.raises(ValueError, match=name):
+        from_classifier(classifier, **{name: value})
+
+
+@pytest.mark.parametrize("pooler", ["none", "own", "bottleneck", "classifier"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "both"])
+def test_inner_exits_may_be_other_heads(pooler, pooling, classifier):
+    model, batch = from_classifier(classifier, exit_pooler=pooler, exit_pooling=pooling), tiny_batch(4)
+    assert model(**batch).exit_logits.shape == (4, 6, 3)
+    torch.testing.assert_close(model(**batch).logits, stock_logits(classifier, batch), rtol=1e-4, atol=1e-5)
+
+
+def test_every_description_is_the_stock_heads(tmp_path):
+    from transformers import DebertaV2Config, ModernBertConfig, MPNetConfig
+
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    more = {
+        "mpnet": MPNetConfig(vocab_size=VOCABULARY, **size),
+        "deberta-v2": DebertaV2Config(vocab_size=VOCABULARY, relative_attention=True, pos_att_type=["p2c"], **size),
+        "modernbert": ModernBertConfig(vocab_size=VOCABULARY, pad_token_id=0, classifier_pooling="mean", **size),
+    }
+    configs = {**{family: make() for family, make in CONFIGS.items()}, **more}
+    assert {config.model_type for config in configs.values()} == CLASSIFIER_HEADS.keys()
+    for config in configs.values():
+        stock = AutoModelForSequenceClassification.from_config(config)
+        head, weights = classifier_head(config), stock.state_dict()
+        own = {name for part in head.names.values() for name in weights if name.rpartition(".")[0] == part}
+        outside = {name for name in weights if not name.startswith(stock.base_model_prefix)}
+        assert outside <= own and all(any(name.startswith(part) for name in own) for part in head.names.values())
+        assert ("poolers" in head.names) == (head.dense is not None)
+
+
+def test_pipelines_and_cross_encoders_take_it(classifier, tmp_path):
+    from transformers import pipeline
+
+    from_classifier(classifier).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(classifier).save_pretrained(tmp_path)
+    texts = ["w1 w2 w3", "w9 w8"]
+    ours, stock = (pipeline("text-classification", model=str(name))(texts) for name in (tmp_path, classifier))
+    assert [answer["label"] for answer in ours] == [answer["label"] for answer in stock]
+    cross = pytest.importorskip("sentence_transformers").CrossEncoder
+    pairs = [("w1 w2", "w3"), ("w4", "w5 w6")]
+    ours, stock = (cross(str(name), device="cpu").predict(pairs) for name in (tmp_path, classifier))
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(stock), rtol=1e-4, atol=1e-5)
+
+
+IN_A_FRESH_PROCESS = """
+import torch
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[2], trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules.")
+batch = torch.load(sys.argv[3])
+with torch.no_grad():
+    report(model(**batch).logits.tolist())
+"""
+
+
+def test_from_the_hub_it_is_pinned_by_commit_and_loads_as_remote_code(classifier, hub, without_package, tmp_path):
+    from hub_server import read_folder
+
+    commit = hub.commit("acme/tiny-classifier", read_folder(classifier))
+    model, batch = from_classifier("acme/tiny-classifier"), tiny_batch(4)
+    model.save_pretrained(tmp_path / "saved")
+    assert model.config.base_model_revision == commit
+    torch.save(batch, tmp_path / "batch.pt")
+    found = without_package(IN_A_FRESH_PROCESS, str(tmp_path / "saved"), str(tmp_path / "batch.pt"))
+    torch.testing.assert_close(torch.tensor(found), stock_logits(classifier, batch), rtol=1e-4, atol=1e-5)
