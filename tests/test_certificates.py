@@ -12,7 +12,7 @@ from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.bounds import mean_p_value, most_misses, rate_p_value, rows_needed, upper_bound
 from modeling_pfberxit.evaluation.certificates import certify
 from modeling_pfberxit.evaluation.claims import Counter
-from modeling_pfberxit.evaluation.fixed_sequence import AtMost, last_passed, sequence
+from modeling_pfberxit.evaluation.fixed_sequence import AtMost, compared, last_passed, sequence
 from modeling_pfberxit.evaluation.recording import Recording, record
 from modeling_pfberxit.model.exit_policy import static
 from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
@@ -91,7 +91,8 @@ def test_thresholds_chosen_on_other_rows_break_the_bound_no_more_often_than_delt
     whole = Counter(pool, "differ", None, False)
     test = AtMost(whole.claim, EPSILON, DELTA)
     part = pool.select(torch.arange(0, len(pool), 7))
-    chosen = sequence(part, Counter(part, "differ", None, False), test, 1.0, ["entropy"], None)
+    counter = Counter(part, "differ", None, False)
+    chosen = sequence(part, counter, test, 1.0, compared(part, counter, ["entropy"]))
     steps = chosen[:: max(1, len(chosen) // 5)]
     assert len(steps) > 3
     assert simulated(pool, steps) <= ALLOWED

@@ -6,17 +6,15 @@ last that passed is taken, and each test may use all of delta. The claim is "at 
 was taken happened to show. What is counted is in `claims`, the arithmetic in `bounds`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from ..model.exit_policy import FULL_DEPTH, ExitPolicy, describe
+from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.validation import refuse
 from .bounds import rows_needed, share
 from .claims import CLAIMS, EVERY, ONE_LABEL, Counter, Counts
-from .fixed_sequence import AtMost, last_passed, sequence
+from .fixed_sequence import AtMost, compared, last_passed, sequence
 from .recording import Recording
 
 
@@ -47,6 +45,7 @@ class Certificate:
         tested: settings, the one that failed included.
         layers: executed on the certifying rows, mean; of `depth`.
         labels: each label's own rows, where labels are certified.
+        whole: whether the claim is about all rows, or about the labels' own alone.
     """
 
     name: str
@@ -63,6 +62,7 @@ class Certificate:
     depth: int
     tolerance: float | None = None
     labels: dict[str, Group] = field(default_factory=dict)
+    whole: bool = True
 
     @property
     def passed(self) -> bool:
@@ -79,30 +79,40 @@ class Certificate:
         names = ("claim", "epsilon", "confidence", "delta", "rows", "missed", "chosen_on", "tolerance")
         kept = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.labels:
-            kept["labels"] = {name: group._asdict() for name, group in self.labels.items()}
+            kept |= {"labels": {name: group._asdict() for name, group in self.labels.items()}, "whole": self.whole}
         costs = {"layers": round(self.layers, 3), "layers_saved": round(self.saved, 4)}
         return {**self.policy.stated(), **costs, "certificate": {**kept, **facts}}
 
     def in_words(self) -> str:
-        """The promise, what it rests on and what it does not speak of, for a card or a terminal."""
-        if not self.passed:
-            return f"No setting passed at {100 * self.epsilon:g} %, on {self.rows} texts: full depth."
-        words = (
-            f"At most {100 * self.epsilon:g} % of {CLAIMS[self.claim].words}, with "
-            f"{100 * self.confidence:g} % confidence, for texts drawn like the {self.rows} it was tested on "
-            f"({describe(self.policy)})."
+        """The promise in plain words."""
+        return (
+            in_words(self.as_point())
+            if self.passed
+            else (f"No setting passed at {100 * self.epsilon:g} %, on {self.rows} texts: full depth.")
         )
-        certain = [name for name, group in self.labels.items() if group.certified]
-        if certain:
-            words += f" So for each of the labels {', '.join(certain)}."
-        if len(certain) < len(self.labels):
-            few = (f"{name} ({group.rows} of {group.needed})" for name, group in self.labels.items() if group.needed)
-            words += f" Not certified, since too few texts have them: {', '.join(few)}."
-        return words
+
+
+def in_words(point: dict[str, Any]) -> str:
+    """What a stored certificate promises, on what it rests and what it does not speak of, in plain words."""
+    about = point["certificate"]
+    what = CLAIMS[about["claim"]].words if about.get("whole", True) else "a label's own texts that get another answer"
+    words = (
+        f"At most {100 * about['epsilon']:g} % of {what}, with {100 * about['confidence']:g} % confidence, for texts "
+        f"drawn like the {about['rows']:,} on which it was tested"
+    )
+    words += f", cut to {about['max_length']} tokens" if "max_length" in about else ""
+    words += f" ({about['missed']:g} counted there"
+    words += f"; values up to {about['tolerance']:g} apart are the same)." if "tolerance" in about else ")."
+    labels = {name: Group(**group) for name, group in about.get("labels", {}).items()}
+    certain = [name for name, group in labels.items() if group.certified]
+    few = [f"{name} ({group.rows} of {group.needed})" for name, group in labels.items() if not group.certified]
+    words += f" This holds for each of these labels on its own: {', '.join(certain)}." if certain else ""
+    words += f" Not certified, since too few texts have them: {', '.join(few)}." if few else ""
+    return words
 
 
 def certify(
-    choose: Recording,
+    choose: Recording | None,
     certify: Recording,
     differ: Sequence[float] = (0.01,),
     confidence: float = 0.95,
@@ -116,7 +126,8 @@ def certify(
     """A certificate for each epsilon in `differ`, which share what `confidence` leaves of 1.
 
     Args:
-        choose, certify: recordings of disjoint rows, which did not train the model; `certify` is to be read once.
+        choose, certify: recordings of disjoint rows, which did not train the model; `certify` is to be read once. A
+            whole `policy` needs none to choose on.
         criteria: rules to choose among; None: all that can judge what was recorded.
         policy: the rule and its fields, where they are not to be chosen; without a threshold, this alone is.
         tolerance: how far values may lie apart and still be the same; for regression, which must have it.
@@ -135,28 +146,59 @@ def certify(
     least = rows_needed(min(share("differ", epsilon) for epsilon in differ), 1 - delta)
     if len(certify) < least:
         refuse("certify", f"{len(certify)} rows", f"at least {least} for {min(differ):g} at {1 - delta:.4g}")
-    planned, counter = (Counter(part, claim, tolerance, per_label) for part in (choose, certify))
+    counter = Counter(certify, claim, tolerance, per_label)
+    if policy is not None and policy.is_active(certify.problem_type):
+        settings_for = always(policy)
+    else:
+        choose = choose or refuse("choose", None, "rows to choose on, where no whole policy is given")
+        settings_for = planned(choose, Counter(choose, claim, tolerance, per_label), len(certify), criteria, policy)
+    facts: dict[str, Any] = {
+        "claim": claim,
+        "confidence": confidence,
+        "delta": delta,
+        "tolerance": tolerance,
+        "whole": counter.whole,
+    }
     made = []
     for epsilon in differ:
-        test = AtMost(planned.claim, epsilon, delta)
-        settings = sequence(choose, planned, test, len(certify) / len(choose), criteria, policy)
-        taken, tested = last_passed(certify, settings, counter, test)
-        full = counter(certify.evidence.logits[:, -1])
-        labels = {name: group(values, test) for name, values in (taken.counts if taken else full).items() if name}
-        made.append(
-            Certificate(
-                "certified" if len(differ) == 1 else f"certified-{100 * epsilon:g}%",
-                taken.policy if taken else FULL_DEPTH, claim, epsilon, confidence, delta, len(certify),
-                missed(taken.counts) if taken else None, len(choose), tested,
-                taken.layers if taken else certify.layers, certify.layers, tolerance, labels,
-            )
-        )  # fmt: skip
+        test = AtMost(counter.claim, epsilon, delta)
+        name = "certified" if len(differ) == 1 else f"certified-{100 * epsilon:g}%"
+        found = tested(certify, settings_for(test), counter, test)
+        made.append(Certificate(name=name, epsilon=epsilon, chosen_on=len(choose or ()), **found, **facts))
     return made
 
 
-def group(values: np.ndarray, test: AtMost) -> Group:
-    """A label's own rows, what missed of them, and whether they were too few."""
-    return Group(len(values), float(values.sum()), 0 if len(values) >= test.least else test.least)
+def always(policy: ExitPolicy) -> Callable[[AtMost], list[ExitPolicy]]:
+    """What gives one setting for every test."""
+    return lambda test: [policy]
+
+
+def planned(
+    choose: Recording, counter: Counter, rows: int, criteria: Sequence[str] | None, base: ExitPolicy | None
+) -> Callable[[AtMost], list[ExitPolicy]]:
+    """What gives the settings for a test on so many rows; the rules are replayed once for all tests."""
+    tried = compared(choose, counter, criteria, base)
+    return lambda test: sequence(choose, counter, test, rows / len(choose), tried)
+
+
+def tested(certify: Recording, settings: Sequence[ExitPolicy], counter: Counter, test: AtMost) -> dict[str, Any]:
+    """What testing the settings in their order comes to, as fields of a certificate."""
+    taken, number = last_passed(certify, settings, counter, test)
+    found = {"rows": len(certify), "tested": number, "depth": certify.layers}
+    if taken is None:
+        full = counter(certify.evidence.logits[:, -1])
+        return {**found, "policy": FULL_DEPTH, "missed": None, "layers": certify.layers, "labels": groups(full, test)}
+    labels = groups(taken.counts, test)
+    return {**found, "policy": taken.policy, "missed": missed(taken.counts), "layers": taken.layers, "labels": labels}
+
+
+def groups(counts: Counts, test: AtMost) -> dict[str, Group]:
+    """Each label's own rows, what missed of them, and whether they were too few."""
+    return {
+        name: Group(len(values), float(values.sum()), 0 if len(values) >= test.least else test.least)
+        for name, values in counts.items()
+        if name != EVERY
+    }
 
 
 def missed(counts: Counts) -> float:

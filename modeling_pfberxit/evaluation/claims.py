@@ -64,6 +64,11 @@ CLAIMS = {
 ONE_LABEL = "differ"  # the claim that can be made of single labels
 
 
+def needs_labels(name: str) -> bool:
+    """Whether a claim reads labels; an unknown one is refused where it is made."""
+    return name in CLAIMS and CLAIMS[name].needs_labels
+
+
 def claim_on(name: str, recording: Recording, tolerance: float | None) -> Claim:
     """A claim that can be made of a recording.
 

@@ -72,25 +72,36 @@ class Setting(NamedTuple):
     counts: Counts
 
 
-def sequence(
-    recording: Recording, counter: Counter, test: AtMost, scale: float, criteria: Sequence[str] | None,
-    base: ExitPolicy | None,
-) -> list[ExitPolicy]:  # fmt: skip
+Tried = list[tuple[ExitPolicy, list[Setting]]]  # by family: one of its policies, and its settings from slow to fast
+
+
+def compared(
+    recording: Recording, counter: Counter, criteria: Sequence[str] | None = None, base: ExitPolicy | None = None
+) -> Tried:
+    """What the rules to choose among do on some rows, in coarse steps.
+
+    Args:
+        criteria: rules to choose among; None: all that can judge what was recorded.
+        base: where given, its rule and other fields alone.
+    """
+    names = criteria or [] if base is None else [base.criterion]
+    refuse_unable("criteria" if base is None else "policy", names, recording)
+    found = families(recording, criteria) if base is None else [varied_finely(recording, base, COARSE)]
+    tried = ((family, list(ever_faster(recording, family, counter))) for family in found if family)
+    return [(family[0], settings) for family, settings in tried if settings]
+
+
+def sequence(recording: Recording, counter: Counter, test: AtMost, scale: float, tried: Tried) -> list[ExitPolicy]:
     """The settings to test, in their order: of the rule that will probably be fastest where it ends.
 
     Args:
         scale: how many times as many rows the test will have.
-        criteria: rules to choose among; None: all that can judge what was recorded.
-        base: where given, its rule and other fields alone; where nothing in it is open, nothing else than itself.
     """
-    if base is not None:
-        refuse_unable("criterion", [base.criterion], recording)
-        if base.is_active(recording.problem_type):
-            return [base]
-        return promising(ever_faster(recording, refined(recording, base), counter), test)
-    tried = [(family, list(ever_faster(recording, family, counter))) for family in families(recording, criteria)]
-    chosen = fastest_family([(family[0], settings) for family, settings in tried if settings], test, scale)
-    return [] if chosen is None else promising(ever_faster(recording, refined(recording, chosen), counter), test)
+    chosen = fastest_family(tried, test, scale)
+    if chosen is None:
+        return []
+    settings = ever_faster(recording, varied_finely(recording, chosen, FINE), counter)
+    return [each.policy for each in takewhile(lambda each: rate(each.counts) <= HOPELESS * test.epsilon, settings)]
 
 
 def fastest_family(tried: list[tuple[ExitPolicy, list[Setting]]], test: AtMost, scale: float) -> ExitPolicy | None:
@@ -111,7 +122,6 @@ def fastest_family(tried: list[tuple[ExitPolicy, list[Setting]]], test: AtMost, 
 
 def families(recording: Recording, criteria: Sequence[str] | None) -> Iterator[list[ExitPolicy]]:
     """Policies that differ in nothing but their rule's first knob, from slow to fast."""
-    refuse_unable("criteria", criteria or [], recording)
     for name in criteria or judging(recording):
         policies = grid(recording, name, steps=COARSE, min_layers=recording.exit_depths[:3])
         for _, members in groupby(policies, key=lambda policy: without_first_knob(recording, policy)):
@@ -132,9 +142,9 @@ def without_first_knob(recording: Recording, policy: ExitPolicy) -> ExitPolicy:
     return replace(policy, **changes)
 
 
-def refined(recording: Recording, policy: ExitPolicy) -> list[ExitPolicy]:
-    """The policy's family in finer steps, from slow to fast."""
-    return varied(recording, policy, first_values(recording, policy, FINE))
+def varied_finely(recording: Recording, policy: ExitPolicy, steps: int) -> list[ExitPolicy]:
+    """The policy's family in so many steps, from slow to fast."""
+    return varied(recording, policy, first_values(recording, policy, steps))
 
 
 def ever_faster(recording: Recording, policies: Iterable[ExitPolicy], counter: Counter) -> Iterator[Setting]:
@@ -151,12 +161,6 @@ def reach(settings: list[Setting], test: AtMost, scale: float, margin: float) ->
     """The fewest mean layers of a family before the first setting that cannot be expected to pass."""
     passing = takewhile(lambda setting: test.expected(setting.counts, scale, margin), settings)
     return min((setting.layers for setting in passing), default=NOWHERE)
-
-
-def promising(settings: Iterable[Setting], test: AtMost) -> list[ExitPolicy]:
-    """The settings in front of the first that missed far too often."""
-    limit = HOPELESS * test.epsilon
-    return [each.policy for each in takewhile(lambda setting: rate(setting.counts) <= limit, settings)]
 
 
 def rate(counts: Counts) -> float:

@@ -1,0 +1,129 @@
+"""`pfberxit certify`: how often answers may differ from full depth's, with a confidence, stored with the model."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from .options import add_execution, add_model, add_policy, add_source, add_split, add_text_columns
+
+HELP = "certify how often answers differ from full depth's, and store the settings with the model"
+NONE_PASSED, BROKEN = 3, 4  # exit codes
+Asked = tuple[str, str, str | None, str | None, dict[str, Any], Any]  # folder, data and its columns, loaded model
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """A saved model, texts it has not used, and what is to be promised of it."""
+    add_model(parser, "folder of a fine-tuned model; certificates are stored in it")
+    add_source(parser)
+    add_text_columns(parser)
+    add_split(parser, "which rows; needed where the data set has several splits; all: every row")
+    parser.add_argument(
+        "--differ", type=float, nargs="+", default=[0.01], metavar="SHARE",
+        help="of the answers, at most; several are stored side by side and share the confidence (default: 0.01)",
+    )  # fmt: skip
+    parser.add_argument("--confidence", type=float, default=0.95, help="of all that is promised (default: %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, help="how far values may lie apart and still be the same; regression"
+    )
+    parser.add_argument(
+        "--per-label", nargs="*", metavar="LABEL",
+        help="the texts of every label must pass on their own as well; or those of these labels alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--claim", default="differ", help="what is counted: differ, flips (of several labels' decisions), or with "
+        "--label newly_wrong, accuracy_drop (default: %(default)s)",
+    )  # fmt: skip
+    add_policy(parser, "a rule, as JSON, whose threshold is to be chosen, or a whole setting (default: all rules)")
+    add_execution(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the split into texts to choose on and to certify on")
+    parser.add_argument("--check", action="store_true", help="look for evidence against certificates on new texts")
+    parser.add_argument("--state", metavar="FILE", help="with --check: evidence so far, read and written")
+
+
+def run(
+    model: str, dataset: str, config: str | None, columns: dict[str, Any], split: str | None, differ: list[float],
+    confidence: float, tolerance: float | None, per_label: list[str] | None, claim: str, policy: str | None,
+    max_length: int | None, device: str | None, dtype: str | None, seed: int, check: bool, state: str | None,
+) -> None:  # fmt: skip
+    """Record the texts once, certify on those that chose nothing, and store what passed; or check what is stored."""
+    import os
+
+    from modeling_pfberxit.evaluation.saved_model import load_model, tokens_read
+    from modeling_pfberxit.model.validation import refuse
+
+    if not os.path.isdir(model):
+        refuse("model", model, "a folder: what is certified is stored in it")
+    if state is not None and not check:
+        refuse("state", state, "given together with --check")
+    loaded, tokenizer = load_model(model, device, dtype)
+    asked = (model, dataset, config, split, columns, loaded)
+    read = tokens_read(loaded, tokenizer, max_length)
+    if check:
+        look(asked, tokenizer, read, policy, confidence, state)
+    else:
+        options = {"tolerance": tolerance, "claim": claim, "per_label": per_label is not None and (per_label or True)}
+        promise(asked, tokenizer, read, policy, differ, confidence, seed, options)
+
+
+def promise(
+    asked: Asked, tokenizer: Any, read: int, policy: str | None, differ: list[float], confidence: float, seed: int,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    """Certify and store; print what is promised. Ends with an exit code of its own where no setting passes."""
+    from modeling_pfberxit.evaluation import certifying
+    from modeling_pfberxit.evaluation.claims import needs_labels
+    from modeling_pfberxit.evaluation.saved_model import asked_policy
+    from modeling_pfberxit.model.losses import problem_type_of
+    from modeling_pfberxit.training.certificate_card import add_section
+
+    folder, *_, loaded = asked
+    rule = certifying.policy_asked_for(asked_policy(policy), loaded.config)
+    texts = certifying.fresh_texts(*asked, labelled=needs_labels(options["claim"]))
+    choosing = rule is None or not rule.is_active(problem_type_of(loaded.config))
+    certifying.check_enough(texts, differ, confidence, choosing)
+    say(texts, read)
+    kept = certifying.recorded_texts(loaded, tokenizer, texts, read)
+    made, used = certifying.certify_texts(kept, texts.numbers, differ, confidence, seed, policy=rule, **options)
+    facts = {"max_length": read, "columns": list(texts.names), **certifying.origin(loaded)}
+    points = certifying.keep(folder, made, used, **facts)
+    certifying.read_as_certified(folder, read)
+    add_section(folder, points)
+    for each in made:
+        print(f"\n{each.name}: {each.in_words()}")
+        if each.passed:
+            print(f"Saves {100 * each.saved:.0f} % of the layers: exit_policy={each.name!r}")
+    if not points:
+        print(f"\n{folder} now runs to full depth.")
+        raise SystemExit(NONE_PASSED)
+    print(f"\nStored in {folder}/config.json; the first of them is the model's own rule from now on.")
+
+
+def look(asked: Asked, tokenizer: Any, read: int, policy: str | None, confidence: float, state: str | None) -> None:
+    """Hold certificates against new texts, keep the evidence, print it. Ends with an exit code of its own if broken."""
+    from modeling_pfberxit.evaluation import certifying, checking
+    from modeling_pfberxit.evaluation.claims import needs_labels
+
+    folder, *_, loaded = asked
+    points = checking.certified_points(loaded.config.operating_points, policy)
+    checking.check_alike(points, certifying.origin(loaded), read)
+    kept = checking.State.load(state, loaded.config.weights_sha256)
+    labelled = any(needs_labels(point["certificate"]["claim"]) for point in points.values())
+    texts = certifying.fresh_texts(*asked, labelled=labelled, seen=kept.seen)
+    say(texts, read)
+    if len(texts):
+        checking.look(kept, certifying.recorded_texts(loaded, tokenizer, texts, read), texts.numbers, points)
+    if state is not None:
+        kept.save(state)
+    broken = checking.verdicts(kept, list(points), confidence)
+    for name, each in kept.certificates.items():
+        if name in broken:
+            words = "broken" if broken[name] else "no evidence against it"
+            print(f"\n{name}: {words} ({each.in_words(len(broken), confidence)})")
+    if any(broken.values()):
+        raise SystemExit(BROKEN)
+
+
+def say(texts: Any, read: int) -> None:
+    """Which texts are read, and which are not."""
+    print(f"{len(texts):,} texts in {' and '.join(texts.names)}, read up to {read} tokens", flush=True)
+    for reason, number in texts.left_out.items():
+        print(f"{number:,} texts are left out: {reason}")

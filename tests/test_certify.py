@@ -1,0 +1,170 @@
+"""`pfberxit certify`: what is promised is stored, said in words, and held against new texts; no text is used twice."""
+
+import csv
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import enliven, save_backbone, tiny_batch
+from transformers import AutoTokenizer
+
+from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit.evaluation.bounds import evidence
+from modeling_pfberxit.evaluation.used_texts import hashes, remember, used
+from pfberxit.cli import main
+
+
+def write_texts(path: Path, seed: int, rows: int = 1000) -> str:
+    """A CSV of random words, no text twice."""
+    generator = random.Random(seed)
+    texts = {" ".join(f"w{generator.randrange(100)}" for _ in range(generator.randrange(4, 9))) for _ in range(rows)}
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in sorted(texts))])
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model whose exits share one head, and texts: to certify on, and new ones."""
+    folder = tmp_path_factory.mktemp("certified")
+    backbone = save_backbone(folder / "encoder")
+    torch.manual_seed(0)
+    names = {"id2label": {0: "benign", 1: "attack"}, "label2id": {"benign": 0, "attack": 1}}
+    model = PFBerxitForSequenceClassification.from_backbone(
+        backbone, adapter_placement="none", exit_shared=True, **names
+    )
+    enliven(model)
+    with torch.no_grad():  # about as many texts of one label as of the other, in the end
+        logits = model.eval()(**tiny_batch(200)).logits
+        model.exits.classifiers[0].bias[0] -= (logits[:, 0] - logits[:, 1]).median()
+    model.save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(backbone).save_pretrained(folder / "model")
+    write_texts(folder / "texts.csv", 1)
+    write_texts(folder / "new.csv", 2)
+    return folder
+
+
+@pytest.fixture
+def model(folder, tmp_path) -> str:
+    """A copy of the model that a test may change."""
+    return str(shutil.copytree(folder / "model", tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def certified(folder) -> Path:
+    """The model, certified at two rates."""
+    made = Path(shutil.copytree(folder / "model", folder / "made"))
+    main(["certify", str(made), str(folder / "texts.csv"), "--differ", "0.05", "0.1", "--max-length", "16"])
+    return made
+
+
+def points(folder) -> dict:
+    return json.loads((Path(folder) / "config.json").read_text())["operating_points"]
+
+
+def test_certificates_are_stored_with_all_that_they_rest_on(certified):
+    assert set(points(certified)) == {"certified-5%", "certified-10%"}
+    about = points(certified)["certified-5%"]["certificate"]
+    assert (about["epsilon"], about["confidence"], about["delta"]) == (0.05, 0.95, 0.025)
+    assert about["rows"] + about["chosen_on"] == sum(len(each) for each in used(certified).values())
+    assert {"date", "texts", "max_length", "columns", "missed", "claim", "dtype", "weights_sha256"} <= set(about)
+    loaded = PFBerxitForSequenceClassification.from_pretrained(certified)
+    stored = points(certified)["certified-5%"]
+    assert loaded.config.exit_criterion == stored["criterion"] and loaded.config.exit_threshold == stored["threshold"]
+    assert AutoTokenizer.from_pretrained(certified).model_max_length == 16
+
+
+def test_the_card_says_it_in_plain_words_once(certified):
+    card = (certified / "README.md").read_text()
+    about = points(certified)["certified-5%"]["certificate"]
+    assert card.count("## What is certified") == 1
+    assert "At most 5 % of answers that differ from full depth's, with 95 % confidence, for texts drawn like" in card
+    assert about["texts"] in card and about["date"] in card
+
+
+def test_texts_that_were_used_are_refused_afterwards(certified, folder, capsys):
+    with pytest.raises(SystemExit, match="0 texts .* used to certify, .* used to choose left out"):
+        main(["certify", str(certified), str(folder / "texts.csv")])
+
+
+def test_texts_that_trained_are_left_out_and_this_is_said(folder, model, capsys):
+    with open(folder / "texts.csv") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    remember(model, train=hashes(texts[:100]))
+    main(["certify", model, str(folder / "texts.csv"), "--differ", "0.2"])
+    said = capsys.readouterr().out
+    assert f"{len(texts) - 100:,} texts in text" in said and "100 texts are left out: used to train" in said
+    assert len(used(model)["choose"]) + len(used(model)["certify"]) == len(texts) - 100
+
+
+def test_none_passes_is_said_saved_as_full_depth_and_ends_with_3(folder, model, capsys):
+    rule = json.dumps({"criterion": "appointed", "appointed_layer": 1})
+    with pytest.raises(SystemExit) as ended:
+        main(["certify", model, str(folder / "texts.csv"), "--policy", rule])
+    assert ended.value.code == 3 and "now runs to full depth" in capsys.readouterr().out
+    assert points(model) == {}
+    assert PFBerxitForSequenceClassification.from_pretrained(model).config.exit_criterion is None
+
+
+def test_too_few_texts_are_refused_with_the_number_it_takes_before_the_model_runs(folder, model, monkeypatch):
+    monkeypatch.setattr(PFBerxitForSequenceClassification, "forward", None)
+    with pytest.raises(SystemExit, match="must be at least 4279 texts"):
+        main(["certify", model, str(folder / "texts.csv"), "--differ", "0.001"])
+    with pytest.raises(SystemExit, match="differ=1.5: must be a number between 0 and 1"):
+        main(["certify", model, str(folder / "texts.csv"), "--differ", "1.5"])
+
+
+# ---- check ----------------------------------------------------------------------------------------------------------
+
+
+def test_evidence_against_a_rate_that_holds_reaches_its_limit_no_more_often_than_promised():
+    generator, epsilon = np.random.default_rng(0), 0.02
+    missed = (generator.random((1000, 2000)) < epsilon).cumsum(1)
+    paths = evidence(missed, np.arange(1, 2001), epsilon)
+    assert (paths.max(1) >= 20).sum() <= 70  # of 1,000, at 1 - 1/20; were one to look after every text
+    worse = (generator.random((200, 2000)) < 2 * epsilon).cumsum(1)
+    assert (evidence(worse, np.arange(1, 2001), epsilon).max(1) >= 20).mean() > 0.9
+    assert evidence(np.array(0), np.array(0), epsilon) == 1
+
+
+def test_new_texts_are_counted_once_however_often_one_looks(certified, folder, tmp_path, capsys):
+    state = str(tmp_path / "state.json")
+    for _ in range(2):
+        main(["certify", str(certified), str(folder / "new.csv"), "--check", "--state", state])
+    kept, said = json.loads(Path(state).read_text()), capsys.readouterr().out
+    rows = kept["certificates"]["certified-5%"]["rows"][""]
+    assert rows == len(kept["texts"]) == len(set(kept["texts"]))
+    assert f"{rows:,} texts are left out: checked before" in said
+    assert said.count("no evidence against it") == 4 and "holds" not in said
+
+
+def test_a_broken_certificate_is_called_broken_for_good(certified, folder, tmp_path, capsys):
+    model = Path(shutil.copytree(certified, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    config["operating_points"]["certified-5%"] |= {"criterion": "appointed", "appointed_layer": 1}
+    config["operating_points"]["certified-5%"]["certificate"]["epsilon"] = 0.005  # five times as many differ
+    (model / "config.json").write_text(json.dumps(config))
+    state = str(tmp_path / "state.json")
+    command = ["certify", str(model), str(folder / "new.csv"), "--check", "--policy", "certified-5%", "--state", state]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 4
+    assert capsys.readouterr().out.count("certified-5%: broken") == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--check", "--max-length", "32"], "max_length=32: must be as certified-10% was certified, 16"),
+        (["--check", "--policy", "fast"], "policy='fast': must be one of the certificates"),
+        (["--state", "x"], "state='x': must be given together with --check"),
+    ],
+)
+def test_a_check_of_something_else_is_refused(certified, folder, more, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["certify", str(certified), str(folder / "new.csv"), *more])
