@@ -8,8 +8,8 @@ from argparse import ArgumentParser
 from importlib import import_module
 
 COMMANDS = (
-    "quickstart", "predict", "suitability", "table", "compare", "frontier", "report", "elue", "calibrate", "certify",
-    "precision", "reproduce", "benchmark",
+    "quickstart", "retrofit", "predict", "suitability", "table", "compare", "frontier", "report", "elue", "calibrate",
+    "certify", "precision", "reproduce", "benchmark",
 )  # fmt: skip
 
 
