@@ -12,6 +12,7 @@ from transformers import (
     CamembertConfig,
     DistilBertConfig,
     ElectraConfig,
+    MPNetConfig,
     PreTrainedConfig,
     PreTrainedModel,
     RobertaConfig,
@@ -50,6 +51,7 @@ CONFIGS = {
             "max_position_embeddings": 80, "pad_token_id": 0, **changes,
         }
     ),
+    "mpnet": lambda **changes: MPNetConfig(**{**SIZES, **changes}),
 }  # fmt: skip
 
 

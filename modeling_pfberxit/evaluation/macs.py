@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..model.adapters import PLACEMENTS, Adapter
+from ..model.backbones import num_depths
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exits import MULTI_LABEL
+from ..model.families import family_of
 from ..model.heads import Head, heads_of
 
 Count = TypeVar("Count", int, Tensor)  # of one row, or of each of many
@@ -24,8 +26,8 @@ def layer_macs(encoder: PreTrainedConfig, keys: Count, queries: Count | None = N
     q, n, d, heads = keys if queries is None else queries, keys, encoder.hidden_size, encoder.num_attention_heads
     projections = 2 * q * d * d + 2 * n * d * d  # queries and output; keys and values
     attention = heads * 2 * q * n + 2 * q * n * d
-    inner = encoder.hidden_dim if encoder.model_type == "distilbert" else encoder.intermediate_size
-    return projections + attention + 2 * q * d * inner + 2 * 2 * q * d
+    inner, linear_layers = family_of(encoder).ffn_sizes(encoder)
+    return projections + attention + linear_layers * q * d * inner + 2 * 2 * q * d
 
 
 def adapter_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count) -> Count:
@@ -48,7 +50,7 @@ def token_macs(encoder: PreTrainedConfig, token_layers: Tensor) -> Tensor:
 
     A token that has exited still costs its key and its value in every later layer.
     """
-    depths = torch.arange(1, encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)
+    depths = torch.arange(1, num_depths(encoder) + 1)
     staying = (token_layers[..., None] >= depths).sum(1)  # (B, layers)
     return layer_macs(encoder, (token_layers > 0).sum(1, keepdim=True), staying).sum(1)
 
@@ -72,7 +74,7 @@ def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count, head: Hea
 def depth_macs(config: PFBerxitConfig, tokens: Count, exit_depths: list[int]) -> Tensor:
     """Rows of so many positions after 0, 1, ... n layers, adapters and exits included, (..., n + 1)."""
     encoder, tokens = config.encoder_config(), torch.as_tensor(tokens).long()
-    depths = torch.arange(encoder.num_hidden_layers * getattr(encoder, "inner_group_num", 1) + 1)
+    depths = torch.arange(num_depths(encoder) + 1)
     place, beside = PLACEMENTS[config.adapter_placement], adapter_macs(config, encoder.hidden_size, tokens)
     per_layer = layer_macs(encoder, tokens) + (place.attention + place.ffn) * beside
     inner, last = (

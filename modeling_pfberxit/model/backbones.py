@@ -1,13 +1,10 @@
-"""ALBERT, BERT, RoBERTa, ELECTRA, DistilBERT ... as one list of encoder layers, and what follows from their config.
+"""What the model needs of its encoder, whatever its family: fields of its config, embeddings, layers, checks.
 
-All of them are the same post-LayerNorm arithmetic under other attribute names. A family is a short view of the stock
-`transformers` layer; the stock modules keep the weights and do the work. The forward pass takes the keys and values
-apart from the rows that query them, so that a layer can be run for some positions and not others. Adapters are added in
-`layers`; which pretrained encoder is loaded is in `persistence`.
+How families differ is in `families`, the arithmetic of a layer in `encoder_layer`. Which pretrained encoder is loaded
+is in `persistence`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -15,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.activations import NewGELUActivation
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.bert.modeling_bert import eager_attention_forward
 
+from .encoder_layer import EncoderLayer
+from .families import family_of
 from .validation import is_readable, refuse
+
+FUSED: dict[type, nn.Module] = {NewGELUActivation: nn.GELU("tanh")}  # ALBERT's
 
 COMMON = {field.name for field in fields(PreTrainedConfig)} | {"is_decoder", "add_cross_attention"}
 # Of no meaning to an encoder, or set by `Trainer` on the config of any model.
@@ -70,131 +69,12 @@ class EncoderFields:
         return {name: value for name, value in values.items() if name not in USUAL}
 
 
-# ---- layers ----------------------------------------------------------------------------------------------------------
-
-NO_DROPOUT = nn.Identity()
-FUSED: dict[type, nn.Module] = {NewGELUActivation: nn.GELU("tanh")}  # ALBERT's
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderLayer:
-    """A view of one stock layer: y = O(attention(Q x, k, v)); a = LN1(x + y); h = LN2(a + FFN(a))."""
-
-    stock: nn.Module
-    containers: tuple[nn.Module, ...]  # inside the layer, never called: their parts are
-    attention: nn.Module  # the stock attention, for its head size, scaling and config
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    out: nn.Linear
-    attention_norm: nn.LayerNorm
-    up: nn.Linear
-    activation: Callable[[Tensor], Tensor]
-    down: nn.Linear
-    output_norm: nn.LayerNorm
-    attention_dropout: nn.Dropout
-    out_dropout: nn.Module
-    ffn_dropout: nn.Module
-
-    def keys_values(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, n, d) -> keys and values of all heads, (B, n, d) each."""
-        return self.key(hidden_states), self.value(hidden_states)
-
-    def attend(self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Attention's output y of the querying positions (B, q, d); weights (B, heads, q, n) where eager keeps them."""
-        stock = self.attention
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(stock.config._attn_implementation, eager_attention_forward)
-        dropout = self.attention_dropout.p if stock.training else 0.0
-        parts = (self._heads(part) for part in (self.query(rows), keys, values))
-        mixed, weights = attention(stock, *parts, mask, dropout=dropout, scaling=stock.scaling)
-        return self.out_dropout(self.out(mixed.flatten(2))), weights  # mixed: (B, q, heads, d/heads)
-
-    def feed_forward(self, attended: Tensor) -> Tensor:
-        """FFN(a), (B, q, d)."""
-        return self.ffn_dropout(self.down(self.activation(self.up(attended))))
-
-    def _heads(self, projected: Tensor) -> Tensor:  # (B, n, d) -> (B, heads, n, d/heads)
-        # Not `unflatten`: the older of the two ONNX exporters would hold on to this call's length.
-        return projected.view(*projected.shape[:-1], -1, self.attention.attention_head_size).transpose(1, 2)
-
-
-def albert_layer(layer: nn.Module) -> EncoderLayer:
-    """ALBERT's layer has no dropout after its FFN."""
-    attention = layer.attention
-    return EncoderLayer(
-        layer, (attention,),
-        attention, attention.query, attention.key, attention.value, attention.dense, attention.LayerNorm,
-        layer.ffn, layer.activation, layer.ffn_output, layer.full_layer_layer_norm,
-        attention.attention_dropout, attention.output_dropout, NO_DROPOUT,
-    )  # fmt: skip
-
-
-def bert_layer(layer: nn.Module) -> EncoderLayer:
-    """BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA share their layer's names."""
-    attention, output = layer.attention, layer.output
-    own = attention.self
-    return EncoderLayer(
-        layer, (attention, own, attention.output, layer.intermediate, output),
-        own, own.query, own.key, own.value, attention.output.dense, attention.output.LayerNorm,
-        layer.intermediate.dense, layer.intermediate.intermediate_act_fn, output.dense, output.LayerNorm,
-        own.dropout, attention.output.dropout, output.dropout,
-    )  # fmt: skip
-
-
-def distilbert_layer(layer: nn.Module) -> EncoderLayer:
-    """DistilBERT's attention has no dropout after its output projection."""
-    attention, ffn = layer.attention, layer.ffn
-    return EncoderLayer(
-        layer, (attention, ffn),
-        attention, attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, layer.sa_layer_norm,
-        ffn.lin1, ffn.activation, ffn.lin2, layer.output_layer_norm,
-        attention.dropout, NO_DROPOUT, ffn.dropout,
-    )  # fmt: skip
-
-
-def albert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
-    """One view per executed layer: depths that share weights share the view."""
-    config, groups = backbone.config, backbone.encoder.albert_layer_groups
-    views = [[albert_layer(layer) for layer in group.albert_layers] for group in groups]
-    per_group = config.num_hidden_layers / config.num_hidden_groups
-    return [view for i in range(config.num_hidden_layers) for view in views[int(i / per_group)]]
-
-
-def bert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
-    """One view per layer."""
-    return [bert_layer(layer) for layer in backbone.encoder.layer]
-
-
-def distilbert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
-    """One view per layer."""
-    return [distilbert_layer(layer) for layer in backbone.transformer.layer]
-
-
-LAYERS: dict[str, Callable[[PreTrainedModel], list[EncoderLayer]]] = {
-    "albert": albert_layers,
-    "bert": bert_layers,
-    "roberta": bert_layers,
-    "xlm-roberta": bert_layers,
-    "camembert": bert_layers,
-    "electra": bert_layers,
-    "distilbert": distilbert_layers,
-}
-COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
-SHAPE = (
-    "model_type", "hidden_size", "embedding_size", "num_hidden_layers", "num_hidden_groups", "inner_group_num",
-    "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size",
-    "hidden_act",
-)  # fmt: skip
-HAVE_POOLER = ("albert", "bert", "roberta", "xlm-roberta", "camembert")
-
-
 # ---- what the model needs of a backbone -----------------------------------------------------------------------------
 
 
 def check_supported(config: PreTrainedConfig) -> None:
     """Refuse an architecture this library cannot walk layer by layer, naming those it can."""
-    if config.model_type not in LAYERS:
-        refuse("model_type", config.model_type, f"a supported backbone: {', '.join(LAYERS)}")
+    family_of(config)
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         refuse("is_decoder", True, "False: backbones are bidirectional encoders")
 
@@ -210,16 +90,23 @@ def architecture(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
+def shape_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """The family of an encoder, and the fields that make the shapes of its weights."""
+    names = ("model_type", *family_of(config).shape)
+    return {name: getattr(config, name, None) for name in names}
+
+
 def longest_input(config: PreTrainedConfig) -> int:
-    """Tokens a row may have: families that number positions from the padding's id on have room for fewer."""
-    taken = config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
-    return config.max_position_embeddings - taken
+    """Tokens a row may have."""
+    return config.max_position_embeddings - family_of(config).taken_positions(config)
 
 
 def table_sizes(backbone: PreTrainedModel) -> dict[str, int]:
     """For how many ids of each kind the encoder has an embedding; kinds the family does not know are left out."""
-    tables = {"input_ids": "word", "token_type_ids": "token_type", "position_ids": "position"}
-    modules = {name: getattr(backbone.embeddings, f"{kind}_embeddings", None) for name, kind in tables.items()}
+    inside = getattr(backbone, "embeddings", None)
+    tables = {"token_type_ids": "token_type", "position_ids": "position"}
+    modules = {name: getattr(inside, f"{kind}_embeddings", None) for name, kind in tables.items()}
+    modules["input_ids"] = backbone.get_input_embeddings()
     known = {name: table for name, table in modules.items() if table is not None}
     return {name: table.num_embeddings for name, table in known.items() if hasattr(table, "num_embeddings")}
 
@@ -248,9 +135,10 @@ def num_depths(config: PreTrainedConfig) -> int:
 
 def pooler_option(config: PreTrainedConfig, with_pooler: bool) -> dict[str, bool]:
     """The keyword that builds an encoder with or without its pooler; refuses to want one where there is none."""
-    if with_pooler and config.model_type not in HAVE_POOLER:
+    has_one = family_of(config).pooler is not None
+    if with_pooler and not has_one:
         refuse("exit_pooler", "backbone", f"'none' or 'own': {config.model_type} has no pooler")
-    return {"add_pooling_layer": with_pooler} if config.model_type in HAVE_POOLER else {}
+    return {"add_pooling_layer": with_pooler} if has_one else {}
 
 
 def build_backbone(config: PreTrainedConfig, with_pooler: bool) -> PreTrainedModel:
@@ -258,27 +146,32 @@ def build_backbone(config: PreTrainedConfig, with_pooler: bool) -> PreTrainedMod
     return AutoModel.from_config(config, **pooler_option(config, with_pooler))
 
 
-def encoder_layers(backbone: PreTrainedModel, fused: bool = False) -> list[EncoderLayer]:
+def set_attention(config: PreTrainedConfig, implementation: str | None) -> None:
+    """Let the stock encoder of this config attend this way, where it can."""
+    config._attn_implementation = implementation if family_of(config).sdpa else "eager"
+
+
+def encoder_layers(
+    backbone: PreTrainedModel, fused: bool = False, implementation: str | None = None
+) -> list[EncoderLayer]:
     """The layers in the order they run, one view per depth.
 
     Args:
         fused: an activation that `transformers` spells out operation by operation is one of torch's instead, if there
             is one; equal to rounding.
+        implementation: of attention, "sdpa" or "eager"; None: the stock encoder's.
     """
-    layers = LAYERS[backbone.config.model_type](backbone)
-    if not fused or type(layers[0].activation) not in FUSED:
-        return layers
-    swapped = {id(layer): replace(layer, activation=FUSED[type(layer.activation)]) for layer in layers}
-    return [swapped[id(layer)] for layer in layers]
+    layers = family_of(backbone.config).layers(backbone)
+    changes: dict[str, Any] = {"implementation": implementation or backbone.config._attn_implementation}
+    if fused and type(layers[0].activation) in FUSED:
+        changes["activation"] = FUSED[type(layers[0].activation)]
+    changed = {id(layer): replace(layer, **changes) for layer in layers}
+    return [changed[id(layer)] for layer in layers]
 
 
 def never_called(backbone: PreTrainedModel, layers: list[EncoderLayer]) -> list[nn.Module]:
     """The stock modules whose parts are called in their place, shared ones as often as they are run."""
-    stack = backbone.transformer if backbone.config.model_type == "distilbert" else backbone.encoder
-    outer = [backbone, stack, *getattr(stack, "albert_layer_groups", ())]
-    pooler = getattr(backbone, "pooler", None)
-    if pooler is not None and backbone.config.model_type != "albert":
-        outer.append(pooler)
+    outer = [backbone, *family_of(backbone.config).containers(backbone)]
     return outer + [module for layer in layers for module in layer.containers]
 
 
@@ -300,24 +193,23 @@ def embed(
     for name, rows in (("input_ids", input_ids), ("inputs_embeds", inputs_embeds)):
         if rows is not None and position_ids is None and rows.shape[1] > (most := longest_input(backbone.config)):
             refuse(name, f"rows of {rows.shape[1]} tokens", f"at most {most} tokens: truncate, truncation=True")
-    if backbone.config.model_type != "distilbert":
+    family = family_of(backbone.config)
+    if "token_type_ids" in family.inputs:
         inputs["token_type_ids"] = token_type_ids
     try:
-        hidden_states = backbone.embeddings(**inputs)
+        return family.embed(backbone, inputs)
     except (IndexError, RuntimeError):
         for name, size in table_sizes(backbone).items():
             if inputs.get(name) is not None and is_readable(inputs[name]):
                 check_ids(name, inputs[name], size)
         raise
-    if backbone.config.model_type == "albert":
-        return backbone.encoder.embedding_hidden_mapping_in(hidden_states)
-    projection = getattr(backbone, "embeddings_project", None)  # ELECTRA, where the sizes differ
-    return hidden_states if projection is None else projection(hidden_states)
 
 
 def pooler_dense(backbone: PreTrainedModel) -> nn.Linear:
     """The linear layer of the encoder's own pooler; tanh follows it in every family."""
-    return backbone.pooler if backbone.config.model_type == "albert" else backbone.pooler.dense
+    pooler = family_of(backbone.config).pooler
+    assert pooler is not None, "check_pooler has refused families without"
+    return pooler(backbone)
 
 
 def reads_backbone_pooler(config: PreTrainedConfig) -> bool:

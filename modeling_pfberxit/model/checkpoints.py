@@ -17,16 +17,17 @@ from transformers.utils import logging
 
 from .adapters import GENERATORS, TokenExits, check_reach, init_adapter_weights, init_token_exits, resize
 from .backbones import (
-    HAVE_POOLER,
     build_backbone,
     check_pooler,
     check_supported,
     embed,
     num_depths,
     reads_backbone_pooler,
+    set_attention,
 )
 from .configuration_pfberxit import PFBerxitConfig
 from .exits import Exits, init_exit_weights
+from .families import family_of
 from .identity import (
     blueprint,
     check_carried_over,
@@ -84,7 +85,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         encoder = config.encoder_config()
         check_supported(encoder)
         check_base(config)
-        encoder._attn_implementation = config._attn_implementation
+        set_attention(encoder, config._attn_implementation)
         layers, size = num_depths(encoder), encoder.hidden_size
         self.exit_depths = config.exit_depths(layers)
         self.backbone = build_backbone(encoder, reads_backbone_pooler(config))
@@ -144,7 +145,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         """The one that is given; refuse what this model cannot read or cannot show."""
         if (input_ids is None) == (inputs_embeds is None):
             refuse("input_ids", None if input_ids is None else "...", "given, or inputs_embeds: exactly one of them")
-        if want_attentions and self.backbone.config._attn_implementation != "eager":
+        if want_attentions and self.config._attn_implementation != "eager":
             refuse("output_attentions", True, "False unless the model was loaded with attn_implementation='eager'")
         if self.token_exits is not None and (want_attentions or input_ids is None):
             name = "output_attentions" if want_attentions else "inputs_embeds"
@@ -158,7 +159,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         """The rows of a call in front of the first layer, and where tokens leave on their own, after which (B, n)."""
         hidden_states = embed(self.backbone, input_ids, token_type_ids, position_ids, inputs_embeds)
         token_layers = None if self.token_exits is None else self.token_exits(input_ids, attention_mask)
-        return Rows.start(self.backbone.config, hidden_states, attention_mask, token_layers), token_layers
+        return Rows.start(self.backbone, hidden_states, attention_mask, token_layers), token_layers
 
     # ---- loading and saving ----------------------------------------------------------------------------------------
 
@@ -193,7 +194,8 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     @classmethod
     def _on_base(cls, config: PFBerxitConfig, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
         """A new model on the encoder its config refers to."""
-        wants_pooler = config.exit_pooler in ("backbone", "own") and config.encoder_config().model_type in HAVE_POOLER
+        has_one = family_of(config.encoder_config()).pooler is not None
+        wants_pooler = config.exit_pooler in ("backbone", "own") and has_one
         encoder = load_backbone(config, wants_pooler, dtype=dtype, **options)
         check_pooler(config, encoder)
         config.base_model_sha256 = encoder.identity.file_sha256
@@ -286,7 +288,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         """Put a pretrained encoder in the placeholder's place, frozen unless the config trains it."""
         if reads_backbone_pooler(self.config):
             check_pooler(self.config, backbone)
-        backbone.config._attn_implementation = self.config._attn_implementation
+        set_attention(backbone.config, self.config._attn_implementation)
         self.backbone = backbone.to(self.device).requires_grad_(self.config.train_backbone).train(self.training)
         self._mark_backbone_keys()
         return self

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .backbones import SHAPE, build_backbone, num_depths
+from .backbones import build_backbone, num_depths, shape_of
 from .exit_policy import configured_policy
 from .exits import REGRESSION, SINGLE_LABEL
 from .validation import refuse
@@ -205,10 +205,10 @@ def check_carried_over(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> No
     """
     if "both" in (poolings := {stored.exit_pooling, wanted.exit_pooling}) and len(poolings) > 1:
         refuse("exit_pooling", wanted.exit_pooling, f"{stored.exit_pooling!r}, as in the checkpoint: it reads as much")
-    had, encoder = stored.encoder_config(), wanted.encoder_config()
-    for name in SHAPE:
-        if getattr(encoder, name, None) != (was := getattr(had, name, None)):
-            refuse(name, getattr(encoder, name, None), f"{was!r}, as in the checkpoint")
+    shape = shape_of(wanted.encoder_config())
+    for name, was in shape_of(stored.encoder_config()).items():
+        if shape.get(name) != was:
+            refuse(name, shape.get(name), f"{was!r}, as in the checkpoint")
     for name in FIXED:
         if name == "lte_shared" and not wanted.use_lte or name == "train_pooler" and wanted.exit_pooler != "backbone":
             continue

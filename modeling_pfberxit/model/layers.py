@@ -2,9 +2,12 @@
 
     attention: a = LN1(x + y + A(x));  sequential: a = LN1(x + y + A(y));  ffn: h = LN2(a + FFN(a) + A(a)).
 
+Where a layer normalises first, an adapter reads what its sub-layer reads, the normed states: h = a + FFN(LN2(a)) +
+A(LN2(a)).
+
 A half that is run for the first `stop` positions gives what the whole would give there: an adapter that reads a
 token's neighbours is given as many of them as it reaches. When to run a few positions first is decided in `loop`; what
-is inside an encoder's layer is in `backbones`.
+is inside an encoder's layer is in `encoder_layer`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from .adapters import PLACEMENTS, Adapter
-from .backbones import EncoderLayer
+from .encoder_layer import Context, EncoderLayer
 from .validation import refuse
 
 logger = logging.get_logger(__name__)
@@ -113,6 +116,15 @@ class ByDepth(NamedTuple):
         return torch.cat([each(part, mask) for each, part, mask in zip(self.adapters, parts, masks, strict=True)])
 
 
+class Projected(NamedTuple):
+    """The positions of rows in front of a layer, (B, n, ...), with what the layer has made of all of them."""
+
+    states: Tensor  # x
+    read: Tensor  # what the attention reads: x, or the norm of it
+    keys: Tensor
+    values: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Sublayers:
     """One layer and the adapters beside it; `compiled`: run as `torch.compile` translates it."""
@@ -124,46 +136,66 @@ class Sublayers:
     compiled: bool = False
 
     def output(
-        self, hidden_states: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None,
-        padding_mask: Tensor | None, stop: int | None,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        self, rows: Projected, context: Context, padding_mask: Tensor | None, stop: int | None
+    ) -> tuple[Tensor, Tensor | None]:
         """The layer's output h (B, stop, d) for x (B, n, d), and attention weights where eager keeps them."""
-        stop = None if stop is None or stop >= hidden_states.shape[1] else stop
+        stop = None if stop is None or stop >= rows.states.shape[1] else stop
         if not self.compiled:
-            return both_halves(self, hidden_states, keys, values, attention_mask, padding_mask, stop)
+            return both_halves(self, rows, context, padding_mask, stop)
         # A mask that no adapter reads is not handed over: every kind of mask would be a translation of its own.
         padding_mask = padding_mask if self.looks_around else None
-        return compiled(both_halves)(self, hidden_states, keys, values, attention_mask, padding_mask, stop)
+        return compiled(both_halves)(self, rows, context, padding_mask, stop)
+
+    def begin(
+        self, hidden_states: Tensor, context: Context, padding_mask: Tensor | None, positions: int | None = None
+    ) -> FirstPositions:
+        """Run the layer for the first `positions` of every row; None: for all."""
+        projected = self.project(hidden_states, context)
+        output, _ = self.output(projected, context, padding_mask, positions)
+        return FirstPositions(projected.keys, projected.values, output)
+
+    def finish(
+        self, begun: FirstPositions, hidden_states: Tensor, context: Context, padding_mask: Tensor | None
+    ) -> Tensor:
+        """The layer's output for all positions, (B, n, d), from the keys and values it was begun with."""
+        read = self.layer.norms.before_attention(hidden_states)
+        projected = Projected(hidden_states, read, begun.keys, begun.values)
+        return self.output(projected, context, padding_mask, None)[0]
+
+    def project(self, hidden_states: Tensor, context: Context) -> Projected:
+        """The positions x (B, n, d) with what the attention reads of it, and the keys and values of all positions."""
+        read = self.layer.norms.before_attention(hidden_states)
+        return Projected(hidden_states, read, *self.layer.project(read, context))
 
     def attend(
-        self, hidden_states: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None,
-        padding_mask: Tensor | None, stop: int | None,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        self, rows: Projected, context: Context, padding_mask: Tensor | None, stop: int | None
+    ) -> tuple[Tensor, Tensor | None]:
         """The first half: x (B, n, d) -> a (B, stop, d), and attention weights (B, heads, q, n) where eager keeps them.
 
         Args:
-            attention_mask, padding_mask: (B, 1, n, n) and (B, n); None where nothing is padding.
+            padding_mask: (B, n); None where nothing is padding.
         """
-        beside, length = self.attention_adapter, hidden_states.shape[1]
+        beside, length = self.attention_adapter, rows.states.shape[1]
         read = reached(stop, 0 if beside is None else beside.reach, length)
         queries = read if self.sequential else stop
-        mask = attention_mask if attention_mask is None else attention_mask[:, :, :queries]
-        attended, weights = self.layer.attend(first(hidden_states, queries), keys, values, mask)
-        summed = first(hidden_states, stop) + first(attended, stop)
+        attended, weights = self.layer.attend(first(rows.read, queries), rows.keys, rows.values, context)
+        summed = first(rows.states, stop) + first(attended, stop)
         if beside is not None:
-            source = attended if self.sequential else first(hidden_states, read)
+            source = attended if self.sequential else first(rows.read, read)
             padding = None if padding_mask is None else first(padding_mask, read)
             summed = summed + first(beside(source, padding), stop)
-        return self.layer.attention_norm(summed), weights
+        return self.layer.norms.after_attention(summed), weights
 
     def transform(self, attended: Tensor, padding_mask: Tensor | None, stop: int | None) -> Tensor:
         """The second half: a (B, m, d) -> h (B, stop, d), with m from `needed`."""
-        rows = first(attended, stop)
-        summed = self.layer.feed_forward(rows) + rows
+        norms, states = self.layer.norms, first(attended, stop)
+        around = attended if self.ffn_adapter is not None else states  # an adapter may read more than the FFN
+        read = norms.before_ffn(around)
+        summed = self.layer.transform(first(read, stop)) + states
         if self.ffn_adapter is not None:
             mask = padding_mask if padding_mask is None else padding_mask[:, : attended.shape[1]]
-            summed = summed + first(self.ffn_adapter(attended, mask), stop)
-        return self.layer.output_norm(summed)
+            summed = summed + first(self.ffn_adapter(read, mask), stop)
+        return norms.after_ffn(summed)
 
     @property
     def looks_around(self) -> bool:
@@ -176,12 +208,11 @@ class Sublayers:
 
 
 def both_halves(
-    sublayers: Sublayers, hidden_states: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None,
-    padding_mask: Tensor | None, stop: int | None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    sublayers: Sublayers, rows: Projected, context: Context, padding_mask: Tensor | None, stop: int | None
+) -> tuple[Tensor, Tensor | None]:
     """One after the other; a function of its own, so that both are compiled as one."""
-    needed = sublayers.needed(stop, hidden_states.shape[1])
-    attended, weights = sublayers.attend(hidden_states, keys, values, attention_mask, padding_mask, needed)
+    needed = sublayers.needed(stop, rows.states.shape[1])
+    attended, weights = sublayers.attend(rows, context, padding_mask, needed)
     return sublayers.transform(attended, padding_mask, stop), weights
 
 
@@ -235,9 +266,9 @@ class AdaptedLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: Tensor,
-        layer: EncoderLayer,
-        attention_mask: Tensor | None,
+        context: Context,
         padding_mask: Tensor | None,
+        layer: EncoderLayer,
         queries: int | None = None,
         compiled: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -247,8 +278,8 @@ class AdaptedLayer(GradientCheckpointingLayer):
         def run(hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
             """In the place of the stock layer's forward."""
             nonlocal weights
-            kept, sublayers = layer.keys_values(hidden_states), self.beside(layer, compiled)
-            states, weights = sublayers.output(hidden_states, *kept, attention_mask, padding_mask, queries)
+            sublayers, around = self.beside(layer, compiled), context._replace(mask=attention_mask)
+            states, weights = sublayers.output(sublayers.project(hidden_states, around), around, padding_mask, queries)
             return states
 
-        return through(layer.stock, run, hidden_states, attention_mask), weights
+        return through(layer.stock, run, hidden_states, context.mask), weights

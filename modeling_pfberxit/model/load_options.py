@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
-from .backbones import LAYERS
+from .families import FAMILIES
 from .validation import refuse, whole
 
 MODEL_TYPE = "pfberxit"
@@ -165,7 +165,7 @@ def read_checkpoint(field: str, name: str | os.PathLike, **options: Any) -> dict
     if is_encoder(config):
         takes = f"PFBerxitForSequenceClassification.from_backbone({os.fspath(name)!r}) makes a new model on its encoder"
     else:
-        takes = f"a new model needs an encoder of one of these families: {', '.join(LAYERS)}"
+        takes = f"a new model needs an encoder of one of these families: {', '.join(FAMILIES)}"
     raise ValueError(f"{field}={os.fspath(name)!r} is no checkpoint of this library but {what}; {takes}.")
 
 
@@ -183,7 +183,7 @@ def read_encoder(field: str, name: str | os.PathLike, **options: Any) -> dict[st
         refuse_peft(shown, adapter)
     if not is_encoder(config):
         what = describe(name, config, **options)
-        raise ValueError(f"{shown} is {what}: its model_type must be a supported backbone: {', '.join(LAYERS)}.")
+        raise ValueError(f"{shown} is {what}: its model_type must be a supported backbone: {', '.join(FAMILIES)}.")
     return config
 
 
@@ -241,7 +241,7 @@ def as_last_exit(classifier: str | os.PathLike, knobs: dict[str, Any]) -> tuple[
 
 def is_encoder(config: dict[str, Any]) -> bool:
     """Whether a config.json is that of an encoder of a supported family."""
-    return config.get("model_type") in LAYERS and not config.get("is_decoder")
+    return config.get("model_type") in FAMILIES and not config.get("is_decoder")
 
 
 def read_config(field: str, name: str | os.PathLike, **options: Any) -> dict[str, Any]:

@@ -17,9 +17,21 @@ from transformers import PreTrainedModel
 
 from .backbones import encoder_layers, never_called, pooler_dense, reads_backbone_pooler
 from .criteria import chance, rule_of, start, step
+from .encoder_layer import same
 from .exit_policy import FULL_DEPTH, ExitPolicy
 from .exits import Evidence, ExitState
-from .layers import Beside, ByDepth, FirstPositions, Sublayers, check_layers, check_never_called, hooked, sharded
+from .families import family_of
+from .layers import (
+    Beside,
+    ByDepth,
+    FirstPositions,
+    Sublayers,
+    check_layers,
+    check_never_called,
+    first,
+    hooked,
+    sharded,
+)
 from .rows import CallRecord, Rows
 from .strategies import Phase, branch
 from .validation import flag, is_recorded, real
@@ -104,8 +116,9 @@ class Encoding:
 
     def __init__(self, model: PreTrainedModel, record: CallRecord) -> None:
         self.depths, self.prompts, self.prompt_layer = model.depths, model.prompts, model.config.prompt_layer
-        self.layers, self.execution = encoder_layers(model.backbone, model.execution.fused), model.execution
-        self.record = record
+        self.record, self.execution = record, model.execution
+        self.layers = encoder_layers(model.backbone, self.execution.fused, model.config._attn_implementation)
+        self.final_norm = family_of(model.backbone.config).final_norm(model.backbone)
         run = [*model.depths, *(layer.stock for layer in self.layers)]
         check_layers(run)
         check_never_called(model, never_called(model.backbone, self.layers))
@@ -135,7 +148,7 @@ class Encoding:
         """Put the output of the layer the rows are in in the place of their states."""
         hidden_states, weights = self.run_layer(rows)
         rows.advance(hidden_states)
-        self.record.add_states(rows, weights)
+        self.record.add_states(rows, weights, self.final_norm if rows.depth == len(self.depths) else same)
 
     def run_layer(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """The layer's output (B, q, d); at the last layer only for the positions its exit reads.
@@ -144,13 +157,16 @@ class Encoding:
         """
         states, depth = rows.hidden_states, rows.depth
         if len(rows.groups) > 1:
-            sublayers = self.sublayers(rows)
-            return finish(sublayers, rows, *sublayers.layer.keys_values(states)), None
+            return self.sublayers(rows).begin(*rows.inputs(self.kind(rows))).output, None
         queries = rows.queries()
         if depth == len(self.depths) and self.last_positions is not None and self.execution.token_first:
             queries = None if is_recorded(states) else min(self.last_positions, states.shape[1])
-        masks, compiled = (rows.attention_mask, rows.padding_mask), self.execution.compiled
-        return self.depths[depth - 1](states, self.layers[depth - 1], *masks, queries, compiled)
+        inputs, compiled = rows.inputs(self.kind(rows)), self.execution.compiled
+        return self.depths[depth - 1](*inputs, self.layers[depth - 1], queries, compiled)
+
+    def kind(self, rows: Rows) -> str:
+        """Of the layer the rows are in, what it attends in."""
+        return self.layers[rows.depth - 1].kind
 
     def sublayers(self, rows: Rows) -> Sublayers:
         """The layer the rows share, with the adapters of every row's depth."""
@@ -168,17 +184,6 @@ def by_depth(adapters: Sequence[Beside | None], sizes: list[int]) -> ByDepth | N
     """The adapters of several depths as one; None where depths have none."""
     present = [adapter for adapter in adapters if adapter is not None]
     return ByDepth(present, sizes) if present else None
-
-
-def begin(sublayers: Sublayers, rows: Rows, positions: int) -> FirstPositions:
-    """Run the layer for the first `positions` of every row."""
-    keys, values = sublayers.layer.keys_values(rows.hidden_states)
-    return FirstPositions(keys, values, finish(sublayers, rows, keys, values, positions))
-
-
-def finish(sublayers: Sublayers, rows: Rows, keys: Tensor, values: Tensor, positions: int | None = None) -> Tensor:
-    """The layer's output from its keys and values: (B, n, d), or the first `positions` of it."""
-    return sublayers.output(rows.hidden_states, keys, values, rows.attention_mask, rows.padding_mask, positions)[0]
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
@@ -231,17 +236,17 @@ class Loop(Encoding):
     def step(self, rows: Rows) -> Rows | None:
         """Run one layer and its exits; the rows that remain, or None where all have exited."""
         rows = self.enter(rows)
-        first = self.run_first_positions(rows)
-        if first is None:
+        begun = self.run_first_positions(rows)
+        if begun is None:
             self.run_whole_layer(rows)
-        keep = self.apply_exits(rows, rows.hidden_states if first is None else first.output)
+        keep = self.apply_exits(rows, rows.hidden_states if begun is None else begun.output)
         if keep is not None:
             if not len(keep):
                 return None
             rows = rows.select(keep, self.execution.trim)
-            first = first and first.select(keep, rows.hidden_states.shape[1])
-        if first is not None:
-            rows.hidden_states = finish(self.sublayers(rows), rows, first.keys, first.values)
+            begun = begun and begun.select(keep, rows.hidden_states.shape[1])
+        if begun is not None:
+            rows.hidden_states = self.sublayers(rows).finish(begun, *rows.inputs(self.kind(rows)))
         return rows
 
     def run_first_positions(self, rows: Rows) -> FirstPositions | None:
@@ -249,7 +254,7 @@ class Loop(Encoding):
         positions = self.positions_read(rows)
         if positions is None or not self.token_first_pays(rows):
             return None
-        return begin(self.sublayers(rows), rows, positions)
+        return self.sublayers(rows).begin(*rows.inputs(self.kind(rows)), positions)
 
     def positions_read(self, rows: Rows) -> int | None:
         """How many positions, the first ones, the exits at the rows' depths read; None: all."""
@@ -296,12 +301,14 @@ class Loop(Encoding):
     def run_exits(self, rows: Rows, states: Tensor) -> Evidence:
         """The evidence of the exits at the rows' depths, in the rows' order; rows without an exit are left out."""
         weights, mask = rows.mean_weights, rows.padding_mask
-        mask = mask if mask is None else mask[:, : states.shape[1]]
         parts = []
         for depth, own in rows.slices():
             if depth in self.exit_depths:
-                cut = [None if each is None else each[own] for each in (weights, mask)]
-                parts.append(self.exits(self.exit_depths.index(depth), states[own], *cut, self.pooler))
+                number = self.exit_depths.index(depth)
+                read = self.final_norm(first(states[own], self.exits.positions(number)))
+                shares, padding = (None if each is None else each[own] for each in (weights, mask))
+                padding = None if padding is None else first(padding, read.shape[1])
+                parts.append(self.exits(number, read, shares, padding, self.pooler))
         return parts[0] if len(parts) == 1 else Evidence.cat(parts)
 
     def decide(self, rows: Rows, evidence: Evidence, state: ExitState) -> tuple[Tensor, Tensor]:

@@ -145,7 +145,8 @@ class PFBerxitModel(PFBerxitPreTrainedModel):
         self._check_inputs(input_ids, inputs_embeds, want_attentions)
         rows, _ = self._start(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         record = CallRecord.of(want_states, want_attentions)
-        states = Encoding(self, record).encode(rows).tokens()
+        encoding = Encoding(self, record)
+        states = encoding.final_norm(encoding.encode(rows).tokens())
         output = BaseModelOutputWithPooling(
             last_hidden_state=states,
             pooler_output=self._pooled(states, attention_mask),

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
-from .backbones import SHAPE, pooler_option
+from .backbones import pooler_option, shape_of
 from .heads import read_tensors
 from .identity import changes, check_blueprint, difference, identify, identity_of, is_shared
 from .load_options import SHARED_OPTIONS, read_encoder
@@ -197,11 +197,12 @@ def check_pinned(config: PreTrainedConfig, **options: Any) -> str | None:
 
 def check_same_shape(expected: PreTrainedConfig, found: PreTrainedConfig, name: str) -> None:
     """Refuse an encoder whose shape is not the one the adapters were trained on."""
-    for field in SHAPE:
-        if getattr(expected, field, None) != getattr(found, field, None):
+    has = shape_of(found)
+    for field, value in shape_of(expected).items():
+        if has.get(field) != value:
             raise ValueError(
-                f"base_model_name_or_path={name!r} has {field}={getattr(found, field, None)!r}, but these adapters "
-                f"were trained on {field}={getattr(expected, field, None)!r}."
+                f"base_model_name_or_path={name!r} has {field}={has.get(field)!r}, but these adapters "
+                f"were trained on {field}={value!r}."
             )
 
 

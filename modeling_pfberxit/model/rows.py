@@ -7,15 +7,16 @@ a layer or an exit; that is `loop`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
-from transformers.masking_utils import create_bidirectional_mask
+from transformers import PreTrainedModel
 
+from .encoder_layer import Context, same
 from .exits import Evidence, ExitState
+from .families import family_of
 from .heads import mean_weights
 from .validation import is_readable, is_recorded, refuse
 
@@ -29,7 +30,7 @@ class Rows:
     behind the first token, which exits may read.
     """
 
-    encoder: PreTrainedConfig
+    encoder: PreTrainedModel
     index: Tensor  # (B,) the row's number in the call
     hidden_states: Tensor  # (B, n, d)
     padding_mask: Tensor | None  # (B, n) 1 for tokens and prompts, 0 for padding; None where nothing is padding
@@ -39,7 +40,7 @@ class Rows:
     prompts: int = 0  # how many have joined
     groups: tuple[tuple[int, int], ...] = ()  # (depth, number of rows at it), the deepest first
     exited: Tensor | None = None  # (B,) which have exited and are still computed, to save a copy; None: none of them
-    _attention_mask: Tensor | None = field(init=False, default=None, repr=False)  # made when asked for
+    _contexts: dict[str, Context] = field(init=False, default_factory=dict, repr=False)  # made when asked for
     _mean_weights: Tensor | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,17 +69,23 @@ class Rows:
             yield depth, slice(start, start + size) if len(self.groups) > 1 else slice(None)
             start += size
 
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """The padding mask as the encoder's attention wants it."""
-        if self._attention_mask is None and self.padding_mask is not None:
-            self._attention_mask = create_bidirectional_mask(
-                config=self.encoder,
-                inputs_embeds=self.hidden_states,
-                attention_mask=self.padding_mask,
-                allow_is_bidirectional_skip=False,  # it would look once more whether anything is padding
-            )
-        return self._attention_mask
+    def context(self, kind: str) -> Context:
+        """What layers of this kind attend in: made once for these rows."""
+        if kind not in self._contexts:
+            self._contexts[kind] = family_of(self.encoder.config).context(self.encoder, self, kind)
+        return self._contexts[kind]
+
+    def inputs(self, kind: str) -> tuple[Tensor, Context, Tensor | None]:
+        """What a layer of this kind is given: states (B, n, d), context and padding mask (B, n)."""
+        return self.hidden_states, self.context(kind), self.padding_mask
+
+    def places(self) -> Tensor:
+        """The place of every position in its row, (1, n), or (B, n) where positions are sorted."""
+        states, order = self.hidden_states, self.order
+        if order is None:
+            return torch.arange(states.shape[1], device=states.device)[None]
+        prompts = torch.arange(1, 1 + self.prompts, device=states.device).expand(len(order), -1)
+        return insert(torch.where(order > 0, order + self.prompts, 0), prompts) if self.prompts else order
 
     @property
     def mean_weights(self) -> Tensor | None:
@@ -94,7 +101,7 @@ class Rows:
     @classmethod
     def start(
         cls,
-        encoder: PreTrainedConfig,
+        encoder: PreTrainedModel,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
         token_depths: Tensor | None = None,
@@ -284,10 +291,10 @@ class CallRecord:
         """Whether every layer's output is asked for: then all rows are computed to the last layer."""
         return self.hidden_states is not None or self.attentions is not None
 
-    def add_states(self, rows: Rows, weights: Tensor | None = None) -> None:
-        """Keep the tokens' states (B, n, d) and the attention weights, where they are asked for."""
+    def add_states(self, rows: Rows, weights: Tensor | None = None, norm: Callable[[Tensor], Tensor] = same) -> None:
+        """Keep the tokens' states (B, n, d) behind a norm, and the attention weights, where they are asked for."""
         if self.hidden_states is not None:
-            self.hidden_states.append(rows.tokens())
+            self.hidden_states.append(norm(rows.tokens()))
         if self.attentions is not None and weights is not None:
             self.attentions.append(weights)
 

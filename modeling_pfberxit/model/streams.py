@@ -162,9 +162,9 @@ class Stream:
         if any("token_type_ids" in row for row in rows):
             given = [row.get("token_type_ids", torch.zeros_like(row["input_ids"])) for row in rows]
             types = pad_sequence(given, batch_first=True).to(device)
-        table, config = self.model.token_exits, self.model.backbone.config
+        table, encoder = self.model.token_exits, self.model.backbone
         leave = None if table is None else table(ids, mask)
-        batch = Rows.start(config, embed(self.model.backbone, ids, types), mask, leave, index.to(device))
+        batch = Rows.start(encoder, embed(encoder, ids, types), mask, leave, index.to(device))
         batch.state = self.loop.new_state(batch)
         self.enqueue(batch)
 

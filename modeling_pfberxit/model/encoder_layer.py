@@ -1,0 +1,129 @@
+"""One stock encoder layer in four steps: project, attend, add, transform; and the context it attends in.
+
+    post-norm: y = O(attention(Q x, K x, V x));  a = LN1(x + y);  h = LN2(a + FFN(a))
+    pre-norm:  y = the same of LN1(x);           a = x + y;       h = a + FFN(LN2(a))
+
+The stock modules keep the weights and do the work; a view only knows which is which. Keys and values are projected
+apart from the rows that query them, so that a layer can be run for some positions and not others. Adapters are added
+in `layers`; which module of a family is what stands in `families`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
+
+FULL = "full_attention"  # as configs of `transformers` name the types of their layers
+NO_DROPOUT = nn.Identity()
+
+
+def same(states: Tensor) -> Tensor:
+    """Where a layer has no norm."""
+    return states
+
+
+class Norms(NamedTuple):
+    """Where a layer normalises: what its halves read, or what they leave."""
+
+    before_attention: Callable[[Tensor], Tensor]
+    after_attention: Callable[[Tensor], Tensor]
+    before_ffn: Callable[[Tensor], Tensor]
+    after_ffn: Callable[[Tensor], Tensor]
+
+
+def post_norm(attention: nn.Module, ffn: nn.Module) -> Norms:
+    """BERT's: each half reads the states as they are, and its sum is normalised."""
+    return Norms(same, attention, same, ffn)
+
+
+class Context(NamedTuple):
+    """What attention needs beside queries, keys and values: it depends on the rows, not on the layer's number."""
+
+    mask: Tensor | None = None  # (1 or B, 1 or heads, n, n) who attends to whom, or what is added; None: all to all
+
+
+class EncoderLayer(Protocol):
+    """What the loop knows of a layer. Sums of states, sub-layers and adapters are its business, norms are not."""
+
+    @property
+    def stock(self) -> nn.Module:
+        """The stock layer, whose hooks are called."""
+        ...
+
+    @property
+    def containers(self) -> tuple[nn.Module, ...]:
+        """Modules inside the layer that are never called: their parts are."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """Which of the family's contexts the layer attends in."""
+        ...
+
+    @property
+    def norms(self) -> Norms:
+        """In front of and behind its halves."""
+        ...
+
+    def project(self, read: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """What the attention reads, (B, n, d) -> keys and values of all positions, (B, n, ...) each."""
+        ...
+
+    def attend(self, read: Tensor, keys: Tensor, values: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """Attention's output y of the first q positions, (B, q, d); weights (B, heads, q, n) where eager keeps them."""
+        ...
+
+    def transform(self, read: Tensor) -> Tensor:
+        """The FFN's output, (B, q, d) -> (B, q, d)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StockLayer:
+    """A layer with linear layers for queries, keys and values, and an FFN of two, or of three where it is gated."""
+
+    stock: nn.Module
+    containers: tuple[nn.Module, ...]
+    attention: nn.Module  # the stock attention: whether it is trained, and whatever else an attention kernel asks it
+    head_size: int
+    scaling: float
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    out: nn.Module
+    up: nn.Module
+    activation: Callable[[Tensor], Tensor]
+    down: nn.Module
+    norms: Norms
+    attention_dropout: float = 0.0
+    out_dropout: nn.Module = NO_DROPOUT
+    ffn_dropout: nn.Module = NO_DROPOUT
+    kind: str = FULL
+    implementation: str = "eager"
+
+    def project(self, read: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """(B, n, d) -> keys and values of all heads, (B, n, d) each."""
+        return self.key(read), self.value(read)
+
+    def attend(self, read: Tensor, keys: Tensor, values: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """(B, q, d) of the first positions -> (B, q, d), and weights where eager keeps them."""
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.attention.training else 0.0
+        parts = (self.heads(part) for part in (self.query(read), keys, values))
+        mask = context.mask if context.mask is None else context.mask[:, :, : read.shape[1]]
+        mixed, weights = attention(self.attention, *parts, mask, dropout=dropout, scaling=self.scaling)
+        return self.out_dropout(self.out(mixed.flatten(2))), weights  # mixed: (B, q, heads, d/heads)
+
+    def transform(self, read: Tensor) -> Tensor:
+        """(B, q, d) -> (B, q, d)."""
+        return self.ffn_dropout(self.down(self.activation(self.up(read))))
+
+    def heads(self, projected: Tensor) -> Tensor:
+        """(B, n, heads * size) -> (B, heads, n, size)."""
+        # Not `unflatten`: the older of the two ONNX exporters would hold on to this call's length.
+        return projected.view(*projected.shape[:-1], -1, self.head_size).transpose(1, 2)

@@ -1,0 +1,242 @@
+"""Encoder families: one record each, with everything that one family does in another way than the others.
+
+Nothing outside this file asks which family an encoder is of: `family_of(config)` gives its record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+
+from .encoder_layer import Context, EncoderLayer, StockLayer, post_norm, same
+from .validation import refuse
+
+
+class Places(Protocol):
+    """Of the rows of a batch, what a context is made of."""
+
+    hidden_states: Tensor  # (B, n, d)
+    padding_mask: Tensor | None  # (B, n) 0 for padding; None where nothing is padding
+
+    def places(self) -> Tensor:
+        """The place of every position in its row, (1 or B, n)."""
+        ...
+
+
+# ---- contexts --------------------------------------------------------------------------------------------------------
+
+
+def padding_alone(backbone: PreTrainedModel, rows: Places, kind: str) -> Context:
+    """All positions attend to all that are not padding."""
+    if rows.padding_mask is None:
+        return Context()
+    mask = create_bidirectional_mask(
+        config=backbone.config,
+        inputs_embeds=rows.hidden_states,
+        attention_mask=rows.padding_mask,
+        allow_is_bidirectional_skip=False,  # it would look once more whether anything is padding
+    )
+    return Context(mask)
+
+
+def mpnet_context(backbone: PreTrainedModel, rows: Places, kind: str) -> Context:
+    """One bias for all layers, by how far two positions are apart: (1 or B, heads, n, n)."""
+    places, encoder = rows.places(), backbone.encoder
+    bias = encoder.relative_attention_bias(encoder.relative_position_bucket(places[:, None] - places[:, :, None]))
+    bias = bias.permute(0, 3, 1, 2)
+    if rows.padding_mask is not None:
+        bias = bias.masked_fill((rows.padding_mask == 0)[:, None, None], torch.finfo(bias.dtype).min)
+    return Context(bias)
+
+
+# ---- embeddings ------------------------------------------------------------------------------------------------------
+
+INPUTS = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
+
+
+def albert_embed(backbone: PreTrainedModel, inputs: dict[str, Tensor | None]) -> Tensor:
+    """ALBERT's embeddings are narrower than its states."""
+    return backbone.encoder.embedding_hidden_mapping_in(backbone.embeddings(**inputs))
+
+
+def electra_embed(backbone: PreTrainedModel, inputs: dict[str, Tensor | None]) -> Tensor:
+    """ELECTRA's embeddings may be."""
+    projection = getattr(backbone, "embeddings_project", same)
+    return projection(backbone.embeddings(**inputs))
+
+
+# ---- the record ------------------------------------------------------------------------------------------------------
+
+BERT_SHAPE = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
+    "max_position_embeddings", "type_vocab_size", "hidden_act",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What the rest of the library must know of one kind of encoder."""
+
+    layers: Callable[[PreTrainedModel], list[EncoderLayer]]  # one view per executed layer; shared layers, shared views
+    context: Callable[[PreTrainedModel, Places, str], Context] = padding_alone  # for layers of one kind
+    inputs: tuple[str, ...] = INPUTS  # what its embeddings read
+    embed: Callable[[PreTrainedModel, dict[str, Any]], Tensor] = lambda backbone, inputs: backbone.embeddings(**inputs)
+    final_norm: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]] = lambda backbone: same  # in front of an exit
+    pooler: Callable[[PreTrainedModel], nn.Linear] | None = None  # its linear layer, tanh behind it; None: no pooler
+    taken_positions: Callable[[PreTrainedConfig], int] = lambda config: 0  # rows of positions no token can have
+    containers: Callable[[PreTrainedModel], list[nn.Module]]  # outside its layers, modules that are never called
+    sdpa: bool = True  # whether the stock model has it
+    shape: tuple[str, ...] = BERT_SHAPE  # fields of its config that make the shapes of its weights
+    ffn_sizes: Callable[[PreTrainedConfig], tuple[int, int]] = field(  # its width, and how many linear layers
+        default=lambda config: (config.intermediate_size, 2)
+    )
+    head: Any = None  # what its own classification head is made of
+
+
+def dense_pooler(backbone: PreTrainedModel) -> nn.Linear:
+    """BERT's."""
+    return backbone.pooler.dense
+
+
+def after_padding(config: PreTrainedConfig) -> int:
+    """RoBERTa numbers positions from the padding's id on."""
+    return config.pad_token_id + 1
+
+
+def stack_and_pooler(backbone: PreTrainedModel) -> list[nn.Module]:
+    """Of BERT and its relatives."""
+    pooler = getattr(backbone, "pooler", None)
+    return [backbone.encoder, *([] if pooler is None else [pooler])]
+
+
+def albert_containers(backbone: PreTrainedModel) -> list[nn.Module]:
+    """ALBERT's pooler is a linear layer, which is called."""
+    return [backbone.encoder, *backbone.encoder.albert_layer_groups]
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+def albert_layer(layer: nn.Module) -> StockLayer:
+    """ALBERT's layer has no dropout after its FFN."""
+    own = layer.attention
+    return StockLayer(
+        layer, (own,), own, own.attention_head_size, own.scaling,
+        own.query, own.key, own.value, own.dense, layer.ffn, layer.activation, layer.ffn_output,
+        post_norm(own.LayerNorm, layer.full_layer_layer_norm), own.attention_dropout.p, own.output_dropout,
+    )  # fmt: skip
+
+
+def albert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """One view per executed layer: depths that share weights share the view."""
+    config, groups = backbone.config, backbone.encoder.albert_layer_groups
+    views: list[list[EncoderLayer]] = [[albert_layer(layer) for layer in group.albert_layers] for group in groups]
+    per_group = config.num_hidden_layers / config.num_hidden_groups
+    return [view for i in range(config.num_hidden_layers) for view in views[int(i / per_group)]]
+
+
+def bert_layer(layer: nn.Module) -> StockLayer:
+    """BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA share their layer's names."""
+    attention, output = layer.attention, layer.output
+    own = attention.self
+    return StockLayer(
+        layer, (attention, own, attention.output, layer.intermediate, output),
+        own, own.attention_head_size, own.scaling, own.query, own.key, own.value, attention.output.dense,
+        layer.intermediate.dense, layer.intermediate.intermediate_act_fn, output.dense,
+        post_norm(attention.output.LayerNorm, output.LayerNorm),
+        own.dropout.p, attention.output.dropout, output.dropout,
+    )  # fmt: skip
+
+
+def bert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """One view per layer."""
+    return [bert_layer(layer) for layer in backbone.encoder.layer]
+
+
+def distilbert_layer(layer: nn.Module) -> StockLayer:
+    """DistilBERT's attention has no dropout after its output projection."""
+    own, ffn = layer.attention, layer.ffn
+    return StockLayer(
+        layer, (own, ffn), own, own.attention_head_size, own.scaling,
+        own.q_lin, own.k_lin, own.v_lin, own.out_lin, ffn.lin1, ffn.activation, ffn.lin2,
+        post_norm(layer.sa_layer_norm, layer.output_layer_norm), own.dropout.p, ffn_dropout=ffn.dropout,
+    )  # fmt: skip
+
+
+def distilbert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """One view per layer."""
+    return [distilbert_layer(layer) for layer in backbone.transformer.layer]
+
+
+def mpnet_layer(layer: nn.Module) -> StockLayer:
+    """MPNet: BERT's layer under other names, its bias among the context."""
+    attention, output = layer.attention, layer.output
+    own = attention.attn
+    return StockLayer(
+        layer, (attention, own, layer.intermediate, output), own, own.attention_head_size,
+        own.attention_head_size**-0.5, own.q, own.k, own.v, own.o,
+        layer.intermediate.dense, layer.intermediate.intermediate_act_fn, output.dense,
+        post_norm(attention.LayerNorm, output.LayerNorm), own.dropout.p, attention.dropout, output.dropout,
+    )  # fmt: skip
+
+
+def mpnet_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """One view per layer."""
+    return [mpnet_layer(layer) for layer in backbone.encoder.layer]
+
+
+# ---- all families ----------------------------------------------------------------------------------------------------
+
+BERT = Family(layers=bert_layers, pooler=dense_pooler, containers=stack_and_pooler)
+ROBERTA = Family(
+    layers=bert_layers, pooler=dense_pooler, containers=stack_and_pooler, taken_positions=after_padding
+)  # fmt: skip
+FAMILIES: dict[str, Family] = {
+    "albert": Family(
+        layers=albert_layers,
+        embed=albert_embed,
+        pooler=lambda backbone: backbone.pooler,
+        containers=albert_containers,
+        shape=(*BERT_SHAPE, "embedding_size", "num_hidden_groups", "inner_group_num"),
+    ),
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+    "camembert": ROBERTA,
+    "electra": Family(
+        layers=bert_layers,
+        embed=electra_embed,
+        containers=stack_and_pooler,
+        shape=(*BERT_SHAPE, "embedding_size"),
+    ),
+    "distilbert": Family(
+        layers=distilbert_layers,
+        inputs=("input_ids", "position_ids", "inputs_embeds"),
+        containers=lambda backbone: [backbone.transformer],
+        shape=("dim", "n_layers", "n_heads", "hidden_dim", "vocab_size", "max_position_embeddings", "activation"),
+        ffn_sizes=lambda config: (config.hidden_dim, 2),
+    ),
+    "mpnet": Family(
+        layers=mpnet_layers,
+        context=mpnet_context,
+        inputs=("input_ids", "position_ids", "inputs_embeds"),
+        pooler=dense_pooler,
+        containers=stack_and_pooler,
+        taken_positions=lambda config: 2,  # whatever the config says of the padding
+        sdpa=False,
+        shape=(*BERT_SHAPE, "relative_attention_num_buckets"),
+    ),
+}
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The record of a config's family; refuses one that there is none for."""
+    if config.model_type not in FAMILIES:
+        refuse("model_type", config.model_type, f"a supported backbone: {', '.join(FAMILIES)}")
+    return FAMILIES[config.model_type]
