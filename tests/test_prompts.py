@@ -54,25 +54,31 @@ def made_by_hand(prompts: Prompts, tokens: torch.Tensor) -> torch.Tensor:
 def by_hand(model: PFBerxitForSequenceClassification, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """The states of the tokens from the stock encoder, n + 1 times (B, n, d).
 
-    Before layer k + 1 the prompts are put behind everything else, the stock mask made wider for them.
+    Before layer k + 1 the prompts are put behind the first token, the stock mask made wider for them.
     """
-    states, calls, tokens = [], count(), batch["input_ids"].shape[1]
+    states, calls, encoder = [], count(), model.backbone
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
     extra = model.config.prompt_length
+
+    def without_prompts(hidden):
+        return torch.cat([hidden[:, :1], hidden[:, 1 + extra :]], dim=1)
 
     def join(layer, inputs):
         hidden, attention, *rest = inputs
         call = next(calls)
-        states.append(hidden[:, :tokens])
+        states.append(without_prompts(hidden) if call > model.config.prompt_layer else hidden)
         if call == model.config.prompt_layer:
             rows = [made_by_hand(model.prompts, row[own.bool()]) for row, own in zip(hidden, mask, strict=True)]
-            hidden = torch.cat([hidden, torch.stack(rows)], dim=1)
+            hidden = torch.cat([hidden[:, :1], torch.stack(rows), hidden[:, 1:]], dim=1)
         if call >= model.config.prompt_layer and attention is not None:
-            attention = F.pad(attention[:, :, :1], (0, extra), value=True).expand(-1, -1, hidden.shape[1], -1)
+            attention = torch.cat([attention[:, :, :1, :1].expand(-1, -1, -1, extra), attention[:, :, :1]], dim=-1)
+            attention = attention.expand(-1, -1, hidden.shape[1], -1)
+        if call >= model.config.prompt_layer and encoder.config.model_type == "mpnet":
+            rest = [encoder.encoder.compute_position_bias(hidden)]
         return hidden, attention, *rest
 
-    with hooked(stock_layers(model.backbone), before=join):
-        states.append(model.backbone(**batch).last_hidden_state[:, :tokens])
+    with hooked(stock_layers(encoder), before=join):
+        states.append(without_prompts(encoder(**batch).last_hidden_state))
     return states
 
 

@@ -50,7 +50,9 @@ def by_hand(model: PFBerxitForSequenceClassification, ids: torch.Tensor, layers:
 
     def put_back(layer, inputs, output):
         states.append(inputs[0][0])
-        return torch.where((layers >= next(depth))[:, None], output, inputs[0])
+        new = output[0] if isinstance(output, tuple) else output
+        kept = torch.where((layers >= next(depth))[:, None], new, inputs[0])
+        return (kept, *output[1:]) if isinstance(output, tuple) else kept
 
     with hooked(stock_layers(model.backbone), after=put_back):
         states.append(model.backbone(input_ids=ids[None]).last_hidden_state[0])

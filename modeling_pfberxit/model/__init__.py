@@ -12,14 +12,16 @@ In reading order:
 8.  `exit_policy`: criterion, tau, t, m ... of one call; published methods as values.
 9.  `adapters`: eq. 1 with its four sub-learners, late prompts, tokens that leave on their own.
 10. `layers`: an encoder's layer with adapters beside its two halves.
-11. `backbones`: seven encoder families as one list of layers.
-12. `streams`: `predict`, for more rows than fit a batch.
-13. `losses`: a loss for each exit, their sum, and what must learn by it.
-14. `strategies`: which exits learn at a step, with which weights; PEFT.
-15. `configuration_pfberxit`: every knob, its default and its check.
-16. `checkpoints`: the parts of a model, loading and saving.
-17. `persistence`: files of checkpoints and encoders, hashes.
-18. `identity`: encoders compared by their bytes, models by the values they were built from.
-19. `load_options`: options of a load, kinds of checkpoints.
-20. `validation`: checks of single values, tracers, the fields of a policy.
+11. `encoder_layer`: what every stock layer does, in four steps, and the context it attends in.
+12. `families`: encoder families, one record each.
+13. `backbones`: what the model needs of its encoder, whatever its family.
+14. `streams`: `predict`, for more rows than fit a batch.
+15. `losses`: a loss for each exit, their sum, and what must learn by it.
+16. `strategies`: which exits learn at a step, with which weights; PEFT.
+17. `configuration_pfberxit`: every knob, its default and its check.
+18. `checkpoints`: the parts of a model, loading and saving.
+19. `persistence`: files of checkpoints and encoders, hashes.
+20. `identity`: encoders compared by their bytes, models by the values they were built from.
+21. `load_options`: options of a load, kinds of checkpoints.
+22. `validation`: checks of single values, tracers, the fields of a policy.
 """

@@ -19,11 +19,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 FULL = "full_attention"  # as configs of `transformers` name the types of their layers
-NO_DROPOUT = nn.Identity()
 
 
 def same(states: Tensor) -> Tensor:
-    """Where a layer has no norm."""
+    """Where a layer has no norm, or no dropout."""
     return states
 
 
@@ -101,8 +100,8 @@ class StockLayer:
     down: nn.Module
     norms: Norms
     attention_dropout: float = 0.0
-    out_dropout: nn.Module = NO_DROPOUT
-    ffn_dropout: nn.Module = NO_DROPOUT
+    out_dropout: Callable[[Tensor], Tensor] = same
+    ffn_dropout: Callable[[Tensor], Tensor] = same
     kind: str = FULL
     implementation: str = "eager"
 

@@ -116,15 +116,6 @@ class ByDepth(NamedTuple):
         return torch.cat([each(part, mask) for each, part, mask in zip(self.adapters, parts, masks, strict=True)])
 
 
-class Projected(NamedTuple):
-    """The positions of rows in front of a layer, (B, n, ...), with what the layer has made of all of them."""
-
-    states: Tensor  # x
-    read: Tensor  # what the attention reads: x, or the norm of it
-    keys: Tensor
-    values: Tensor
-
-
 @dataclass(frozen=True, slots=True)
 class Sublayers:
     """One layer and the adapters beside it; `compiled`: run as `torch.compile` translates it."""
@@ -136,61 +127,59 @@ class Sublayers:
     compiled: bool = False
 
     def output(
-        self, rows: Projected, context: Context, padding_mask: Tensor | None, stop: int | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, hidden_states: Tensor, keys: Tensor, values: Tensor, context: Context,
+        padding_mask: Tensor | None, stop: int | None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """The layer's output h (B, stop, d) for x (B, n, d), and attention weights where eager keeps them."""
-        stop = None if stop is None or stop >= rows.states.shape[1] else stop
+        stop = None if stop is None or stop >= hidden_states.shape[1] else stop
         if not self.compiled:
-            return both_halves(self, rows, context, padding_mask, stop)
+            return both_halves(self, hidden_states, keys, values, context, padding_mask, stop)
         # A mask that no adapter reads is not handed over: every kind of mask would be a translation of its own.
         padding_mask = padding_mask if self.looks_around else None
-        return compiled(both_halves)(self, rows, context, padding_mask, stop)
+        return compiled(both_halves)(self, hidden_states, keys, values, context, padding_mask, stop)
 
     def begin(
         self, hidden_states: Tensor, context: Context, padding_mask: Tensor | None, positions: int | None = None
     ) -> FirstPositions:
         """Run the layer for the first `positions` of every row; None: for all."""
-        projected = self.project(hidden_states, context)
-        output, _ = self.output(projected, context, padding_mask, positions)
-        return FirstPositions(projected.keys, projected.values, output)
+        keys, values = self.project(hidden_states, context)
+        output, _ = self.output(hidden_states, keys, values, context, padding_mask, positions)
+        return FirstPositions(keys, values, output)
 
     def finish(
         self, begun: FirstPositions, hidden_states: Tensor, context: Context, padding_mask: Tensor | None
     ) -> Tensor:
         """The layer's output for all positions, (B, n, d), from the keys and values it was begun with."""
-        read = self.layer.norms.before_attention(hidden_states)
-        projected = Projected(hidden_states, read, begun.keys, begun.values)
-        return self.output(projected, context, padding_mask, None)[0]
+        return self.output(hidden_states, begun.keys, begun.values, context, padding_mask, None)[0]
 
-    def project(self, hidden_states: Tensor, context: Context) -> Projected:
-        """The positions x (B, n, d) with what the attention reads of it, and the keys and values of all positions."""
-        read = self.layer.norms.before_attention(hidden_states)
-        return Projected(hidden_states, read, *self.layer.project(read, context))
+    def project(self, hidden_states: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Keys and values of all positions of x (B, n, d)."""
+        return self.layer.project(self.layer.norms.before_attention(hidden_states), context)
 
     def attend(
-        self, rows: Projected, context: Context, padding_mask: Tensor | None, stop: int | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, hidden_states: Tensor, keys: Tensor, values: Tensor, context: Context,
+        padding_mask: Tensor | None, stop: int | None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """The first half: x (B, n, d) -> a (B, stop, d), and attention weights (B, heads, q, n) where eager keeps them.
 
         Args:
             padding_mask: (B, n); None where nothing is padding.
         """
-        beside, length = self.attention_adapter, rows.states.shape[1]
-        read = reached(stop, 0 if beside is None else beside.reach, length)
-        queries = read if self.sequential else stop
-        attended, weights = self.layer.attend(first(rows.read, queries), rows.keys, rows.values, context)
-        summed = first(rows.states, stop) + first(attended, stop)
+        norms, beside, length = self.layer.norms, self.attention_adapter, hidden_states.shape[1]
+        around = reached(stop, 0 if beside is None else beside.reach, length)
+        queries = around if self.sequential else stop
+        read = norms.before_attention(first(hidden_states, around))  # once more for the first ones: cheaper than kept
+        attended, weights = self.layer.attend(first(read, queries), keys, values, context)
+        summed = first(hidden_states, stop) + first(attended, stop)
         if beside is not None:
-            source = attended if self.sequential else first(rows.read, read)
-            padding = None if padding_mask is None else first(padding_mask, read)
-            summed = summed + first(beside(source, padding), stop)
-        return self.layer.norms.after_attention(summed), weights
+            padding = None if padding_mask is None else first(padding_mask, around)
+            summed = summed + first(beside(attended if self.sequential else read, padding), stop)
+        return norms.after_attention(summed), weights
 
     def transform(self, attended: Tensor, padding_mask: Tensor | None, stop: int | None) -> Tensor:
         """The second half: a (B, m, d) -> h (B, stop, d), with m from `needed`."""
         norms, states = self.layer.norms, first(attended, stop)
-        around = attended if self.ffn_adapter is not None else states  # an adapter may read more than the FFN
-        read = norms.before_ffn(around)
+        read = norms.before_ffn(attended)
         summed = self.layer.transform(first(read, stop)) + states
         if self.ffn_adapter is not None:
             mask = padding_mask if padding_mask is None else padding_mask[:, : attended.shape[1]]
@@ -208,11 +197,12 @@ class Sublayers:
 
 
 def both_halves(
-    sublayers: Sublayers, rows: Projected, context: Context, padding_mask: Tensor | None, stop: int | None
-) -> tuple[Tensor, Tensor | None]:
+    sublayers: Sublayers, hidden_states: Tensor, keys: Tensor, values: Tensor, context: Context,
+    padding_mask: Tensor | None, stop: int | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """One after the other; a function of its own, so that both are compiled as one."""
-    needed = sublayers.needed(stop, rows.states.shape[1])
-    attended, weights = sublayers.attend(rows, context, padding_mask, needed)
+    needed = sublayers.needed(stop, hidden_states.shape[1])
+    attended, weights = sublayers.attend(hidden_states, keys, values, context, padding_mask, needed)
     return sublayers.transform(attended, padding_mask, stop), weights
 
 
@@ -279,7 +269,8 @@ class AdaptedLayer(GradientCheckpointingLayer):
             """In the place of the stock layer's forward."""
             nonlocal weights
             sublayers, around = self.beside(layer, compiled), context._replace(mask=attention_mask)
-            states, weights = sublayers.output(sublayers.project(hidden_states, around), around, padding_mask, queries)
+            kept = sublayers.project(hidden_states, around)
+            states, weights = sublayers.output(hidden_states, *kept, around, padding_mask, queries)
             return states
 
         return through(layer.stock, run, hidden_states, context.mask), weights
