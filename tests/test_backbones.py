@@ -7,7 +7,8 @@ from torch.testing import assert_close
 from transformers import AutoModel, BertConfig, GPT2Config
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
-from modeling_pfberxit.model.backbones import FUSED, encoder_layers, longest_input, num_depths, table_sizes
+from modeling_pfberxit.model.backbones import encoder_layers, longest_input, num_depths, table_sizes
+from modeling_pfberxit.model.encoder_layer import FUSED
 from modeling_pfberxit.model.families import family_of
 from modeling_pfberxit.model.loop import Execution
 

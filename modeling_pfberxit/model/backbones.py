@@ -4,20 +4,17 @@ How families differ is in `families`, the arithmetic of a layer in `encoder_laye
 is in `persistence`.
 """
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.activations import NewGELUActivation
 
 from .encoder_layer import EncoderLayer
 from .families import family_of
 from .validation import is_readable, refuse
-
-FUSED: dict[type, nn.Module] = {NewGELUActivation: nn.GELU("tanh")}  # ALBERT's
 
 COMMON = {field.name for field in fields(PreTrainedConfig)} | {"is_decoder", "add_cross_attention"}
 # Of no meaning to an encoder, or set by `Trainer` on the config of any model.
@@ -162,11 +159,9 @@ def encoder_layers(
         implementation: of attention, "sdpa" or "eager"; None: the stock encoder's.
     """
     layers = family_of(backbone.config).layers(backbone)
-    changes: dict[str, Any] = {"implementation": implementation or backbone.config._attn_implementation}
-    if fused and type(layers[0].activation) in FUSED:
-        changes["activation"] = FUSED[type(layers[0].activation)]
-    changed = {id(layer): replace(layer, **changes) for layer in layers}
-    return [changed[id(layer)] for layer in layers]
+    options = implementation or backbone.config._attn_implementation, fused
+    set_up = {id(layer): layer.set_up(*options) for layer in layers}
+    return [set_up[id(layer)] for layer in layers]
 
 
 def never_called(backbone: PreTrainedModel, layers: list[EncoderLayer]) -> list[nn.Module]:

@@ -11,13 +11,15 @@ in `layers`; which module of a family is what stands in `families`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
+from transformers.activations import NewGELUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
+FUSED: dict[type, nn.Module] = {NewGELUActivation: nn.GELU("tanh")}  # ALBERT's
 FULL = "full_attention"  # as configs of `transformers` name the types of their layers
 
 
@@ -69,6 +71,10 @@ class EncoderLayer(Protocol):
         """In front of and behind its halves."""
         ...
 
+    def set_up(self, implementation: str, fused: bool) -> EncoderLayer:
+        """The layer with this implementation of attention; `fused`: an activation as one operation where it can be."""
+        ...
+
     def project(self, read: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """What the attention reads, (B, n, d) -> keys and values of all positions, (B, n, ...) each."""
         ...
@@ -104,6 +110,11 @@ class StockLayer:
     ffn_dropout: Callable[[Tensor], Tensor] = same
     kind: str = FULL
     implementation: str = "eager"
+
+    def set_up(self, implementation: str, fused: bool) -> StockLayer:
+        """The same view with other options."""
+        activation = FUSED.get(type(self.activation), self.activation) if fused else self.activation
+        return replace(self, implementation=implementation, activation=activation)
 
     def project(self, read: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """(B, n, d) -> keys and values of all heads, (B, n, d) each."""
