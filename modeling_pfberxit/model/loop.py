@@ -22,16 +22,8 @@ from .exit_policy import FULL_DEPTH, ExitPolicy
 from .exits import Evidence, ExitState
 from .families import family_of
 from .layers import (
-    Beside,
-    ByDepth,
-    FirstPositions,
-    Sublayers,
-    check_layers,
-    check_never_called,
-    first,
-    hooked,
-    sharded,
-)
+    Beside, ByDepth, FirstPositions, Sublayers, check_layers, check_never_called, first, hooked, sharded,
+)  # fmt: skip
 from .rows import CallRecord, Rows
 from .strategies import Phase, branch
 from .validation import flag, is_recorded, real
