@@ -21,9 +21,7 @@ from .encoder_layer import same
 from .exit_policy import FULL_DEPTH, ExitPolicy
 from .exits import Evidence, ExitState
 from .families import family_of
-from .layers import (
-    Beside, ByDepth, FirstPositions, Sublayers, check_layers, check_never_called, first, hooked, sharded,
-)  # fmt: skip
+from .layers import Beside, ByDepth, FirstPositions, Sublayers, check_layers, check_never_called, hooked, sharded
 from .rows import CallRecord, Rows
 from .strategies import Phase, branch
 from .validation import flag, is_recorded, real
@@ -297,9 +295,9 @@ class Loop(Encoding):
         for depth, own in rows.slices():
             if depth in self.exit_depths:
                 number = self.exit_depths.index(depth)
-                read = self.final_norm(first(states[own], self.exits.positions(number)))
-                shares, padding = (None if each is None else each[own] for each in (weights, mask))
-                padding = None if padding is None else first(padding, read.shape[1])
+                read = self.final_norm(states[own][:, : self.exits.positions(number)])
+                shares = None if weights is None else weights[own]
+                padding = None if mask is None else mask[own][:, : read.shape[1]]
                 parts.append(self.exits(number, read, shares, padding, self.pooler))
         return parts[0] if len(parts) == 1 else Evidence.cat(parts)
 
