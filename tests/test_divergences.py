@@ -11,9 +11,9 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig
-from modeling_pfberxit.model.criteria import start
 from modeling_pfberxit.model.exits import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, SINGLE_LABEL, predictions
 from modeling_pfberxit.model.scores import divergences_from_past
+from modeling_pfberxit.model.steps import start
 
 LN2 = math.log(2)
 CROSS_ENTROPIES = ("kl", "rekl", "bikl", "jskd")

@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..model.criteria import STATIC
-from ..model.exit_policy import POLICY_CHECKS, ExitPolicy, check_fit
+from ..model.criteria import STATIC, check_fit
+from ..model.exit_policy import POLICY_CHECKS, ExitPolicy
 from ..model.validation import refuse
 from .elue import Points, dynamic_flops_file, elue_score, improves
 from .frontier import frontier, grid, judging, sweep

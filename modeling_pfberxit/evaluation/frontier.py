@@ -15,8 +15,8 @@ from torch import Tensor
 from ..data.metrics import score
 from ..data.weighted import weighted_scores
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.criteria import CRITERIA, able, rule_of
-from ..model.exit_policy import FIELDS, ExitPolicy, fits
+from ..model.criteria import CRITERIA, able, fits, rule_of
+from ..model.exit_policy import FIELDS, ExitPolicy
 from ..model.validation import refuse
 from .elue import pareto
 from .macs import depth_macs

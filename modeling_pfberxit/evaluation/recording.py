@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from ..model.criteria import numbered
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.exits import Evidence
 from ..model.losses import problem_type_of
@@ -58,7 +59,8 @@ class Recording:
 
     def replay(self, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
         """The answers (N, C) and executed layers (N,) under a policy."""
-        return self.scores.of(policy).decide(policy, self.exit_depths)
+        names = self.label_names or [str(number) for number in range(self.evidence.logits.shape[-1])]
+        return self.scores.of(policy).decide(numbered(policy, names), self.exit_depths)
 
     @property
     def known_labels(self) -> Tensor:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.criteria import rule_of, score_of
+from ..model.criteria import rule_of
 from ..model.exit_policy import ExitPolicy
 from ..model.exits import MULTI_LABEL, REGRESSION, Evidence
+from ..model.steps import decide, labels_of, score_of
 from ..model.validation import read_by, refuse
 from .history import History
 
@@ -55,6 +56,7 @@ class Scores:
 
     def __init__(self, history: History, policy: ExitPolicy) -> None:
         self.history, self.rule = history, rule_of(policy)
+        self._labels: dict[int, Tensor | None] = {}  # by exit, what rows would answer with there
         self._answers: tuple[Tensor, Tensor] | None = None  # (N, E, C) where rows exit, (N, C) where none has
         if (needed := self.rule.needs_evidence) not in (None, *history.evidence.emitted):
             refuse("criterion", policy.criterion, f"a rule whose evidence was recorded: this model had no {needed}")
@@ -94,10 +96,17 @@ class Scores:
     def fires(self, policy: ExitPolicy, exit_depths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each exit, whether each row fires there, had none exited before, and its counter, (N,) both."""
         state = self.history.state(0, 0)
-        for score, depth in zip(self.exits, exit_depths, strict=True):
-            fire = self.rule.decide(score, state, policy, torch.tensor(depth))
+        for number, (score, depth) in enumerate(zip(self.exits, exit_depths, strict=True)):
+            fire = decide(score, self._labels_at(number, policy), state, policy, torch.tensor(depth))
             yield fire if depth >= policy.min_layer else torch.zeros_like(fire), state.count
             state.seen = state.seen + 1
+
+    def _labels_at(self, number: int, policy: ExitPolicy) -> Tensor | None:
+        """What rows would answer with at one exit, where labels have thresholds of their own."""
+        if number not in self._labels:
+            state = self.history.state(number, self.memory)
+            self._labels[number] = labels_of(self.history.now[number], self.history.exits[number], state, policy)
+        return self._labels[number]
 
     def _answer_of(self, policy: ExitPolicy, number: int, fired: bool) -> Tensor:
         """The logits (N, C) that one exit gives when all rows fire there, or none."""

@@ -8,20 +8,21 @@ In reading order:
 4.  `exits`: divergences (eq. 6 to 8), the evidence exits emit, a rule's memory of it, and the modules.
 5.  `heads`: what a head is made of: ours, and those of `transformers` classifiers.
 6.  `scores`: the functions that rules are made of.
-7.  `criteria`: eq. 5, its variants and relatives, as a registry of rules; one step of a rule.
-8.  `exit_policy`: criterion, tau, t, m ... of one call; published methods as values.
-9.  `adapters`: eq. 1 with its four sub-learners, late prompts, tokens that leave on their own.
-10. `layers`: an encoder's layer with adapters beside its two halves.
-11. `encoder_layer`: what every stock layer does, in four steps, and the context it attends in.
-12. `families`: encoder families, one record each.
-13. `backbones`: what the model needs of its encoder, whatever its family.
-14. `streams`: `predict`, for more rows than fit a batch.
-15. `losses`: a loss for each exit, their sum, and what must learn by it.
-16. `strategies`: which exits learn at a step, with which weights; PEFT.
-17. `configuration_pfberxit`: every knob, its default and its check.
-18. `checkpoints`: the parts of a model, loading and saving.
-19. `persistence`: files of checkpoints and encoders, hashes.
-20. `identity`: encoders compared by their bytes, models by the values they were built from.
-21. `load_options`: options of a load, kinds of checkpoints.
-22. `validation`: checks of single values, tracers, the fields of a policy.
+7.  `criteria`: eq. 5, its variants and relatives, as a registry of rules, and what fits them.
+8.  `steps`: one step of a rule: score, decide, answer, remember; labels with a tau of their own.
+9.  `exit_policy`: criterion, tau, t, m ... of one call; published methods as values.
+10. `adapters`: eq. 1 with its four sub-learners, late prompts, tokens that leave on their own.
+11. `layers`: an encoder's layer with adapters beside its two halves.
+12. `encoder_layer`: what every stock layer does, in four steps, and the context it attends in.
+13. `families`: encoder families, one record each.
+14. `backbones`: what the model needs of its encoder, whatever its family.
+15. `streams`: `predict`, for more rows than fit a batch.
+16. `losses`: a loss for each exit, their sum, and what must learn by it.
+17. `strategies`: which exits learn at a step, with which weights; PEFT.
+18. `configuration_pfberxit`: every knob, its default and its check.
+19. `checkpoints`: the parts of a model, loading and saving.
+20. `persistence`: files of checkpoints and encoders, hashes.
+21. `identity`: encoders compared by their bytes, models by the values they were built from.
+22. `load_options`: options of a load, kinds of checkpoints.
+23. `validation`: checks of single values, tracers, the fields of a policy.
 """

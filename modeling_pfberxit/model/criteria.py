@@ -1,4 +1,4 @@
-"""When may a row leave? The registry of exit criteria (eq. 5, its variants and its relatives), and one step of a rule.
+"""When may a row leave? The registry of exit criteria (eq. 5, its variants and its relatives), and what fits them.
 
 A criterion works in two steps:
 
@@ -12,16 +12,14 @@ both kinds of functions are in `scores`, the values users set in `exit_policy`.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
-from .exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState, predictions
+from .exits import EMITTED_BY, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState
 from .scores import (
     ENSEMBLES,
     all_before,
@@ -97,6 +95,7 @@ def at_an_exit(policy: PolicyFields, exit_depths: list[int]) -> None:
         refuse("exit_appointed_layer", policy.appointed_layer, f"a layer with an exit: {exit_depths}")
 
 
+Policy = TypeVar("Policy", bound=PolicyFields)
 EVERY_PROBLEM = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 
@@ -230,51 +229,67 @@ def able(problem_type: str, emitted: Collection[str] = ()) -> list[str]:
     ]
 
 
-# ---- a step of a rule -----------------------------------------------------------------------------------------------
+# ---- which policies fit a model --------------------------------------------------------------------------------------
 
 
-def start(
-    rows: int, num_labels: int, policy: PolicyFields, exits: int, problem_type: str, device: torch.device
-) -> ExitState:
-    """The state before the first of `exits` exits, with room for what the policy's criterion looks back on."""
-    memory = rule_of(policy).memory(policy, exits)
-    return ExitState.start(rows, num_labels, max(memory, 1), problem_type, device)
+def check_fit(policy: PolicyFields, exit_depths: list[int], problem_type: str) -> None:
+    """Refuse combinations that cannot work, before any layer runs."""
+    exits, rule = len(exit_depths), rule_of(policy)
+    read = rule.reads(policy)
+    if problem_type not in rule.problem_types:
+        refuse(
+            "exit_criterion",
+            policy.criterion,
+            f"a rule for {problem_type}: {', '.join(able(problem_type, EMITTED_BY))}",
+        )
+    for name in ("patience", "window"):
+        if name in read and getattr(policy, name) > exits:
+            refuse(f"exit_{name}", getattr(policy, name), f"at most the number of exits, {exits}")
+    if isinstance(policy.threshold, tuple) and len(policy.threshold) != exits:
+        refuse("exit_threshold", list(policy.threshold), f"one number, or {exits}: one for each exit")
+    if policy.min_layer > exit_depths[-1]:
+        refuse("exit_min_layer", policy.min_layer, f"at most the number of layers, {exit_depths[-1]}")
+    rule.fits(policy, exit_depths)
+    check_labels(policy, problem_type)
 
 
-def step(evidence: Evidence, state: ExitState, policy: PolicyFields, depth: Tensor) -> tuple[Tensor, Tensor]:
-    """One exit: score, decide, remember.
-
-    Args:
-        depth: (B,) each row's layer, 1-based.
-
-    Returns:
-        Which rows may exit here, (B,), and the logits they answer with, (B, C); at the last exit those of all rows. A
-        row whose logits are NaN never fires.
-    """
-    rule, now = rule_of(policy), predictions(evidence.logits, state.problem_type)
-    fire = rule.decide(score_of(now, evidence, state, policy), state, policy, depth) & (depth >= policy.min_layer)
-    answer = rule.answer(fire, now, evidence, state, policy)
-    state.remember(now)
-    return fire, answer
+def fits(policy: PolicyFields, exit_depths: list[int], problem_type: str) -> bool:
+    """Whether `check_fit` lets a policy pass."""
+    try:
+        check_fit(policy, exit_depths, problem_type)
+    except ValueError:
+        return False
+    return True
 
 
-def chance(state: ExitState, policy: PolicyFields, depth: Tensor, exits: int) -> Tensor:
-    """An estimate, before the coming exit is run, of the probability (B,) that a row exits there: 0 never, 1 surely.
-
-    A rule that fires on the lowest and on the highest possible score needs no evidence; one that fires on neither has
-    not counted enough exits. Otherwise it is 1/2 for a row whose count of exits in a row has begun, and for the others
-    as large as at each of the remaining exits.
-    """
-    rule, (rows, memory) = rule_of(policy), state.past.shape[:2]
-    lowest = state.past.new_full((rows, memory) if rule.each_exit else (rows,), -math.inf)
-    low, high = (rule.decide(score, replace(state), policy, depth) for score in (lowest, -lowest))
-    able = (depth >= policy.min_layer) & (state.seen + 1 >= rule.earliest(policy))
-    likely = torch.where(state.count > 0, 0.5, 1 / (exits - state.seen).clamp(min=2))
-    return torch.where(low & high, 1.0, likely) * (able & (low | high))
+def check_evidence(policy: PolicyFields, config: Any, problem_type: str) -> None:
+    """Refuse a rule that judges what this model's exits do not emit."""
+    needed, emitted = rule_of(policy).needs_evidence, [name for name in EMITTED_BY if getattr(config, name)]
+    if needed and needed not in emitted:
+        names = ", ".join(able(problem_type, emitted))
+        refuse("exit_criterion", policy.criterion, f"one of {names}, or the model trained with {needed}=True")
 
 
-def score_of(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
-    """The criterion's score of every row, (B,) or (B, m); NaN, which is on no side of any tau, where the logits are."""
-    score = rule_of(policy).score(now, evidence, state, policy)
-    broken = now.isnan().flatten(1).any(1)
-    return score.masked_fill(broken.view(-1, *[1] * (score.dim() - 1)), math.nan)
+def check_labels(policy: PolicyFields, problem_type: str) -> None:
+    """Refuse thresholds of labels where there are no labels, or where no decision reads them."""
+    rule = rule_of(policy)
+    if policy.label_thresholds and (problem_type == REGRESSION or "label_thresholds" not in rule.reads(policy)):
+        refuse("exit_label_thresholds", dict(policy.label_thresholds), "left out for values, and with "
+               f"{policy.criterion}, which reads none")  # fmt: skip
+    if policy.label_thresholds and "patience" in read_by(rule.answer, policy):
+        refuse("exit_label_thresholds", dict(policy.label_thresholds), "left out with a run's mean: what it answers "
+               "is known only behind the decision")  # fmt: skip
+
+
+def numbered(policy: Policy, names: Sequence[str]) -> Policy:
+    """The policy with numbers in the place of its labels' names."""
+    if not policy.label_thresholds:
+        return policy
+    numbers = {name: str(number) for number, name in enumerate(names)}
+    known = {**{number: number for number in numbers.values()}, **numbers}
+    for label, _ in policy.label_thresholds:
+        if label not in known:
+            refuse("exit_label_thresholds", label, f"a label, {', '.join(map(str, names))}, or its number")
+        if label in numbers.values() and known[label] != label:
+            refuse("exit_label_thresholds", label, "a name or a number, not one label's name and another's number")
+    return replace(policy, label_thresholds=[(known[label], tau) for label, tau in policy.label_thresholds])

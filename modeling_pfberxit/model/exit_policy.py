@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, NamedTuple
 
-from .criteria import CRITERIA, ENSEMBLES, STATIC, able, rule_of
-from .exits import DIVERGENCE_ALIASES, DIVERGENCES, EMITTED_BY
+from .criteria import CRITERIA, ENSEMBLES, STATIC, check_evidence, check_fit, numbered, rule_of
+from .exits import DIVERGENCE_ALIASES, DIVERGENCES
 from .scores import WINDOW_RULES
-from .validation import Check, PolicyFields, each, either, entry_of, flag, optional, real, refuse, whole
+from .validation import Check, PolicyFields, by_label, each, either, entry_of, flag, optional, real, refuse, whole
 
 
 class Field(NamedTuple):
@@ -35,6 +35,11 @@ def thresholds_in_words(threshold: float | tuple[float, ...]) -> str:
     return f", threshold {threshold:.4g}"
 
 
+def labels_in_words(thresholds: dict[str, float | None]) -> str:
+    """Labels with thresholds of their own."""
+    return "".join(f", {label} {'never' if tau is None else f'{tau:.4g}'}" for label, tau in thresholds.items())
+
+
 FIELDS = {
     "criterion": Field(optional(entry_of(CRITERIA))),
     "divergence": Field(entry_of(DIVERGENCES, DIVERGENCE_ALIASES), " of {}"),
@@ -48,6 +53,7 @@ FIELDS = {
     "window_range": Field(real(0.0, 1.0), " within {:g}"),
     "ensemble": Field(entry_of(ENSEMBLES), lambda kind: f", ensemble {kind}" if ENSEMBLES[kind].members else ""),
     "distance_weight": Field(real(0.0), ", distance weight {:g}"),
+    "label_thresholds": Field(optional(by_label), labels_in_words),
 }
 POLICY_CHECKS: dict[str, Check] = {name: field.check for name, field in FIELDS.items()}
 
@@ -72,6 +78,9 @@ class ExitPolicy(PolicyFields):
             `narrow`, within `window_range`.
         ensemble: what `pcee` answers: the exit itself (`none`), the mean over the sure exits in a `run`, or over `all`.
         distance_weight: lambda of `distance`, what the distance ratio weighs against entropy.
+        label_thresholds: tau for the labels, by name or number, that an exit would answer with: {"attack": None} never
+            leaves early as an attack. Of several labels each is scored on its own, and all must be on tau's side; the
+            labels that a row would not get, and those not named, by `threshold`.
 
     Raises:
         ValueError: a value that can never be right; what does not fit a model is refused when a call uses it.
@@ -84,12 +93,14 @@ class ExitPolicy(PolicyFields):
     def __post_init__(self) -> None:
         for name, check in POLICY_CHECKS.items():
             value = check(name, getattr(self, name))
+            value = list(value.items()) if isinstance(value, dict) else value
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
 
     def is_active(self, problem_type: str) -> bool:
         """False exactly when the criterion is None, or needs a threshold and has none."""
+        known = (self.threshold, *(tau for _, tau in self.label_thresholds or ()))
         needed = rule_of(self).needs_threshold(problem_type)
-        return self.criterion is not None and (self.threshold is not None or not needed)
+        return self.criterion is not None and (not needed or any(tau is not None for tau in known))
 
     @property
     def floor(self) -> int:
@@ -99,6 +110,8 @@ class ExitPolicy(PolicyFields):
     def stated(self) -> dict[str, Any]:
         """The fields that make a difference under this policy, as an operating point keeps them."""
         values = {name: getattr(self, name) for name in ("criterion", *rule_of(self).reads(self))}
+        if self.label_thresholds:
+            values["label_thresholds"] = dict(self.label_thresholds)
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -152,7 +165,7 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
         return None
     check_fit(policy, exit_depths, problem_type)
     check_evidence(policy, config, problem_type)
-    return policy
+    return numbered(policy, [config.id2label[number] for number in range(config.num_labels)])
 
 
 def requested_policy(request: Any, config: Any) -> ExitPolicy:
@@ -176,43 +189,6 @@ def operating_point(name: str, config: Any) -> dict[str, Any]:
             "exit_policy", name, f"one of this model's operating points: {sorted(config.operating_points) or 'none'}"
         )
     return {field: value for field, value in config.operating_points[name].items() if field in POLICY_CHECKS}
-
-
-def check_fit(policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> None:
-    """Refuse combinations that cannot work, before any layer runs."""
-    exits, rule = len(exit_depths), rule_of(policy)
-    read = rule.reads(policy)
-    if problem_type not in rule.problem_types:
-        refuse(
-            "exit_criterion",
-            policy.criterion,
-            f"a rule for {problem_type}: {', '.join(able(problem_type, EMITTED_BY))}",
-        )
-    for name in ("patience", "window"):
-        if name in read and getattr(policy, name) > exits:
-            refuse(f"exit_{name}", getattr(policy, name), f"at most the number of exits, {exits}")
-    if isinstance(policy.threshold, tuple) and len(policy.threshold) != exits:
-        refuse("exit_threshold", list(policy.threshold), f"one number, or {exits}: one for each exit")
-    if policy.min_layer > exit_depths[-1]:
-        refuse("exit_min_layer", policy.min_layer, f"at most the number of layers, {exit_depths[-1]}")
-    rule.fits(policy, exit_depths)
-
-
-def fits(policy: ExitPolicy, exit_depths: list[int], problem_type: str) -> bool:
-    """Whether `check_fit` lets a policy pass."""
-    try:
-        check_fit(policy, exit_depths, problem_type)
-    except ValueError:
-        return False
-    return True
-
-
-def check_evidence(policy: ExitPolicy, config: Any, problem_type: str) -> None:
-    """Refuse a rule that judges what this model's exits do not emit."""
-    needed, emitted = rule_of(policy).needs_evidence, [name for name in EMITTED_BY if getattr(config, name)]
-    if needed and needed not in emitted:
-        names = ", ".join(able(problem_type, emitted))
-        refuse("exit_criterion", policy.criterion, f"one of {names}, or the model trained with {needed}=True")
 
 
 # ---- published systems -----------------------------------------------------------------------------------------------

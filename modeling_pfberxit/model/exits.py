@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -176,6 +176,8 @@ class ExitState:
     seen: Tensor  # (B,) exits passed
     count: Tensor  # (B,) exits in a row, up to the latest, whose score was on tau's side
     problem_type: str
+    # (B,) the label each row's newest exit would answer with, while a decision asks for it; -1: none
+    label: Tensor | None = field(default=None, kw_only=True)
 
     @classmethod
     def start(cls, rows: int, num_labels: int, memory: int, problem_type: str, device: torch.device) -> ExitState:

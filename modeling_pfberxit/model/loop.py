@@ -16,13 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .backbones import encoder_layers, never_called, pooler_dense, reads_backbone_pooler
-from .criteria import chance, rule_of, start, step
+from .criteria import rule_of
 from .encoder_layer import same
 from .exit_policy import FULL_DEPTH, ExitPolicy
 from .exits import Evidence, ExitState
 from .families import family_of
 from .layers import Beside, ByDepth, FirstPositions, Sublayers, check_layers, check_never_called, hooked, sharded
 from .rows import CallRecord, Rows
+from .steps import chance, start, step
 from .strategies import Phase, branch
 from .validation import flag, is_recorded, real
 

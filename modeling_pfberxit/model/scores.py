@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -170,43 +170,56 @@ def present(now: Tensor, state: ExitState) -> Tensor:
 # ---- decide: which rows may exit ------------------------------------------------------------------------------------
 
 
-def threshold(state: ExitState, policy: PolicyFields) -> Tensor | float:
-    """The threshold tau at each row's exit."""
-    if isinstance(policy.threshold, tuple):
-        return torch.tensor(policy.threshold, device=state.seen.device)[state.seen]
-    return 0.0 if policy.threshold is None else policy.threshold
+def threshold(state: ExitState, policy: PolicyFields, never: float = -math.inf) -> Tensor | float:
+    """The threshold tau at each row's exit, that of its label where it has one; `never` is on no score's side."""
+    usual: Any = max(never, 0.0) if policy.threshold is None else policy.threshold
+    if isinstance(usual, tuple):
+        usual = torch.tensor(usual, device=state.seen.device)[state.seen]
+    if not policy.label_thresholds or state.label is None:
+        return usual
+    taus = torch.as_tensor(usual, dtype=torch.float, device=state.label.device)
+    if taus.dim():  # of every row, where several labels are judged one by one
+        taus = taus.repeat_interleave(len(state.label) // len(taus))
+    for label, tau in policy.label_thresholds:
+        taus = torch.where(state.label == int(label), never if tau is None else tau, taus)
+    return taus
 
 
-@reads("threshold")
+def own_labels(policy: PolicyFields) -> tuple[str, ...]:
+    """Read where labels have thresholds of their own."""
+    return ("label_thresholds",) if policy.label_thresholds else ()
+
+
+@reads("threshold", also=own_labels)
 def decide_below(score: Tensor, state: ExitState, policy: PolicyFields, depth: Tensor) -> Tensor:
     """At the first exit whose score is below tau."""
     return score < threshold(state, policy)
 
 
-@reads("threshold", above=True)
+@reads("threshold", also=own_labels, above=True)
 def decide_above(score: Tensor, state: ExitState, policy: PolicyFields, depth: Tensor) -> Tensor:
     """At the first exit whose score reaches tau."""
-    return score >= threshold(state, policy)
+    return score >= threshold(state, policy, never=math.inf)
 
 
-@reads("threshold", "patience")
+@reads("threshold", "patience", also=own_labels)
 def decide_count(score: Tensor, state: ExitState, policy: PolicyFields, depth: Tensor) -> Tensor:
     """Eq. 5: count the exits in a row whose score is below tau; stop when there are t of them."""
     state.count = (state.count + 1) * (score < threshold(state, policy))
     return state.count >= policy.patience
 
 
-@reads("threshold", "patience")
+@reads("threshold", "patience", also=own_labels)
 def decide_number(score: Tensor, state: ExitState, policy: PolicyFields, depth: Tensor) -> Tensor:
     """v3: when t of the last m divergences are below tau, in whichever order."""
     return score[:, policy.patience - 1] < threshold(state, policy)
 
 
-@reads("threshold", "patience", above=True)
+@reads("threshold", "patience", also=own_labels, above=True)
 def decide_votes(score: Tensor, state: ExitState, policy: PolicyFields, depth: Tensor) -> Tensor:
     """When the majority has t votes and a share of at least tau."""
     enough = (score * (state.seen + 1)).round() >= policy.patience
-    return enough & (score >= threshold(state, policy))
+    return enough & (score >= threshold(state, policy, never=math.inf))
 
 
 @reads("appointed_layer")

@@ -123,6 +123,21 @@ def either(single: Check, several: Check) -> Check:
     return check
 
 
+def by_label(field: str, value: Any) -> dict[str, float | None]:
+    """Thresholds for some labels, by name or number, from a dictionary or pairs; None: never below or above it."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    allowed = "a dictionary from labels, by name or number, to thresholds or None"
+    if isinstance(pairs, str) or not isinstance(pairs, Iterable):
+        refuse(field, value, allowed)
+    found: dict[str, float | None] = {}
+    for pair in pairs:
+        if isinstance(pair, str) or not isinstance(pair, Iterable) or len(pair := tuple(pair)) != 2:
+            refuse(field, value, allowed)
+        label = pair[0] if isinstance(pair[0], str) and pair[0] else str(whole(0)(f"{field}'s label", pair[0]))
+        found[label] = optional(real(0.0))(f"{field}[{label!r}]", pair[1])
+    return found or refuse(field, value, "left out, or with a label at least")
+
+
 def increasing(field: str, value: Any) -> list[int]:
     """A list of layer numbers (1-based), each above the one before."""
     layers = each(whole(1))(field, value)
@@ -196,6 +211,7 @@ class PolicyFields:
     window_range: float = 0.1
     ensemble: str = "none"
     distance_weight: float = 1.0
+    label_thresholds: Any = None  # pairs of a label and its threshold, or None
 
 
 NAMES = tuple(field.name for field in fields(PolicyFields))
