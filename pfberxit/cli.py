@@ -4,12 +4,13 @@ A command's file has `HELP`, `add_arguments(parser)` and `run(...)`, which takes
 library when it runs, so that `pfberxit --help` imports neither torch nor transformers. Only commands print.
 """
 
+import sys
 from argparse import ArgumentParser
 from importlib import import_module
 
 COMMANDS = (
-    "quickstart", "retrofit", "predict", "suitability", "table", "compare", "frontier", "report", "elue", "calibrate",
-    "certify", "precision", "reproduce", "benchmark",
+    "quickstart", "train", "retrofit", "predict", "suitability", "table", "compare", "frontier", "report", "elue",
+    "calibrate", "certify", "precision", "reproduce", "benchmark",
 )  # fmt: skip
 
 
@@ -19,18 +20,42 @@ def parser() -> ArgumentParser:
     commands = whole.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         command = import_module(f"pfberxit.{name}")
-        own = commands.add_parser(name, help=command.HELP)
+        own = commands.add_parser(name, help=command.HELP, allow_abbrev=not takes_others(name))
         command.add_arguments(own)
         own.set_defaults(run=command.run)
     return whole
 
 
+def takes_others(name: str) -> bool:
+    """Whether a command takes options that it does not list, as `others`."""
+    return name in COMMANDS and getattr(import_module(f"pfberxit.{name}"), "TAKES_OTHERS", False)
+
+
+def set_apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words that the parser knows, and options that it does not, each with one value, if a command takes others."""
+    if not words or not takes_others(words[0]):
+        return words, []
+    own = ArgumentParser()
+    import_module(f"pfberxit.{words[0]}").add_arguments(own)
+    known, others, rest = words[:1], list[str](), words[1:]
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--") and word.partition("=")[0] not in own._option_string_actions:
+            others.append(word)
+            if "=" not in word and rest and not rest[0].startswith("--"):
+                others.append(rest.pop(0))
+        else:
+            known.append(word)
+    return known, others
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run; bad values end in one line, not in a traceback."""
-    options = vars(parser().parse_args(arguments))
+    words, others = set_apart(list(sys.argv[1:] if arguments is None else map(str, arguments)))
+    options = vars(parser().parse_args(words))
     run = options.pop("run")
     options.pop("command")
     try:
-        run(**options)
+        run(**options, **({"others": others} if others else {}))
     except (ValueError, OSError) as error:
         raise SystemExit(f"pfberxit: {error}") from error

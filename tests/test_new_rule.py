@@ -21,8 +21,8 @@ from modeling_pfberxit.model.exit_policy import describe
 from modeling_pfberxit.model.heads import POOLINGS, Pooling
 from modeling_pfberxit.model.scores import decide_above
 from modeling_pfberxit.studies.presets import presets, rules_table
-from modeling_pfberxit.studies.quickstart import POINTS, choose_policies
 from modeling_pfberxit.training.finetuning import new_model
+from modeling_pfberxit.training.finished import POINTS, choose_policies
 from modeling_pfberxit.training.model_card import adapter_line, model_facts
 from pfberxit.cli import main
 

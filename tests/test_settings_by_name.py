@@ -18,7 +18,8 @@ from modeling_pfberxit.model.exit_policy import FIELDS, FULL_DEPTH, SYSTEMS, des
 from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from modeling_pfberxit.model.steps import start, step
 from modeling_pfberxit.model.validation import reads
-from modeling_pfberxit.studies.quickstart import POINTS, choice_of, choose_policies, rounded
+from modeling_pfberxit.studies.quickstart import choice_of
+from modeling_pfberxit.training.finished import POINTS, choose_policies, rounded
 
 TASKS = {SINGLE_LABEL: "intent", MULTI_LABEL: "topics", REGRESSION: "urgency"}
 IDLE = ("hashee", "late-prompt-tuning")  # no rule lets their rows leave

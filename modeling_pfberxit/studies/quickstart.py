@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,17 @@ from transformers import set_seed
 
 from ..data import DIFFICULTIES
 from ..data.tasks import Task, encode, load_task
-from ..evaluation import plots
-from ..evaluation.frontier import Point, distinct_settings, frontier, grid, sweep, with_intervals
-from ..evaluation.recording import Recording, record
+from ..evaluation.recording import record
 from ..evaluation.settings import Setting, as_table, earlier, histogram, measure
 from ..model.criteria import CRITERIA, able
-from ..model.exit_policy import SYSTEMS, ExitPolicy, check_system, configured_policy, describe
-from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.exit_policy import SYSTEMS, check_system, describe
 from ..model.validation import refuse
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, start_at_base_rates, training_arguments
-from ..training.model_card import usage_snippet, write_card
+from ..training.finished import POINTS, choose_policies, save
+from ..training.model_card import usage_snippet
 from ..training.strategies import train as run_strategy
 from .named_encoders import named_backbone
 
-POINTS = {"careful": 0.25, "balanced": 0.4, "fast": 0.5}  # name -> share of the layers to save
 SENTENCES = [
     "Where is my parcel? It was due on Monday.",
     "I don't want another kettle, I want the 40 euros for the first one back.",
@@ -79,34 +75,12 @@ def quickstart(
     folder = Path(output) / f"pfberxit-{task.name}"
     training = f"{task.dataset}, {len(train)} rows, {epochs:g} epochs, seed {seed}"
     tokenizer.save_pretrained(folder)
-    save(folder, model, task, settings, record(model, evaluation), training=training, groups=groups, notes=notes)
+    save(
+        folder, model, task, settings, record(model, evaluation), training=training, texts=SENTENCES, groups=groups,
+        notes=notes,
+    )  # fmt: skip
     say(f"\nWrote {folder} ({os.path.getsize(folder / 'model.safetensors') / 1e6:.2f} MB of weights).")
     say(classify_in_a_fresh_process(folder, task, middle.name if policies else None))
-
-
-def save(
-    folder: Path, model: PFBerxitForSequenceClassification, task: Task, settings: list[Setting], recording: Recording,
-    *, training: str, groups: dict[str, np.ndarray], notes: str,
-) -> None:  # fmt: skip
-    """The model with its operating points, two pictures and a card in a folder, ready to be pushed.
-
-    Args:
-        settings: full depth first, then the named points.
-        recording: of the rows that `settings` were measured on.
-        training: data, rows, epochs and seed, in words.
-        groups: executed layers of these rows at the middle setting, by difficulty.
-    """
-    middle = settings[len(settings) // 2]
-    model.config.operating_points = {each.name: stored(each, task) for each in settings[1:]}
-    model.save_pretrained(folder)
-    plots.exit_depths(groups, middle.layers, folder / "exit_depths.png", f"Exit depths at '{middle.name}'")
-    found = own_frontier(model, recording, task.metric)
-    plots.frontiers(found, settings[0].score, task.metric, folder / "frontier.png", f"{task.name}: one model, one seed")
-    write_card(
-        folder, model, task, settings, training=training,
-        evaluation=f"its {task.evaluation_split} split, {len(recording)} rows",
-        texts=SENTENCES, notes=notes, plot="exit_depths.png", frontier=found,
-    )  # fmt: skip
 
 
 def choice_of(system: str, task: Task) -> dict:
@@ -121,36 +95,6 @@ def choice_of(system: str, task: Task) -> dict:
         refuse("system", system, "one whose rows leave by a rule; `pfberxit compare` knows all of them")
     fits = task.problem_type in CRITERIA[rule].problem_types
     return {"system": system, "exit_patience": 1, "exit_criterion": rule if fits else able(task.problem_type)[0]}
-
-
-def choose_policies(model: PFBerxitForSequenceClassification, chosen_on: Recording) -> dict[str, ExitPolicy]:
-    """The system's own rule at each of `POINTS`, chosen on held-out rows, without names that no setting is left for."""
-    found = distinct_settings(chosen_on, configured_policy(model.config), [*POINTS.values()])
-    return {name: rounded(each) for name, each in zip(POINTS, found) if each is not None}
-
-
-def rounded(policy: ExitPolicy) -> ExitPolicy:
-    """The policy with a threshold of six digits, where that is one number."""
-    single = isinstance(policy.threshold, float)
-    return replace(policy, threshold=float(f"{policy.threshold:.6g}")) if single else policy
-
-
-def own_frontier(model: PFBerxitForSequenceClassification, recording: Recording, metric: str) -> dict[str, list[Point]]:
-    """The frontier of the model's own rule on recorded rows, by the rule's name."""
-    policies = grid(recording, model.config.exit_criterion, configured_policy(model.config))
-    points = frontier(sweep(recording, policies, metric, model.config))
-    return {model.config.exit_criterion: with_intervals(points, recording, metric, resamples=200)}
-
-
-def stored(setting: Setting, task: Task) -> dict:
-    """An operating point as the config keeps it: the policy, with its measured score and share of layers saved."""
-    return {
-        **setting.policy.stated(),
-        "dataset": task.dataset,
-        "metric": task.metric,
-        "score": round(setting.score, 4),
-        "layers_saved": round(setting.saved, 4),
-    }
 
 
 def depth_groups(rows: Dataset, setting: Setting, task: Task) -> dict[str, np.ndarray]:

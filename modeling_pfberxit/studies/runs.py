@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -23,7 +22,7 @@ from ..model.validation import refuse
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, start_at_base_rates, training_arguments
 from ..training.model_card import display_name
 from ..training.strategies import train
-from ..training.token_exits import fit_token_exits
+from ..training.token_exits import fit_by_frequency
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recor
         # On CPU the backward pass of the fused attention is the slowest part of a step.
         model.set_attn_implementation("eager")
     if model.token_exits is not None:
-        fill_table(model, rows, tokenizer.all_special_ids, config)
+        fit_by_frequency(model, rows, tokenizer.all_special_ids, config.token_exit_range)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         runs = train(model, lambda: trainer_of(model, task, tokenizer, run, scratch, rows))
@@ -128,14 +127,6 @@ def trainer_of(
     )  # fmt: skip
     start_at_base_rates(model, rows["labels"])
     return new_trainer(model, task, tokenizer, arguments, rows)
-
-
-def fill_table(
-    model: PFBerxitForSequenceClassification, rows: Dataset, special_ids: list[int], config: PFBerxitConfig
-) -> None:
-    """Set the layer at which each token exits, by frequency, within the config's `token_exit_range`."""
-    low, high = config.token_exit_range or (1, len(model.depths))
-    fit_token_exits(model, rows["input_ids"], np.asarray(rows["labels"]), special_ids, "frequency", (low, high))
 
 
 @torch.no_grad()

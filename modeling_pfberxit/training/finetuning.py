@@ -1,6 +1,7 @@
 """Fine-tuning: the stock `Trainer`, with arguments that suit adapters and exits."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import (
     EvalPrediction,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -19,12 +21,19 @@ from ..data.metrics import score
 from ..data.tasks import Task
 from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.losses import problem_type_of
-from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
 from .strategies import StrategyCallback, set_loss_weight_rate
 
 # 0.6 M fresh parameters want larger steps than a pretrained encoder: the paper's grid (1e-5 to 5e-5) barely moves them.
 ADAPTER_LEARNING_RATE = 1e-3
 BACKBONE_LEARNING_RATE = 5e-5
+# Parts of the model's output, so that `exit_logits` (N, exits, C) is what an evaluation in the course of a run sees.
+ALL_BUT_EXITS = [field.name for field in fields(PFBerxitOutput) if field.name not in ("loss", "exit_logits")]
+
+
+def mean_of_exits(metric: str) -> str:
+    """The name of a metric's mean over all exits."""
+    return f"mean_{metric}"
 
 
 def new_model(backbone: str, task: Task, **knobs: Any) -> PFBerxitForSequenceClassification:
@@ -73,11 +82,19 @@ def new_trainer(
     arguments: TrainingArguments,
     train: Dataset | None = None,
     evaluation: Dataset | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainer:
-    """A stock `Trainer` that pads to the longest row of a batch, follows the strategy and reports the task's metric."""
+    """A stock `Trainer` that pads to the longest row of a batch, follows the strategy and reports the task's metric.
+
+    Where it is trained with `ignore_keys_for_eval=ALL_BUT_EXITS`, it reports the mean over all exits as well.
+    """
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return {task.metric: score(task.metric, np.asarray(prediction.predictions), prediction.label_ids)}
+        logits, labels = np.asarray(prediction.predictions), prediction.label_ids
+        if logits.ndim < 3:
+            return {task.metric: score(task.metric, logits, labels)}
+        scores = [score(task.metric, each, labels) for each in logits.swapaxes(0, 1)]
+        return {task.metric: scores[-1], mean_of_exits(task.metric): float(np.mean(scores))}
 
     trainer = Trainer(
         model=model,
@@ -87,7 +104,7 @@ def new_trainer(
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
-        callbacks=[StrategyCallback()],
+        callbacks=[StrategyCallback(), *callbacks],
     )
     set_loss_weight_rate(trainer)
     return trainer

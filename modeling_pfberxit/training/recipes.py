@@ -1,15 +1,20 @@
 """Recipes: a task, an encoder and a training, as files of `configuration/recipes/`.
 
-Every key is an argument of `examples/01_finetune.py`, its own or one of `TrainingArguments`. The encoder's commit is
+Every key is an option of `pfberxit train`, a field of the config or one of `TrainingArguments`. The encoder's commit is
 left open (`revision`) and found out when a recipe is used. GLUE's rows and epochs are those of docs/results.md.
 """
 
 import json
+from dataclasses import fields
 from importlib import resources
 from typing import Any
 
+from transformers import TrainingArguments
+
+from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.validation import refuse
 
+OPTIONS = ("backbone", "revision", "dataset", "config", "rows", "max_length")
 GLUE = {
     "backbone": "sentence-transformers/all-MiniLM-L6-v2",
     "revision": None,
@@ -46,6 +51,14 @@ def load_recipe(name: str) -> dict[str, Any]:
         refuse("recipe", name, f"one of {', '.join(RECIPES)}")
     file = resources.files("modeling_pfberxit.configuration").joinpath("recipes", f"{name}.json")
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def sorted_out(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """A recipe's options of `pfberxit train`, its fields of the config, and those of `TrainingArguments`."""
+    config, training = ({field.name for field in fields(kind)} for kind in (PFBerxitConfig, TrainingArguments))
+    options = {name: value for name, value in recipe.items() if name in OPTIONS}
+    knobs = {name: value for name, value in recipe.items() if name in config - training - set(OPTIONS)}
+    return options, knobs, {name: value for name, value in recipe.items() if name not in {*options, *knobs}}
 
 
 def as_json(recipe: dict[str, Any]) -> str:

@@ -65,20 +65,26 @@ def set_loss_weight_rate(trainer: Trainer, learning_rate: float = LOSS_WEIGHT_LE
     optimizer.add_param_group({"params": own, "lr": learning_rate, "weight_decay": 0.0})
 
 
-def train(model: PFBerxitForSequenceClassification, trainer: Callable[[], Trainer]) -> list[Trainer]:
+def train(
+    model: PFBerxitForSequenceClassification, trainer: Callable[[], Trainer],
+    resume: Callable[[int], str | None] = lambda stage: None, **options: Any,
+) -> list[Trainer]:  # fmt: skip
     """Run the trainings of the model's strategy: one, or the two of `two_stage`.
 
     Args:
         trainer: makes a new `Trainer` for the model; called once per run, since optimiser and schedule start afresh.
+        resume: the checkpoint that a stage goes on from, if it has one; earlier stages are in it and do not run again.
+        options: of `Trainer.train`.
 
     Returns:
         The trainers, after their runs.
     """
     several = STRATEGIES[model.config.training_strategy].runs > 1
     stages = (1, 2) if several else (model.config.training_stage,)
+    begun = max((stage for stage in stages if resume(stage)), default=stages[0])
     runs = []
-    for stage in stages:
+    for stage in stages[stages.index(begun) :]:
         model.config.training_stage = stage
         runs.append(trainer())
-        runs[-1].train()
+        runs[-1].train(resume_from_checkpoint=resume(stage), **options)
     return runs

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from datasets import Dataset
 from sklearn.cluster import KMeans
 
 from ..model.adapters import DRAWN, TokenExits
@@ -73,6 +74,15 @@ def check_buckets(buckets: int | None, low: int, high: int) -> int:
     if not 1 <= buckets <= layers:
         refuse("buckets", buckets, f"1 to {layers}: no more than there are layers from {low} to {high}")
     return buckets
+
+
+def fit_by_frequency(
+    model: PFBerxitForSequenceClassification, rows: Dataset, special_ids: Sequence[int],
+    layers: Sequence[int] | None = None,
+) -> None:  # fmt: skip
+    """Set the layer at which each token exits by its frequency in encoded rows, within a range of layers or all."""
+    low, high = layers or (1, len(model.depths))
+    fit_token_exits(model, rows["input_ids"], np.asarray(rows["labels"]), special_ids, "frequency", (low, high))
 
 
 def check_layers(exits: TokenExits, method: str, layers: tuple[int, int] | None) -> tuple[int, int]:
