@@ -304,8 +304,9 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     def _freeze(self) -> None:
         """Let the encoder, and a last exit that is a classifier's own head, learn only if the config says so."""
         self.backbone.requires_grad_(self.config.train_backbone)
-        for name in () if self.exits is None else self.exits.kept_weights().values():
-            self.exits.get_parameter(name).requires_grad_(self.config.train_backbone)
+        if (exits := self.exits) is not None:
+            for name in exits.kept_weights().values():
+                exits.get_parameter(name).requires_grad_(self.config.train_backbone)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in `torch`; parts of another model are refused also where `strict=False` would pass over them."""

@@ -98,8 +98,8 @@ def changes(
             dtypes = [str(dtype).removeprefix("torch.") for dtype in (next(iter(digests)), tensor.dtype)]
             return f"{name} was loaded as {dtypes[0]} and cast to {dtypes[1]}; load with dtype={dtypes[1]!r} instead"
     if contents:
-        digests = hash_all([(tensor, tensor.dtype) for tensor in now.values()])
-        for (name, tensor), digest in zip(now.items(), digests, strict=True):
+        found = hash_all([(tensor, tensor.dtype) for tensor in now.values()])
+        for (name, tensor), digest in zip(now.items(), found, strict=True):
             if loaded[name][1][tensor.dtype] != digest:
                 return f"{name} no longer has the weights that were loaded"
     return None
