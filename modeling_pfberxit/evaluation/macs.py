@@ -15,8 +15,8 @@ from ..model.adapters import PLACEMENTS, Adapter
 from ..model.backbones import num_depths
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exits import MULTI_LABEL
-from ..model.families import family_of
-from ..model.heads import Head, heads_of
+from ..model.families import exit_heads, family_of
+from ..model.heads import Head
 
 Count = TypeVar("Count", int, Tensor)  # of one row, or of each of many
 
@@ -61,7 +61,7 @@ def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count, head: Hea
     Args:
         head: what the exit is made of; None: as the config has the exits below the last layer.
     """
-    head, labels = head or heads_of(config, config.encoder_config(), 2)[0], config.num_labels
+    head, labels = head or exit_heads(config, config.encoder_config(), 2)[0], config.num_labels
     outcomes = 2 * labels if config.problem_type == MULTI_LABEL else labels
     width = head.width(hidden_size)
     macs = width * (labels + (outcomes if config.use_prototypes else 0) + config.use_lte)
@@ -77,10 +77,9 @@ def depth_macs(config: PFBerxitConfig, tokens: Count, exit_depths: list[int]) ->
     depths = torch.arange(num_depths(encoder) + 1)
     place, beside = PLACEMENTS[config.adapter_placement], adapter_macs(config, encoder.hidden_size, tokens)
     per_layer = layer_macs(encoder, tokens) + (place.attention + place.ffn) * beside
-    inner, last = (
-        torch.as_tensor(exit_macs(config, encoder.hidden_size, tokens, head))
-        for head in (heads_of(config, encoder, 2)[0], heads_of(config, encoder, 2)[-1])
-    )
+    heads = exit_heads(config, encoder, len(exit_depths))
+    costs = (torch.as_tensor(exit_macs(config, encoder.hidden_size, tokens, head)) for head in (heads[0], heads[-1]))
+    per_inner, per_last = (cost[..., None] for cost in costs)
     exits = torch.isin(depths, torch.tensor(exit_depths)).cumsum(0)
     at_last = (depths == len(depths) - 1).long()
-    return per_layer[..., None] * depths + inner[..., None] * (exits - at_last) + last[..., None] * at_last
+    return per_layer[..., None] * depths + per_inner * (exits - at_last) + per_last * at_last

@@ -270,8 +270,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
                 check_shared(self.config, backbone)
                 backbone = share(backbone).to(self.dtype)
             else:
-                pooler = reads_backbone_pooler(self.config)
-                backbone = load_backbone(self.config, pooler, dtype=self.dtype, **options)
+                backbone = load_backbone(self.config, reads_backbone_pooler(self.config), dtype=self.dtype, **options)
             self.attach_backbone(backbone)
             identity = getattr(self.backbone, "identity", None)
             self.config.base_model_sha256 = identity and identity.file_sha256
@@ -295,11 +294,11 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
 
     def _mark_backbone_keys(self) -> None:
         """Name the weights that checkpoints leave out; saving, Trainer's resume and best-model loading honour it."""
-        of_base = self.config.adapter_only
-        head = set() if self.exits is None else {f"exits.{name}" for name in self.exits.kept_weights().values()}
-        keys = {f"backbone.{key}" for key in self.backbone.state_dict()} | head
-        self._keys_to_ignore_on_save = keys if of_base else set()
-        self._keys_to_ignore_on_load_missing = {r"^backbone\.", *map(re.escape, head)} if of_base else set()
+        keys = {f"backbone.{key}" for key in self.backbone.state_dict()} if self.config.adapter_only else set()
+        if keys and self.exits is not None:
+            keys |= {f"exits.{name}" for name in self.exits.kept_weights().values()}
+        self._keys_to_ignore_on_save = keys
+        self._keys_to_ignore_on_load_missing = {r"^backbone\.", *map(re.escape, keys)} if keys else set()
 
     def _freeze(self) -> None:
         """Let the encoder, and a last exit that is a classifier's own head, learn only if the config says so."""

@@ -20,7 +20,8 @@ from transformers import initialization as init
 
 from .adapters import PLACEMENTS, Adapter
 from .backbones import pooler_dense
-from .heads import POOLINGS, heads_of
+from .families import exit_heads
+from .heads import POOLINGS
 from .strategies import LearnedWeights
 from .validation import refuse
 
@@ -237,7 +238,7 @@ class Exits(nn.Module):
 
     def __init__(self, config: PreTrainedConfig, hidden_size: int, exits: int) -> None:
         super().__init__()
-        self.heads = heads_of(config, config.encoder_config(), exits)
+        self.heads = exit_heads(config, config.encoder_config(), exits)
         widths = [head.width(hidden_size) for head in self.heads]
         own_widths = widths if len(widths) == exits else widths * exits
         poolers = self.heads[: int(config.train_pooler)] if config.exit_pooler == "backbone" else self.heads

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from .encoder_layer import Context, EncoderLayer, StockLayer, post_norm, same
+from .heads import Head, albert_head, bert_head, distilbert_head, head_in_two, heads_of
 from .validation import refuse
 
 
@@ -96,7 +98,7 @@ class Family:
     ffn_sizes: Callable[[PreTrainedConfig], tuple[int, int]] = field(  # its width, and how many linear layers
         default=lambda config: (config.intermediate_size, 2)
     )
-    head: Any = None  # what its own classification head is made of
+    head: Callable[[PreTrainedConfig], Head] | None = None  # of its own classifier; None: not known
 
 
 def dense_pooler(backbone: PreTrainedModel) -> nn.Linear:
@@ -193,9 +195,10 @@ def mpnet_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
 
 # ---- all families ----------------------------------------------------------------------------------------------------
 
-BERT = Family(layers=bert_layers, pooler=dense_pooler, containers=stack_and_pooler)
+BERT = Family(layers=bert_layers, pooler=dense_pooler, containers=stack_and_pooler, head=bert_head)
 ROBERTA = Family(
-    layers=bert_layers, pooler=dense_pooler, containers=stack_and_pooler, taken_positions=after_padding
+    layers=bert_layers, pooler=dense_pooler, containers=stack_and_pooler, taken_positions=after_padding,
+    head=head_in_two,
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {
     "albert": Family(
@@ -204,6 +207,7 @@ FAMILIES: dict[str, Family] = {
         pooler=lambda backbone: backbone.pooler,
         containers=albert_containers,
         shape=(*BERT_SHAPE, "embedding_size", "num_hidden_groups", "inner_group_num"),
+        head=albert_head,
     ),
     "bert": BERT,
     "roberta": ROBERTA,
@@ -214,6 +218,7 @@ FAMILIES: dict[str, Family] = {
         embed=electra_embed,
         containers=stack_and_pooler,
         shape=(*BERT_SHAPE, "embedding_size"),
+        head=partial(head_in_two, activation="gelu"),
     ),
     "distilbert": Family(
         layers=distilbert_layers,
@@ -221,6 +226,7 @@ FAMILIES: dict[str, Family] = {
         containers=lambda backbone: [backbone.transformer],
         shape=("dim", "n_layers", "n_heads", "hidden_dim", "vocab_size", "max_position_embeddings", "activation"),
         ffn_sizes=lambda config: (config.hidden_dim, 2),
+        head=distilbert_head,
     ),
     "mpnet": Family(
         layers=mpnet_layers,
@@ -231,6 +237,7 @@ FAMILIES: dict[str, Family] = {
         taken_positions=lambda config: 2,  # whatever the config says of the padding
         sdpa=False,
         shape=(*BERT_SHAPE, "relative_attention_num_buckets"),
+        head=head_in_two,
     ),
 }
 
@@ -240,3 +247,16 @@ def family_of(config: PreTrainedConfig) -> Family:
     if config.model_type not in FAMILIES:
         refuse("model_type", config.model_type, f"a supported backbone: {', '.join(FAMILIES)}")
     return FAMILIES[config.model_type]
+
+
+def classifier_head(config: PreTrainedConfig) -> Head:
+    """The head that `transformers` puts on an encoder for sequence classification; refuses one that is not known."""
+    if (head := family_of(config).head) is None:
+        known = ", ".join(name for name, family in FAMILIES.items() if family.head is not None)
+        refuse("model_type", config.model_type, f"a family whose classifier is known: {known}")
+    return head(config)
+
+
+def exit_heads(config: PreTrainedConfig, encoder: PreTrainedConfig, exits: int) -> list[Head]:
+    """What the heads of a model's exits are made of, one each or one for all."""
+    return heads_of(config, encoder, exits, classifier_head)

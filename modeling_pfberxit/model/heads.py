@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -118,31 +118,32 @@ class Head:
 
 # ---- heads of exits --------------------------------------------------------------------------------------------------
 
+Stock = Callable[[PreTrainedConfig], Head]  # the head of the classifier that `transformers` makes of an encoder
 BOTTLENECK = 128  # units, where `exit_pooler_dim` leaves it open
 
 
-def plain(config: PreTrainedConfig, encoder: PreTrainedConfig, **parts: Any) -> Head:
+def plain(config: PreTrainedConfig, encoder: PreTrainedConfig, stock: Stock, **parts: Any) -> Head:
     """Pooling, dropout, linear; `parts` stand in between."""
     return Head(config.exit_pooling, dropout=config.exit_dropout, **parts)
 
 
-def full_size(config: PreTrainedConfig, encoder: PreTrainedConfig) -> Head:
+def full_size(config: PreTrainedConfig, encoder: PreTrainedConfig, stock: Stock) -> Head:
     """Dense and tanh of the encoder's size, as BERT has them."""
-    return plain(config, encoder, dense=encoder.hidden_size)
+    return plain(config, encoder, stock, dense=encoder.hidden_size)
 
 
-def bottleneck(config: PreTrainedConfig, encoder: PreTrainedConfig) -> Head:
+def bottleneck(config: PreTrainedConfig, encoder: PreTrainedConfig, stock: Stock) -> Head:
     """Norm, a few units, GELU."""
-    return plain(config, encoder, dense=config.exit_pooler_dim or BOTTLENECK, activation="gelu", norm="in")
+    return plain(config, encoder, stock, dense=config.exit_pooler_dim or BOTTLENECK, activation="gelu", norm="in")
 
 
-def like_classifier(config: PreTrainedConfig, encoder: PreTrainedConfig) -> Head:
+def like_classifier(config: PreTrainedConfig, encoder: PreTrainedConfig, stock: Stock) -> Head:
     """What the family's own classifier has, reading what our exits read."""
-    stock = classifier_head(encoder)
-    return replace(stock, pooling=config.exit_pooling, dropout=config.exit_dropout, dense_dropout=0.0, names={})
+    own = {"pooling": config.exit_pooling, "dropout": config.exit_dropout}
+    return replace(stock(encoder), dense_dropout=0.0, names={}, **own)
 
 
-POOLERS: dict[str, Callable[[PreTrainedConfig, PreTrainedConfig], Head]] = {
+POOLERS: dict[str, Callable[[PreTrainedConfig, PreTrainedConfig, Stock], Head]] = {
     "none": plain,
     "backbone": full_size,
     "own": full_size,
@@ -152,16 +153,19 @@ POOLERS: dict[str, Callable[[PreTrainedConfig, PreTrainedConfig], Head]] = {
 LAST_EXITS = ("alike", "classifier")
 
 
-def heads_of(config: PreTrainedConfig, encoder: PreTrainedConfig, exits: int) -> list[Head]:
+def heads_of(config: PreTrainedConfig, encoder: PreTrainedConfig, exits: int, stock: Stock) -> list[Head]:
     """The head of every exit, or the one that all share.
+
+    Args:
+        stock: makes the head of the encoder's own classifier.
 
     Raises:
         ValueError: fields that do not go together.
     """
     check_heads(config)
-    inner = POOLERS[config.exit_pooler](config, encoder)
+    inner = POOLERS[config.exit_pooler](config, encoder, stock)
     if config.last_exit == "classifier":
-        return [inner] * (exits - 1) + [classifier_head(encoder)]
+        return [inner] * (exits - 1) + [stock(encoder)]
     return [inner] * (1 if config.exit_shared else exits)
 
 
@@ -233,31 +237,6 @@ def deberta_head(config: PreTrainedConfig) -> Head:
     """A context pooler, with an activation and a dropout of its own."""
     dropouts = {"dropout": dropout_of(config), "dense_dropout": config.pooler_dropout}
     return stock_head(config, "pooler.dense", "classifier", config.pooler_hidden_act, **dropouts)
-
-
-CLASSIFIER_HEADS: dict[str, Callable[[PreTrainedConfig], Head]] = {
-    "albert": albert_head,
-    "bert": bert_head,
-    "roberta": head_in_two,
-    "xlm-roberta": head_in_two,
-    "camembert": head_in_two,
-    "electra": partial(head_in_two, activation="gelu"),
-    "mpnet": head_in_two,
-    "distilbert": distilbert_head,
-    "modernbert": modernbert_head,
-    "deberta-v2": deberta_head,
-}
-
-
-def classifier_head(encoder: PreTrainedConfig) -> Head:
-    """The head that `transformers` puts on an encoder for sequence classification.
-
-    Raises:
-        ValueError: a family whose head is not known.
-    """
-    if encoder.model_type not in CLASSIFIER_HEADS:
-        refuse("model_type", encoder.model_type, f"one whose classifier is known: {', '.join(CLASSIFIER_HEADS)}")
-    return CLASSIFIER_HEADS[encoder.model_type](encoder)
 
 
 def read_tensors(files: Iterable[str], names: Iterable[str]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from ..evaluation.calibration import agreement
 from ..evaluation.recording import Recording
 from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, Exits
-from ..model.heads import heads_of
+from ..model.families import exit_heads
 from ..model.identity import rebuilt
 from ..model.losses import distillation_losses, lte_loss, problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
@@ -207,6 +207,6 @@ def recorded(
 
 def head_in_words(config: PreTrainedConfig) -> str:
     """The exits' heads in one line."""
-    head = heads_of(config, config.encoder_config(), 2)[0]
+    head = exit_heads(config, config.encoder_config(), 2)[0]
     what = {"cls": "first token", "mean": "mean", "both": "first token and mean"}[head.pooling]
     return f"{what}, linear" if head.dense is None else f"{what}, norm, {head.dense} {head.activation} units, linear"
