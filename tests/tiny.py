@@ -10,6 +10,7 @@ from transformers import (
     BertConfig,
     BertTokenizer,
     CamembertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     MPNetConfig,
@@ -35,6 +36,10 @@ SIZES = {
     "max_position_embeddings": 80,
     "pad_token_id": 0,
 }
+DEBERTA_V3 = {
+    "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "initializer_range": 0.2,
+}  # fmt: skip
 CONFIGS = {
     "albert": lambda **changes: AlbertConfig(**{**SIZES, "embedding_size": 16, **changes}),
     "albert-groups": lambda **changes: AlbertConfig(
@@ -52,6 +57,7 @@ CONFIGS = {
         }
     ),
     "mpnet": lambda **changes: MPNetConfig(**{**SIZES, **changes}),
+    "deberta-v2": lambda **changes: DebertaV2Config(**{**SIZES, **DEBERTA_V3, **changes}),
 }  # fmt: skip
 
 

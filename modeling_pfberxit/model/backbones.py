@@ -4,6 +4,7 @@ How families differ is in `families`, the arithmetic of a layer in `encoder_laye
 is in `persistence`.
 """
 
+import math
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .encoder_layer import EncoderLayer
-from .families import family_of
+from .families import FAMILIES, family_of
 from .validation import is_readable, refuse
 
 COMMON = {field.name for field in fields(PreTrainedConfig)} | {"is_decoder", "add_cross_attention"}
@@ -33,6 +34,7 @@ def encoder_fields(model_type: str | None) -> dict[str, str]:
         return {}
     kind = CONFIG_MAPPING[model_type]
     own = {field.name for field in fields(kind)} - COMMON - ELSEWHERE - HEADS
+    own |= set(FAMILIES[model_type].undeclared) if model_type in FAMILIES else set()
     aliases = {alias: field for alias, field in kind.attribute_map.items() if field in own}
     return {**{field: field for field in own}, **aliases}
 
@@ -80,6 +82,7 @@ def architecture(config: PreTrainedConfig) -> dict[str, Any]:
     """What makes an encoder's shape: the fields of its own class, without its old task and how to generate from it."""
     common = {field.name for field in fields(PreTrainedConfig)}
     own = {field.name for field in fields(config)} - common | {"is_decoder", "add_cross_attention"}
+    own |= set(family_of(config).undeclared)
     values = config.to_dict()
     return {
         "model_type": config.model_type,
@@ -93,8 +96,10 @@ def shape_of(config: PreTrainedConfig) -> dict[str, Any]:
     return {name: getattr(config, name, None) for name in names}
 
 
-def longest_input(config: PreTrainedConfig) -> int:
-    """Tokens a row may have."""
+def longest_input(config: PreTrainedConfig) -> float:
+    """Tokens a row may have; infinity where an encoder knows distances alone."""
+    if family_of(config).unbounded(config):
+        return math.inf
     return config.max_position_embeddings - family_of(config).taken_positions(config)
 
 
@@ -185,8 +190,9 @@ def embed(
     """
     inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
     check_kinds(**inputs, token_type_ids=token_type_ids)
+    most = longest_input(backbone.config)
     for name, rows in (("input_ids", input_ids), ("inputs_embeds", inputs_embeds)):
-        if rows is not None and position_ids is None and rows.shape[1] > (most := longest_input(backbone.config)):
+        if rows is not None and position_ids is None and rows.shape[1] > most:
             refuse(name, f"rows of {rows.shape[1]} tokens", f"at most {most} tokens: truncate, truncation=True")
     family = family_of(backbone.config)
     if "token_type_ids" in family.inputs:

@@ -42,10 +42,26 @@ def post_norm(attention: nn.Module, ffn: nn.Module) -> Norms:
     return Norms(same, attention, same, ffn)
 
 
+class Places(Protocol):
+    """Of the rows of a batch, what a context is made of."""
+
+    hidden_states: Tensor  # (B, n, d)
+    padding_mask: Tensor | None  # (B, n) 0 for padding; None where nothing is padding
+    order: Tensor | None  # (B, n) the tokens' places in the text, where positions are sorted
+
+    def places(self) -> Tensor:
+        """The place of every position in its row, (1 or B, n)."""
+        ...
+
+
 class Context(NamedTuple):
     """What attention needs beside queries, keys and values: it depends on the rows, not on the layer's number."""
 
-    mask: Tensor | None = None  # (1 or B, 1 or heads, n, n) who attends to whom, or what is added; None: all to all
+    mask: Tensor | None = (
+        None  # (1 or B, 1 or heads, 1 or n, n) who attends to whom, or what is added; None: all to all
+    )
+    distances: Tensor | None = None  # (2n + 1,) for -n ... n, its row of the encoder's table, where scores depend on it
+    places: Tensor | None = None  # (B, n) of the positions in the text, where they are in another order
 
 
 class EncoderLayer(Protocol):
@@ -87,6 +103,10 @@ class EncoderLayer(Protocol):
         """The FFN's output, (B, q, d) -> (B, q, d)."""
         ...
 
+    def behind(self, states: Tensor, output: Tensor, context: Context) -> Tensor:
+        """What follows the layer, (B, q, d), for what it read (B, n, d) and its output (B, q, d)."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class StockLayer:
@@ -124,14 +144,22 @@ class StockLayer:
         """(B, q, d) of the first positions -> (B, q, d), and weights where eager keeps them."""
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.attention.training else 0.0
-        parts = (self.heads(part) for part in (self.query(read), keys, values))
-        mask = context.mask if context.mask is None else context.mask[:, :, : read.shape[1]]
-        mixed, weights = attention(self.attention, *parts, mask, dropout=dropout, scaling=self.scaling)
+        queries = self.query(read)
+        bias, parts = self.bias(queries, keys, context), (self.heads(part) for part in (queries, keys, values))
+        mixed, weights = attention(self.attention, *parts, bias, dropout=dropout, scaling=self.scaling, is_causal=False)
         return self.out_dropout(self.out(mixed.flatten(2))), weights  # mixed: (B, q, heads, d/heads)
+
+    def bias(self, queries: Tensor, keys: Tensor, context: Context) -> Tensor | None:
+        """Who attends to whom, or what is added to the scores, (B, heads, q, n), for (B, q, d) and (B, n, d)."""
+        return context.mask if context.mask is None else context.mask[:, :, : queries.shape[1]]
 
     def transform(self, read: Tensor) -> Tensor:
         """(B, q, d) -> (B, q, d)."""
         return self.ffn_dropout(self.down(self.activation(self.up(read))))
+
+    def behind(self, states: Tensor, output: Tensor, context: Context) -> Tensor:
+        """Nothing follows."""
+        return output
 
     def heads(self, projected: Tensor) -> Tensor:
         """(B, n, heads * size) -> (B, heads, n, size)."""

@@ -8,28 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from .encoder_layer import Context, EncoderLayer, StockLayer, post_norm, same
+from .deberta import deberta_containers, deberta_context, deberta_layers
+from .encoder_layer import Context, EncoderLayer, Places, StockLayer, post_norm, same
 from .heads import Head, albert_head, bert_head, distilbert_head, head_in_two, heads_of
 from .validation import refuse
-
-
-class Places(Protocol):
-    """Of the rows of a batch, what a context is made of."""
-
-    hidden_states: Tensor  # (B, n, d)
-    padding_mask: Tensor | None  # (B, n) 0 for padding; None where nothing is padding
-
-    def places(self) -> Tensor:
-        """The place of every position in its row, (1 or B, n)."""
-        ...
-
 
 # ---- contexts --------------------------------------------------------------------------------------------------------
 
@@ -81,6 +70,9 @@ BERT_SHAPE = (
 )  # fmt: skip
 
 
+DEBERTA_SHAPE = ("embedding_size", "position_buckets", "share_att_key", "conv_kernel_size")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """What the rest of the library must know of one kind of encoder."""
@@ -91,10 +83,12 @@ class Family:
     embed: Callable[[PreTrainedModel, dict[str, Any]], Tensor] = lambda backbone, inputs: backbone.embeddings(**inputs)
     final_norm: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]] = lambda backbone: same  # in front of an exit
     pooler: Callable[[PreTrainedModel], nn.Linear] | None = None  # its linear layer, tanh behind it; None: no pooler
+    unbounded: Callable[[PreTrainedConfig], bool] = lambda config: False  # rows of any length: it knows distances only
     taken_positions: Callable[[PreTrainedConfig], int] = lambda config: 0  # rows of positions no token can have
     containers: Callable[[PreTrainedModel], list[nn.Module]]  # outside its layers, modules that are never called
     sdpa: bool = True  # whether the stock model has it
     shape: tuple[str, ...] = BERT_SHAPE  # fields of its config that make the shapes of its weights
+    undeclared: tuple[str, ...] = ()  # what its checkpoints' configs hold and its config's class does not name
     ffn_sizes: Callable[[PreTrainedConfig], tuple[int, int]] = field(  # its width, and how many linear layers
         default=lambda config: (config.intermediate_size, 2)
     )
@@ -238,6 +232,15 @@ FAMILIES: dict[str, Family] = {
         sdpa=False,
         shape=(*BERT_SHAPE, "relative_attention_num_buckets"),
         head=head_in_two,
+    ),
+    "deberta-v2": Family(
+        layers=deberta_layers,
+        context=deberta_context,
+        unbounded=lambda config: not config.position_biased_input,
+        containers=deberta_containers,
+        sdpa=False,
+        shape=(*BERT_SHAPE, *DEBERTA_SHAPE, "relative_attention", "max_relative_positions", "position_biased_input"),
+        undeclared=(*DEBERTA_SHAPE, "norm_rel_ebd", "conv_act", "conv_groups", "pooler_hidden_size"),
     ),
 }
 

@@ -203,7 +203,8 @@ def both_halves(
     """One after the other; a function of its own, so that both are compiled as one."""
     needed = sublayers.needed(stop, hidden_states.shape[1])
     attended, weights = sublayers.attend(hidden_states, keys, values, context, padding_mask, needed)
-    return sublayers.transform(attended, padding_mask, stop), weights
+    output = sublayers.transform(attended, padding_mask, stop)
+    return sublayers.layer.behind(hidden_states, output, context), weights
 
 
 @cache

@@ -74,7 +74,7 @@ def as_row(name: str, row: Mapping[str, Any]) -> dict[str, Tensor]:
     return tokens
 
 
-def check_row(name: str, tokens: dict[str, Tensor], longest: int, sizes: dict[str, int]) -> None:
+def check_row(name: str, tokens: dict[str, Tensor], longest: float, sizes: dict[str, int]) -> None:
     """Refuse a row that is empty or longer than the encoder takes, and ids that it has no embedding for."""
     if not 1 <= (length := len(tokens["input_ids"])) <= longest:
         refuse(f"{name}.input_ids", f"{length} tokens", f"1 to {longest} tokens: truncate, truncation=True")
