@@ -10,6 +10,7 @@ HELP = "speed against the stock transformers model, in one run"
 def add_arguments(parser: ArgumentParser) -> None:
     """Models, inputs and cases to time; three options measure something else instead."""
     parser.add_argument("--preset", default="albert-base-v2-mlp", help="a file of configuration/, without .json")
+    parser.add_argument("--layers", type=int, help="run only so many of its layers; default: all")
     parser.add_argument(
         "--paper", action="store_true", help="the preset's exits (backbone pooler, LTE), not the defaults"
     )
@@ -48,7 +49,7 @@ def run(replay: bool, training: bool, profile: bool, rows: int, exits: int, **op
     elif training:
         from modeling_pfberxit.benchmark.training_step import benchmark_training
 
-        chosen = ("preset", "repeats", "sublearner", "device")
+        chosen = ("preset", "layers", "repeats", "sublearner", "device")
         benchmark_training(**{name: options[name] for name in chosen}, say=say)
     elif profile:
         from modeling_pfberxit.benchmark.profiling import run_profile

@@ -85,12 +85,12 @@ def test_the_table_trains_every_task_mode_and_seed_that_was_asked(monkeypatch, t
          {"model": "m", "dataset": "d", "config": "c", "split": "s", "rows": 5, "precisions": ["float16"],
           "policy": "fast"}),
         ("benchmark.run",
-         "benchmark --preset p --paper --pooling mean --sublearner conv --batch-sizes 2 --lengths 4 --saved 0.5 "
-         "--recordings r --mix-rows 3 --no-rivals --compiled --repeats 2 --device cuda --dtype bfloat16 --output o "
-         "--rows 7 --exits 3",
-         {"preset": "p", "paper": True, "pooling": "mean", "sublearner": "conv", "batch_sizes": [2], "lengths": [4],
-          "saved": [0.5], "recordings": ["r"], "mix_rows": 3, "rivals": False, "compiled": True, "repeats": 2,
-          "device": "cuda", "dtype": "bfloat16", "output": "o", "rows": 7, "exits": 3}),
+         "benchmark --preset p --layers 2 --paper --pooling mean --sublearner conv --batch-sizes 2 --lengths 4 "
+         "--saved 0.5 --recordings r --mix-rows 3 --no-rivals --compiled --repeats 2 --device cuda --dtype bfloat16 "
+         "--output o --rows 7 --exits 3",
+         {"preset": "p", "layers": 2, "paper": True, "pooling": "mean", "sublearner": "conv", "batch_sizes": [2],
+          "lengths": [4], "saved": [0.5], "recordings": ["r"], "mix_rows": 3, "rivals": False, "compiled": True,
+          "repeats": 2, "device": "cuda", "dtype": "bfloat16", "output": "o", "rows": 7, "exits": 3}),
     ],
     ids=["quickstart", "calibrate", "frontier", "precision", "benchmark"],
 )  # fmt: skip
@@ -101,7 +101,7 @@ def test_other_commands_are_told_all_that_was_asked(monkeypatch, place, argument
 
 
 def test_what_is_asked_of_training_steps_reaches_them(monkeypatch):
-    asked = "benchmark --training --preset p --repeats 2 --sublearner conv --device cuda"
+    asked = "benchmark --training --preset p --layers 2 --repeats 2 --sublearner conv --device cuda"
     _, named = called(monkeypatch, "modeling_pfberxit.benchmark.training_step.benchmark_training", asked.split())
     assert named.pop("say")
-    assert named == {"preset": "p", "repeats": 2, "sublearner": "conv", "device": "cuda"}
+    assert named == {"preset": "p", "layers": 2, "repeats": 2, "sublearner": "conv", "device": "cuda"}

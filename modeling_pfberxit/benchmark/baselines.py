@@ -23,6 +23,7 @@ from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import ExitPolicy
 from ..model.loop import Execution
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import whole
 from .scripted import scripted
 from .workload import Batch
 
@@ -41,10 +42,16 @@ OURS = "and one activation"  # all short cuts that are on by default
 COMPILED = {"and compiled": Execution(compiled=True)}
 
 
-def configuration(preset: str, **knobs: Any) -> PFBerxitConfig:
-    """The library's defaults on the encoder of a preset; with `paper=True` the preset's own exits and adapters."""
+def configuration(preset: str, layers: int | None = None, **knobs: Any) -> PFBerxitConfig:
+    """The library's defaults on the encoder of a preset; with `paper=True` the preset's own exits and adapters.
+
+    Args:
+        layers: of the encoder, the first ones; None: all.
+    """
     text = resources.files("modeling_pfberxit.configuration").joinpath(f"{preset}.json").read_text()
     config = PFBerxitConfig.from_dict({**json.loads(text), "base_model_name_or_path": None})
+    if layers is not None:
+        config.num_hidden_layers = whole(1, config.num_hidden_layers)("layers", layers)
     if knobs.pop("paper", False):
         config.exit_layers = knobs.get("exit_layers")
         return config
@@ -52,12 +59,12 @@ def configuration(preset: str, **knobs: Any) -> PFBerxitConfig:
 
 
 def stock_and_ours(
-    preset: str, device: str, dtype: torch.dtype, **knobs: Any
+    preset: str, device: str, dtype: torch.dtype, layers: int | None = None, **knobs: Any
 ) -> tuple[PreTrainedModel, PFBerxitForSequenceClassification]:
     """The stock classifier and ours, both with the same encoder weights."""
     torch.manual_seed(0)
-    stock = AutoModelForSequenceClassification.from_config(configuration(preset).encoder_config())
-    ours = PFBerxitForSequenceClassification(configuration(preset, **knobs))
+    stock = AutoModelForSequenceClassification.from_config(configuration(preset, layers).encoder_config())
+    ours = PFBerxitForSequenceClassification(configuration(preset, layers, **knobs))
     ours.backbone.load_state_dict(getattr(stock, stock.base_model_prefix).state_dict(), strict=False)
     return stock.to(device, dtype).eval(), ours.to(device, dtype).eval()
 

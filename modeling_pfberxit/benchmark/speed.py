@@ -80,14 +80,15 @@ def run_benchmark(
 
 
 def models_and_workloads(
-    preset: str, paper: bool, pooling: str, sublearner: str, batch_sizes: list[int], lengths: list[int],
-    recordings: list[str], mix_rows: int, device: str, dtype: str,
+    preset: str, layers: int | None, paper: bool, pooling: str, sublearner: str, batch_sizes: list[int],
+    lengths: list[int], recordings: list[str], mix_rows: int, device: str, dtype: str,
 ) -> tuple[PreTrainedModel, PFBerxitForSequenceClassification, list[Workload]]:  # fmt: skip
     """The stock model, ours, and what they run on, from the options of the command line."""
-    layers = configuration(preset).encoder_config().num_hidden_layers
-    source = recorded(recordings, layers) if recordings else settled(layers)
+    depth = configuration(preset, layers).encoder_config().num_hidden_layers
+    source = recorded(recordings, depth) if recordings else settled(depth)
     layout = {"paper": True} if paper else {"exit_pooling": pooling, "adapter_sublearner": sublearner}
-    stock, ours = stock_and_ours(preset, device, getattr(torch, dtype), exit_layers=source.exit_depths, **layout)
+    layout["exit_layers"] = source.exit_depths
+    stock, ours = stock_and_ours(preset, device, getattr(torch, dtype), layers, **layout)
     words = stock.config.vocab_size
     workloads = [of_one_length(source, batch, length, words) for batch in batch_sizes for length in lengths]
     if recordings:

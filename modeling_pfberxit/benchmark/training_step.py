@@ -27,23 +27,26 @@ class TrainingLine:
 
 
 def benchmark_training(
-    preset: str, repeats: int, sublearner: str, device: str, say: Callable[[str], None], batch: int = 32,
-    length: int = 64,
+    preset: str, repeats: int, sublearner: str, device: str, say: Callable[[str], None], layers: int | None = None,
+    batch: int = 32, length: int = 64,
 ) -> list[TrainingLine]:  # fmt: skip
     """Time steps with AdamW on random tokens, in turn, and say the table. Stock ALBERT has no checkpointing."""
-    stock, ours = stock_and_ours(preset, device, torch.float32, adapter_sublearner=sublearner, num_labels=2)
+    knobs = {"adapter_sublearner": sublearner, "num_labels": 2}
+    stock, ours = stock_and_ours(preset, device, torch.float32, layers, **knobs)
+    _, trained = stock_and_ours(preset, device, torch.float32, layers, train_backbone=True, **knobs)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, stock.config.vocab_size, (batch, length), generator=generator).to(device)
     rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
     ours_again = "frozen encoder, adapters, exits"
-    ways = [("full fine-tuning", stock, False), (ours_again, ours, False), (f"{ours_again}, checkpointing", ours, True)]
+    ways = [("full fine-tuning", stock, False), ("all weights, adapters, exits", trained, False),
+            (ours_again, ours, False), (f"{ours_again}, checkpointing", ours, True)]  # fmt: skip
     calls, sizes = [], []
     for _, model, checkpointing in ways:
         calls.append(step_of(model.train(), rows, checkpointing))
         switch(model, checkpointing)
         kept = kept_for_backward(partial(loss_of, model, rows), model)
-        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        sizes.append((kept / MEGABYTE, 3 * trained / MEGABYTE))
+        moved = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        sizes.append((kept / MEGABYTE, 3 * moved / MEGABYTE))
     times = interleaved(calls, repeats, warmups=1)
     found = [
         TrainingLine(name, 1000 * median(own), median_ratio(own, times[0]), *size)

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AlbertConfig, BertConfig, PreTrainedConfig
+from transformers import AlbertConfig, BertConfig, DebertaV2Config, PreTrainedConfig
 
 from ..evaluation.tables import table
 from ..model.adapters import SUBLEARNERS
@@ -29,10 +29,16 @@ ALBERT_BASE = AlbertConfig(
     hidden_size=768, num_attention_heads=12, intermediate_size=3072, num_hidden_layers=12, vocab_size=30000,
     bos_token_id=0, eos_token_id=3,
 )  # fmt: skip
+DEBERTA_V3_BASE = DebertaV2Config(
+    vocab_size=128100, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
+    relative_attention=True, position_buckets=256, norm_rel_ebd="layer_norm", share_att_key=True,
+    pos_att_type=["p2c", "c2p"], position_biased_input=False,
+)  # fmt: skip
 ENCODERS: dict[str, PreTrainedConfig] = {
     "albert/albert-base-v2": ALBERT_BASE,
     "google-bert/bert-base-uncased": BertConfig(),
     "fnlp/elasticbert-base": BertConfig(),
+    "microsoft/deberta-v3-base": DEBERTA_V3_BASE,
 }
 HEAD = """# Ready-made configurations
 
@@ -40,10 +46,10 @@ Written by `python -m modeling_pfberxit.studies.presets`. `PFBerxitConfig.from_p
 `PFBerxitForSequenceClassification.from_backbone(config)` fetches its encoder.
 
 `albert-base-v2-*.json` and `bert-base-uncased-*.json` are PF-BERxiT as the paper lays it out, one for each
-sub-learning module. `systems/` has the published systems, here for ALBERT-base; for any other encoder
-`PFBerxitConfig.for_system(name, backbone)` makes them. Where all weights are trained there are no adapters, and linear
-exits read the encoder's own pooler on the first token, unless the table says otherwise. Numbers that depend on the
-encoder's depth are given for twelve layers.
+sub-learning module; `deberta-v3-base-mlp.json` has the library's defaults. `systems/` has the published systems, here
+for ALBERT-base; for any other encoder `PFBerxitConfig.for_system(name, backbone)` makes them. Where all weights are
+trained there are no adapters, and linear exits read the encoder's own pooler on the first token, unless the table says
+otherwise. Numbers that depend on the encoder's depth are given for twelve layers.
 
 `recipes/` has arguments for fine-tuning on a task: `python examples/01_finetune.py --recipe mrpc`.
 """
@@ -60,6 +66,7 @@ def presets() -> dict[str, PFBerxitConfig]:
         for encoder in ("albert/albert-base-v2", "google-bert/bert-base-uncased")
         for sublearner in SUBLEARNERS
     }
+    made["deberta-v3-base-mlp"] = preset("microsoft/deberta-v3-base")
     for system in SYSTEMS:
         encoder = "fnlp/elasticbert-base" if system == "elasticbert" else "albert/albert-base-v2"
         made[f"systems/{system}"] = preset(encoder, system=system)
