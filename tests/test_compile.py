@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from modeling_pfberxit.model import layers as sublayers
 from modeling_pfberxit.model.loop import Execution
 
-FAMILIES = ["albert", "bert", "distilbert"]
+FAMILIES = ["albert", "bert", "distilbert", "deberta-v2"]
 BATCH = tiny_batch(4)
 LEAVE = {"criterion": "entropy", "threshold": 0.5}
 
@@ -47,7 +47,8 @@ def graphs(monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("family", "sublearner", "pooling"), [("albert", "mlp", "cls"), ("bert", "conv", "cls"), ("bert", "mlp", "mean")]
+    ("family", "sublearner", "pooling"),
+    [("albert", "mlp", "cls"), ("bert", "conv", "cls"), ("bert", "mlp", "mean"), ("deberta-v2", "mlp", "cls")],
 )
 def test_a_handful_of_translations_serves_all_depths_and_lengths(graphs, family, sublearner, pooling):
     model = tiny_model(family, num_labels=3, exit_pooling=pooling, adapter_sublearner=sublearner)

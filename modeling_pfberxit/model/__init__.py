@@ -15,14 +15,15 @@ In reading order:
 11. `layers`: an encoder's layer with adapters beside its two halves.
 12. `encoder_layer`: what every stock layer does, in four steps, and the context it attends in.
 13. `families`: encoder families, one record each.
-14. `backbones`: what the model needs of its encoder, whatever its family.
-15. `streams`: `predict`, for more rows than fit a batch.
-16. `losses`: a loss for each exit, their sum, and what must learn by it.
-17. `strategies`: which exits learn at a step, with which weights; PEFT.
-18. `configuration_pfberxit`: every knob, its default and its check.
-19. `checkpoints`: the parts of a model, loading and saving.
-20. `persistence`: files of checkpoints and encoders, hashes.
-21. `identity`: encoders compared by their bytes, models by the values they were built from.
-22. `load_options`: options of a load, kinds of checkpoints.
-23. `validation`: checks of single values, tracers, the fields of a policy.
+14. `deberta`: DeBERTa's layer, whose scores depend on how far apart two positions are.
+15. `backbones`: what the model needs of its encoder, whatever its family.
+16. `streams`: `predict`, for more rows than fit a batch.
+17. `losses`: a loss for each exit, their sum, and what must learn by it.
+18. `strategies`: which exits learn at a step, with which weights; PEFT.
+19. `configuration_pfberxit`: every knob, its default and its check.
+20. `checkpoints`: the parts of a model, loading and saving.
+21. `persistence`: files of checkpoints and encoders, hashes.
+22. `identity`: encoders compared by their bytes, models by the values they were built from.
+23. `load_options`: options of a load, kinds of checkpoints.
+24. `validation`: checks of single values, tracers, the fields of a policy.
 """
