@@ -17,7 +17,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from .deberta import deberta_containers, deberta_context, deberta_layers
 from .encoder_layer import Context, EncoderLayer, Places, StockLayer, post_norm, same
-from .heads import Head, albert_head, bert_head, distilbert_head, head_in_two, heads_of
+from .heads import Head, albert_head, bert_head, deberta_head, distilbert_head, head_in_two, heads_of
 from .validation import refuse
 
 # ---- contexts --------------------------------------------------------------------------------------------------------
@@ -240,7 +240,8 @@ FAMILIES: dict[str, Family] = {
         containers=deberta_containers,
         sdpa=False,
         shape=(*BERT_SHAPE, *DEBERTA_SHAPE, "relative_attention", "max_relative_positions", "position_biased_input"),
-        undeclared=(*DEBERTA_SHAPE, "norm_rel_ebd", "conv_act", "conv_groups", "pooler_hidden_size"),
+        undeclared=(*DEBERTA_SHAPE, "norm_rel_ebd", "conv_act", "conv_groups", "pooler_hidden_size", "cls_dropout"),
+        head=deberta_head,
     ),
 }
 
