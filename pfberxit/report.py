@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-HELP = "overthinking, who leaves where, and drift, from a recording"
+HELP = "scores and confusions of classes, overthinking, who leaves where, and drift, from a recording"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -15,17 +15,20 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(recording: str, policy: str | None, against: str | None, output: str | None) -> None:
-    """Print where predictions settle; under a policy also where rows exit, and whether that has drifted."""
+    """Print where predictions settle and the scores of classes; under a policy where rows exit, and whether that moved."""
     from modeling_pfberxit.evaluation import recording_report as report
     from modeling_pfberxit.evaluation.elue_report import read_policy
     from modeling_pfberxit.evaluation.exit_patterns import drift
     from modeling_pfberxit.evaluation.recording import Recording
     from modeling_pfberxit.evaluation.settings import histogram
+    from modeling_pfberxit.model.exits import REGRESSION
 
     kept = Recording.load(recording)
     asked = None if policy is None else read_policy(policy, kept)
     before = None if against is None else report.comparable(Recording.load(against), kept, asked)
     print(f"{len(kept)} rows, {kept.layers} layers\n\n{report.settling(kept)}")
+    if kept.labels is not None and kept.problem_type != REGRESSION:
+        print(f"\n{report.by_class(kept, asked)}")
     groups = {} if asked is None else report.leaving(kept, asked)
     for title, depths in groups.items():
         print(f"\n{title}\n\n{histogram(depths, kept.layers)}")

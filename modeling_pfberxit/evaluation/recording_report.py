@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.exit_policy import ExitPolicy
+from ..model.exit_policy import FULL_DEPTH, ExitPolicy, describe
 from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.validation import refuse
 from . import plots
+from .confusion import class_scores, confusion, confusion_table, names_of, scores_table
 from .exit_patterns import Drift, exits_by_class, exits_by_length, overthinking, settled_depth
 from .recording import Recording
 from .tables import header, line
@@ -51,15 +52,23 @@ def shares_line(name: str, layers: Tensor, depths: list[int]) -> str:
     return line([name, *(f"{100 * (layers == depth).double().mean():.1f}" for depth in depths)])
 
 
+def by_class(recording: Recording, policy: ExitPolicy | None) -> str:
+    """Scores of every class under a policy, or at full depth, and with one label for each row who is taken for whom."""
+    scores = class_scores(recording, policy)
+    parts = [f"By class, {describe(policy or FULL_DEPTH)}", scores_table(scores)]
+    if recording.problem_type != MULTI_LABEL:
+        parts.append(confusion_table(confusion(recording, policy), scores.names))
+    return "\n\n".join(parts)
+
+
 def leaving(recording: Recording, policy: ExitPolicy) -> Groups:
     """Executed layers of the rows by class, where they have one, and by length."""
     groups = {"By length": exits_by_length(recording, policy)}
     if recording.labels is not None and recording.problem_type != REGRESSION:
         several = recording.problem_type == MULTI_LABEL
         classes = recording.labels.shape[1] if several else recording.evidence.logits.shape[-1]
-        names = recording.label_names or [f"label {number}" for number in range(classes)]
-        by_class = exits_by_class(recording, policy, names)
-        groups["By label"] = {name: depths for name, depths in by_class.items() if len(depths)}
+        by_label = exits_by_class(recording, policy, names_of(recording, classes))
+        groups["By label"] = {name: depths for name, depths in by_label.items() if len(depths)}
     return groups
 
 
