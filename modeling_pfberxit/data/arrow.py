@@ -68,7 +68,7 @@ def scratch() -> Path:
 
 def schema_of(paths: Sequence[Path]) -> pa.Schema:
     """Names and types of all columns of the files, read once from end to end."""
-    found = [pq.read_schema(path) for path in paths if kind_of(path) == ".parquet"]
+    found = [of_parquet(path) for path in paths if kind_of(path) == ".parquet"]
     found += [of_objects(path) for path in paths if kind_of(path) in (".json", ".jsonl")]
     if tables := [path for path in paths if kind_of(path) in TABLES]:
         found.append(of_tables(tables))
@@ -76,6 +76,12 @@ def schema_of(paths: Sequence[Path]) -> pa.Schema:
         return pa.unify_schemas(found, promote_options="permissive")
     except pa.ArrowException as error:
         refuse("dataset", ", ".join(map(str, paths)), f"files whose columns have the same types ({error})")
+
+
+def of_parquet(path: Path) -> pa.Schema:
+    """The schema that a Parquet file states."""
+    with reading(path):
+        return pq.read_schema(path)
 
 
 def of_objects(path: Path) -> pa.Schema:

@@ -108,21 +108,32 @@ def read_json(path: Path) -> Iterator[Row]:
     """The rows of a JSON file: a list of objects, or objects one behind the other."""
     decoder, number = json.JSONDecoder(object_pairs_hook=without_twins), 0
     with open(path, encoding="utf-8-sig") as file, reading(path, lambda: f", row {number}"):
-        text, at, more = "", 0, " "
+        text, at, in_list = "", 0, None
         while True:
-            while at < len(text) and text[at] in " \n\r\t,[":
+            while at < len(text) and text[at] in " \n\r\t,":
                 at += 1
-            if at < len(text) and text[at] == "]" or at == len(text) and not more:
+            if at == len(text):
+                if text := file.read(BLOCK):
+                    at = 0
+                elif in_list:
+                    raise json.JSONDecodeError("the list has no end", "", 0)
+                else:
+                    return
+            elif in_list is None:
+                in_list = text[at] == "["
+                at += in_list
+            elif in_list and text[at] == "]":
                 return
-            try:
-                row, at = decoder.raw_decode(text, at)
-            except json.JSONDecodeError:
-                if not (more := file.read(BLOCK)):
-                    raise
-                text, at = text[at:] + more, 0
-                continue
-            yield as_object(f"{path.name}, row {number}", row)
-            number += 1
+            else:
+                try:
+                    row, at = decoder.raw_decode(text, at)
+                except json.JSONDecodeError:  # cut off by the end of the block, or broken
+                    if not (more := file.read(BLOCK)):
+                        raise
+                    text, at = text[at:] + more, 0
+                    continue
+                yield as_object(f"{path.name}, row {number}", row)
+                number += 1
 
 
 def without_twins(pairs: list[tuple[str, Any]]) -> Row:
