@@ -1,6 +1,7 @@
 """`pfberxit retrofit`: a fine-tuned classifier and texts without labels; its answers, faster, with a certificate."""
 
 from argparse import ArgumentParser
+from functools import partial
 from typing import Any
 
 from .options import add_execution, add_policy, add_source, add_split, add_text_columns
@@ -37,8 +38,13 @@ def run(
     whole: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Print what is done and found; ends with an exit code of its own where no setting passes."""
+    from datasets import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
     from modeling_pfberxit.training.retrofitted import retrofit
 
+    disable_progress_bars()
+    disable_progress_bar()  # one bar is enough: that of the pass
     found = retrofit(
         model,
         dataset,
@@ -47,7 +53,7 @@ def run(
         columns=columns,
         split=split,
         adapter_only=not whole,
-        say=print,
+        say=partial(print, flush=True),
         **options,
     )
     for each in found.certificates:

@@ -200,18 +200,47 @@ def test_every_description_is_the_stock_heads():
         assert ("poolers" in head.names) == (head.dense is not None)
 
 
-def test_pipelines_and_cross_encoders_take_it(classifier, tmp_path):
+def test_pipelines_take_it(tmp_path):
     from transformers import pipeline
 
-    from_classifier(classifier).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(classifier).save_pretrained(tmp_path)
+    labels = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    folder = save_classifier(tmp_path / "classifier", id2label=labels, label2id={v: k for k, v in labels.items()})
+    from_classifier(folder).save_pretrained(tmp_path / "saved")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
     texts = ["w1 w2 w3", "w9 w8"]
-    ours, stock = (pipeline("text-classification", model=str(name))(texts) for name in (tmp_path, classifier))
-    assert [answer["label"] for answer in ours] == [answer["label"] for answer in stock]
+    for task, options in (
+        ("text-classification", {}),
+        ("zero-shot-classification", {"candidate_labels": ["w4", "w5"]}),
+    ):
+        ours, stock = (
+            pipeline(task, model=str(name))(texts, **options) for name in (tmp_path / "saved", folder)
+        )  # fmt: skip
+        for answer, other in zip(ours, stock, strict=True):
+            assert answer == {key: pytest.approx(value, abs=1e-4) if key.startswith("score") else value
+                              for key, value in other.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ["torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"])
+def test_cross_encoders_take_a_reranker_with_what_its_values_mean(activation, tmp_path):
     cross = pytest.importorskip("sentence_transformers").CrossEncoder
+    folder = Path(save_classifier(tmp_path / "classifier", num_labels=1))
+    config = json.loads((folder / "config.json").read_text())
+    config["sentence_transformers"] = {"activation_fn": activation, "version": "5.0.0"}
+    (folder / "config.json").write_text(json.dumps(config))
+    from_classifier(folder).save_pretrained(tmp_path / "saved")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
     pairs = [("w1 w2", "w3"), ("w4", "w5 w6")]
-    ours, stock = (cross(str(name), device="cpu").predict(pairs) for name in (tmp_path, classifier))
+    ours, stock = (cross(str(name), device="cpu").predict(pairs) for name in (tmp_path / "saved", folder))
+    assert ((stock > 0) & (stock < 1)).all() == activation.endswith("Sigmoid")
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(stock), rtol=1e-4, atol=1e-5)
+
+
+def test_truncated_it_ends_in_the_exit_there(classifier):
+    from modeling_pfberxit.training import truncate
+
+    model, batch = from_classifier(classifier), tiny_batch(4)
+    torch.testing.assert_close(truncate(model, 3)(**batch).logits, model(**batch).exit_logits[:, 2])
+    torch.testing.assert_close(truncate(model, 6)(**batch).logits, model(**batch).logits)
 
 
 IN_A_FRESH_PROCESS = """

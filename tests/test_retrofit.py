@@ -140,6 +140,19 @@ def test_exits_come_to_agree_and_the_model_says_what_was_recorded(problem, tmp_p
     assert torch.equal(again(**tiny_batch(4)).exit_logits, model(**tiny_batch(4)).exit_logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_classifier_in_half_precision_learns_and_says_what_was_recorded(dtype, tmp_path):
+    folder = save_classifier(tmp_path / "classifier", dtype=dtype)
+    model, rows = from_classifier(folder), rows_of(80)
+    states = Pass(model, rows, tmp_path / "pass").record(progress=False)
+    learn(model, states, torch.arange(60), torch.arange(60, 80), [BOTTLENECK], Training(epochs=2))
+    online = record(model, rows.select(range(20))).evidence.logits
+    replayed = recorded(model, model.exits, states.select(torch.arange(20))).evidence.logits
+    torch.testing.assert_close(online, replayed, rtol=0.05, atol=0.05)
+    model.save_pretrained(tmp_path / "saved")
+    assert PFBerxitForSequenceClassification.from_pretrained(tmp_path / "saved").dtype == dtype
+
+
 def test_learning_is_the_same_for_the_same_seed_and_another_for_another(classifier, tmp_path):
     model = from_classifier(classifier)
     states = Pass(model, rows_of(60), tmp_path).record(progress=False)

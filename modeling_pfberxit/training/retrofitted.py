@@ -133,6 +133,7 @@ def retrofit(
     say(f"{len(rows):,} different texts, read up to {read} tokens: {len(parts.train):,} to learn from, "
         f"{len(parts.choose):,} to choose on, {len(parts.certify):,} to certify on.")  # fmt: skip
     states, run = one_pass(model, tokenizer, rows.select_columns(list(texts.names)), texts.names, read, output, say)
+    say("Exits learn from the record.")
     learned = learn(model, states, parts.train, parts.choose, kinds(model.config, len(model.exit_depths)),
                     training or Training(seed=seed))  # fmt: skip
     say(f"Exits: {head_in_words(model.config)}. They agree with the classifier, layer by layer: "

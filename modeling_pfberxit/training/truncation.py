@@ -46,6 +46,7 @@ def truncated_config(model: PFBerxitForSequenceClassification, encoder: dict, la
         "exit_layers": [depth for depth in model.exit_depths if depth <= layers],
         "exit_criterion": None,
         "adapter_only": False,
+        "last_exit": model.config.last_exit if layers == model.exit_depths[-1] else "alike",
         "operating_points": {},
         "exit_groups": None,
         "token_exit_range": model.token_exits
