@@ -12,6 +12,7 @@ from tiny import (
     CONFIGS,
     HIDDEN,
     LAYERS,
+    final_norm,
     hooked,
     rows_of,
     save_backbone,
@@ -21,6 +22,7 @@ from tiny import (
     tiny_model,
 )  # fmt: skip
 from torch.nn import functional as F
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.model.adapters import Prompts
@@ -65,25 +67,40 @@ def by_hand(model: PFBerxitForSequenceClassification, batch: dict[str, torch.Ten
     def without_prompts(hidden):
         return torch.cat([hidden[:, :1], hidden[:, 1 + extra :]], dim=1)
 
-    def join(layer, inputs):
-        hidden, attention, *rest = inputs
+    def join(layer, inputs, keywords):
+        hidden, *rest = inputs
         call = next(calls)
         states.append(without_prompts(hidden) if call > model.config.prompt_layer else hidden)
         if call == model.config.prompt_layer:
             rows = [made_by_hand(model.prompts, row[own.bool()]) for row, own in zip(hidden, mask, strict=True)]
             hidden = torch.cat([hidden[:, :1], torch.stack(rows), hidden[:, 1:]], dim=1)
-        if call >= model.config.prompt_layer and attention is not None:
-            attention = torch.cat([attention[:, :, :1, :1].expand(-1, -1, -1, extra), attention[:, :, :1]], dim=-1)
-            attention = attention.expand(-1, -1, hidden.shape[1], -1)
-        if call >= model.config.prompt_layer and encoder.config.model_type == "mpnet":
-            rest = [encoder.encoder.compute_position_bias(hidden)]
-        return hidden, attention, *rest
+        if call >= model.config.prompt_layer:
+            wider = torch.cat([mask[:, :1].expand(-1, extra), mask], dim=1)
+            rest, keywords = stock_context(encoder, layer, hidden, wider, rest, keywords)
+        return (hidden, *rest), keywords
 
     kind = type(getattr(encoder, "encoder", encoder))  # DeBERTa's layers count distances anew where they are given none
     counts = patch.object(kind, "get_rel_pos", lambda *given: None) if hasattr(kind, "get_rel_pos") else nullcontext()
-    with hooked(stock_layers(encoder), before=join), counts:
+    with hooked(stock_layers(encoder), before=join, by_name=True), counts:
         states.append(without_prompts(encoder(**batch).last_hidden_state))
     return states
+
+
+def stock_context(encoder, layer, hidden, mask, rest, keywords):
+    """What the stock encoder would hand a layer beside states of this length: by place, and by name."""
+    arguments, local = {"config": encoder.config, "inputs_embeds": hidden, "attention_mask": mask}, ()
+    wanted = create_bidirectional_mask(**arguments)
+    if getattr(layer, "attention_type", None) == "sliding_attention":
+        wanted, local = create_bidirectional_sliding_window_mask(**arguments), (layer.attention_type,)
+    elif hasattr(layer, "attention_type"):
+        local = (layer.attention_type,)
+    if "position_embeddings" in keywords:
+        places = torch.arange(hidden.shape[1])[None]
+        return rest, {"attention_mask": wanted, "position_embeddings": encoder.rotary_emb(hidden, places, *local)}
+    if hasattr(encoder, "encoder") and hasattr(encoder.encoder, "get_attention_mask"):
+        return [encoder.encoder.get_attention_mask(mask), *rest[1:]], keywords
+    bias = [encoder.encoder.compute_position_bias(hidden)] if encoder.config.model_type == "mpnet" else rest[1:]
+    return [wanted, *bias], keywords
 
 
 # ---- the generators -------------------------------------------------------------------------------------------------
@@ -129,7 +146,8 @@ def test_prompts_are_the_stock_encoder_with_more_positions_from_there_on(family,
         assert ours.shape == theirs.shape == (6, 11, HIDDEN)
         torch.testing.assert_close(ours[tokens], theirs[tokens], **CLOSE)
     for exit, states in enumerate(expected[1:]):
-        mean = torch.stack([row[own].mean(0) for row, own in zip(states, tokens, strict=True)])  # of tokens alone
+        read = final_norm(model)(states) if exit + 1 < len(model.depths) else states
+        mean = torch.stack([row[own].mean(0) for row, own in zip(read, tokens, strict=True)])  # of tokens alone
         torch.testing.assert_close(output.exit_logits[:, exit], model.exits.classifiers[exit](mean), **CLOSE)
 
 

@@ -1,5 +1,6 @@
 """Tiny encoders of every family, and batches for them."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +14,12 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    EuroBertConfig,
+    GteConfig,
+    JinaEmbeddingsV3Config,
+    ModernBertConfig,
     MPNetConfig,
+    NomicBertConfig,
     PreTrainedConfig,
     PreTrainedModel,
     RobertaConfig,
@@ -58,6 +64,11 @@ CONFIGS = {
     ),
     "mpnet": lambda **changes: MPNetConfig(**{**SIZES, **changes}),
     "deberta-v2": lambda **changes: DebertaV2Config(**{**SIZES, **DEBERTA_V3, **changes}),
+    "modernbert": lambda **changes: ModernBertConfig(**{**SIZES, "local_attention": 8, **changes}),
+    "nomic_bert": lambda **changes: NomicBertConfig(**{**SIZES, **changes}),
+    "gte": lambda **changes: GteConfig(**{**SIZES, "type_vocab_size": 2, **changes}),
+    "jina_embeddings_v3": lambda **changes: JinaEmbeddingsV3Config(**{**SIZES, **changes}),
+    "eurobert": lambda **changes: EuroBertConfig(**{**SIZES, "num_key_value_heads": 2, **changes}),
 }  # fmt: skip
 
 
@@ -117,10 +128,18 @@ def stock_layers(encoder: torch.nn.Module) -> list[torch.nn.Module]:
     return [module for module in encoder.modules() if type(module).__name__.endswith(("Layer", "TransformerBlock"))]
 
 
+def final_norm(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What an encoder that normalises first has behind its last layer; nothing for the others."""
+    return getattr(model.backbone, "final_norm", getattr(model.backbone, "norm", lambda states: states))
+
+
 @contextmanager
-def hooked(modules: list[torch.nn.Module], before=None, after=None):
-    """Call `before(module, inputs)` and `after(module, inputs, output)` around every forward, for a while."""
-    hooks = [module.register_forward_pre_hook(before) for module in modules if before]
+def hooked(modules: list[torch.nn.Module], before=None, after=None, by_name: bool = False):
+    """Call `before(module, inputs)` and `after(module, inputs, output)` around every forward, for a while.
+
+    With `by_name`, `before(module, inputs, keywords)`.
+    """
+    hooks = [module.register_forward_pre_hook(before, with_kwargs=by_name) for module in modules if before]
     hooks += [module.register_forward_hook(after) for module in modules if after]
     try:
         yield

@@ -73,7 +73,7 @@ class EncoderFields:
 
 def check_supported(config: PreTrainedConfig) -> None:
     """Refuse an architecture this library cannot walk layer by layer, naming those it can."""
-    family_of(config)
+    family_of(config).check(config)
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         refuse("is_decoder", True, "False: backbones are bidirectional encoders")
 
@@ -143,8 +143,9 @@ def pooler_option(config: PreTrainedConfig, with_pooler: bool) -> dict[str, bool
     return {"add_pooling_layer": with_pooler} if has_one else {}
 
 
-def build_backbone(config: PreTrainedConfig, with_pooler: bool) -> PreTrainedModel:
-    """An encoder with random weights."""
+def build_backbone(config: PreTrainedConfig, with_pooler: bool, implementation: str | None = None) -> PreTrainedModel:
+    """An encoder with random weights, that attends by this implementation where it can."""
+    set_attention(config, implementation)
     return AutoModel.from_config(config, **pooler_option(config, with_pooler))
 
 
@@ -188,15 +189,15 @@ def embed(
         ValueError: rows longer than the encoder has positions for, or ids that it has no embedding for; on an
             accelerator those end in the device's own error.
     """
-    inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
-    check_kinds(**inputs, token_type_ids=token_type_ids)
+    given = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+    given["token_type_ids"] = token_type_ids
+    check_kinds(**given)
     most = longest_input(backbone.config)
     for name, rows in (("input_ids", input_ids), ("inputs_embeds", inputs_embeds)):
         if rows is not None and position_ids is None and rows.shape[1] > most:
             refuse(name, f"rows of {rows.shape[1]} tokens", f"at most {most} tokens: truncate, truncation=True")
     family = family_of(backbone.config)
-    if "token_type_ids" in family.inputs:
-        inputs["token_type_ids"] = token_type_ids
+    inputs = {name: given[name] for name in family.inputs}
     try:
         return family.embed(backbone, inputs)
     except (IndexError, RuntimeError):
@@ -204,6 +205,20 @@ def embed(
             if inputs.get(name) is not None and is_readable(inputs[name]):
                 check_ids(name, inputs[name], size)
         raise
+
+
+def rotated_positions(
+    backbone: PreTrainedModel, position_ids: Tensor | None, hidden_states: Tensor, prompts: bool
+) -> Tensor | None:
+    """The positions (B, n) a call gives, where layers read them; None where they do not or it gives none."""
+    if position_ids is None or "position_ids" in family_of(backbone.config).inputs:
+        return None
+    if prompts:
+        refuse("position_ids", "...", "left out: prompts have positions of their own between those of the tokens")
+    shape = hidden_states.shape[:2]
+    if position_ids.shape not in (shape, (1, shape[1])):
+        refuse("position_ids", tuple(position_ids.shape), f"of the tokens' shape {tuple(shape)}")
+    return position_ids.expand(shape)
 
 
 def pooler_dense(backbone: PreTrainedModel) -> nn.Linear:

@@ -23,6 +23,7 @@ from .backbones import (
     embed,
     num_depths,
     reads_backbone_pooler,
+    rotated_positions,
     set_attention,
 )
 from .configuration_pfberxit import PFBerxitConfig
@@ -82,13 +83,11 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: PFBerxitConfig) -> None:
         super().__init__(config)
-        encoder = config.encoder_config()
-        check_supported(encoder)
+        check_supported(encoder := config.encoder_config())
         check_base(config)
-        set_attention(encoder, config._attn_implementation)
         layers, size = num_depths(encoder), encoder.hidden_size
         self.exit_depths = config.exit_depths(layers)
-        self.backbone = build_backbone(encoder, reads_backbone_pooler(config))
+        self.backbone = build_backbone(encoder, reads_backbone_pooler(config), config._attn_implementation)
         self.depths = nn.ModuleList(AdaptedLayer(config, size) for _ in range(layers))
         self.exits = self._new_exits(size)
         generator = GENERATORS[config.prompt_generator]
@@ -159,7 +158,8 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         """The rows of a call in front of the first layer, and where tokens leave on their own, after which (B, n)."""
         hidden_states = embed(self.backbone, input_ids, token_type_ids, position_ids, inputs_embeds)
         token_layers = None if self.token_exits is None else self.token_exits(input_ids, attention_mask)
-        return Rows.start(self.backbone, hidden_states, attention_mask, token_layers), token_layers
+        positions = rotated_positions(self.backbone, position_ids, hidden_states, self.prompts is not None)
+        return Rows.start(self.backbone, hidden_states, attention_mask, token_layers, None, positions), token_layers
 
     # ---- loading and saving ----------------------------------------------------------------------------------------
 

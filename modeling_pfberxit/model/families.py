@@ -6,34 +6,39 @@ Nothing outside this file asks which family an encoder is of: `family_of(config)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask
 
 from .deberta import deberta_containers, deberta_context, deberta_layers
-from .encoder_layer import Context, EncoderLayer, Places, StockLayer, post_norm, same
-from .heads import Head, albert_head, bert_head, deberta_head, distilbert_head, head_in_two, heads_of
+from .encoder_layer import Context, EncoderLayer, Places, StockLayer, padding_alone, post_norm, same
+from .heads import (
+    Head,
+    albert_head,
+    bert_head,
+    deberta_head,
+    distilbert_head,
+    head_in_two,
+    heads_of,
+    modernbert_head,
+)
+from .rotary import (
+    eurobert_layers,
+    fixed_rotation,
+    gte_layers,
+    jina_layers,
+    modernbert_context,
+    modernbert_layers,
+    nomic_layers,
+    rotary_context,
+)
 from .validation import refuse
 
 # ---- contexts --------------------------------------------------------------------------------------------------------
-
-
-def padding_alone(backbone: PreTrainedModel, rows: Places, kind: str) -> Context:
-    """All positions attend to all that are not padding."""
-    if rows.padding_mask is None:
-        return Context()
-    mask = create_bidirectional_mask(
-        config=backbone.config,
-        inputs_embeds=rows.hidden_states,
-        attention_mask=rows.padding_mask,
-        allow_is_bidirectional_skip=False,  # it would look once more whether anything is padding
-    )
-    return Context(mask)
 
 
 def mpnet_context(backbone: PreTrainedModel, rows: Places, kind: str) -> Context:
@@ -62,6 +67,12 @@ def electra_embed(backbone: PreTrainedModel, inputs: dict[str, Tensor | None]) -
     return projection(backbone.embeddings(**inputs))
 
 
+def eurobert_embed(backbone: PreTrainedModel, inputs: dict[str, Tensor | None]) -> Tensor:
+    """EuroBERT's embeddings are those of its tokens."""
+    embeddings, ids = inputs["inputs_embeds"], inputs["input_ids"]
+    return backbone.embed_tokens(ids) if embeddings is None else embeddings
+
+
 # ---- the record ------------------------------------------------------------------------------------------------------
 
 BERT_SHAPE = (
@@ -86,6 +97,7 @@ class Family:
     unbounded: Callable[[PreTrainedConfig], bool] = lambda config: False  # rows of any length: it knows distances only
     taken_positions: Callable[[PreTrainedConfig], int] = lambda config: 0  # rows of positions no token can have
     containers: Callable[[PreTrainedModel], list[nn.Module]]  # outside its layers, modules that are never called
+    check: Callable[[PreTrainedConfig], None] = lambda config: None  # refuses configs of which rows share an answer
     sdpa: bool = True  # whether the stock model has it
     shape: tuple[str, ...] = BERT_SHAPE  # fields of its config that make the shapes of its weights
     undeclared: tuple[str, ...] = ()  # what its checkpoints' configs hold and its config's class does not name
@@ -105,10 +117,20 @@ def after_padding(config: PreTrainedConfig) -> int:
     return config.pad_token_id + 1
 
 
+def pooler_alone(backbone: PreTrainedModel) -> list[nn.Module]:
+    """Of encoders that call their layers themselves."""
+    pooler = getattr(backbone, "pooler", None)
+    return [] if pooler is None else [pooler]
+
+
 def stack_and_pooler(backbone: PreTrainedModel) -> list[nn.Module]:
     """Of BERT and its relatives."""
-    pooler = getattr(backbone, "pooler", None)
-    return [backbone.encoder, *([] if pooler is None else [pooler])]
+    return [backbone.encoder, *pooler_alone(backbone)]
+
+
+def gated(config: PreTrainedConfig) -> tuple[int, int]:
+    """The FFN's width, and three linear layers of it."""
+    return config.intermediate_size, 3
 
 
 def albert_containers(backbone: PreTrainedModel) -> list[nn.Module]:
@@ -194,6 +216,18 @@ ROBERTA = Family(
     layers=bert_layers, pooler=dense_pooler, containers=stack_and_pooler, taken_positions=after_padding,
     head=head_in_two,
 )  # fmt: skip
+ROTARY_SHAPE = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "rope_parameters",
+)  # fmt: skip
+ROTARY = Family(
+    layers=nomic_layers,
+    context=rotary_context,
+    inputs=("input_ids", "token_type_ids", "inputs_embeds"),
+    pooler=dense_pooler,
+    containers=pooler_alone,
+    check=fixed_rotation,
+    shape=(*ROTARY_SHAPE, "type_vocab_size", "hidden_act"),
+)
 FAMILIES: dict[str, Family] = {
     "albert": Family(
         layers=albert_layers,
@@ -242,6 +276,31 @@ FAMILIES: dict[str, Family] = {
         shape=(*BERT_SHAPE, *DEBERTA_SHAPE, "relative_attention", "max_relative_positions", "position_biased_input"),
         undeclared=(*DEBERTA_SHAPE, "norm_rel_ebd", "conv_act", "conv_groups", "pooler_hidden_size", "cls_dropout"),
         head=deberta_head,
+    ),
+    "nomic_bert": replace(ROTARY, ffn_sizes=gated, head=partial(bert_head, encoder="nomic_bert")),
+    "gte": replace(ROTARY, layers=gte_layers, ffn_sizes=gated, head=partial(bert_head, encoder="gte")),
+    "jina_embeddings_v3": replace(ROTARY, layers=jina_layers, head=head_in_two),
+    "modernbert": Family(
+        layers=modernbert_layers,
+        context=modernbert_context,
+        inputs=("input_ids", "inputs_embeds"),
+        final_norm=lambda backbone: backbone.final_norm,
+        containers=lambda backbone: [],
+        check=fixed_rotation,
+        shape=(*ROTARY_SHAPE, "layer_types", "local_attention", "hidden_activation"),
+        ffn_sizes=gated,
+        head=modernbert_head,
+    ),
+    "eurobert": Family(
+        layers=eurobert_layers,
+        context=rotary_context,
+        inputs=("input_ids", "inputs_embeds"),
+        embed=eurobert_embed,
+        final_norm=lambda backbone: backbone.norm,
+        containers=lambda backbone: [],
+        check=fixed_rotation,
+        shape=(*ROTARY_SHAPE, "num_key_value_heads", "head_dim", "hidden_act"),
+        ffn_sizes=gated,
     ),
 }
 

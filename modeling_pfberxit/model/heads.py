@@ -214,9 +214,9 @@ def albert_head(config: PreTrainedConfig) -> Head:
     return stock_head(config, "albert.pooler", "classifier", dropout=config.classifier_dropout_prob)
 
 
-def bert_head(config: PreTrainedConfig) -> Head:
-    """The encoder's pooler, then the classifier."""
-    return stock_head(config, "bert.pooler.dense", "classifier", dropout=dropout_of(config))
+def bert_head(config: PreTrainedConfig, encoder: str = "bert") -> Head:
+    """The encoder's pooler, then the classifier; `encoder`: what the classifier calls its encoder."""
+    return stock_head(config, f"{encoder}.pooler.dense", "classifier", dropout=dropout_of(config))
 
 
 def distilbert_head(config: PreTrainedConfig) -> Head:

@@ -24,17 +24,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from .adapters import PLACEMENTS, Adapter
-from .encoder_layer import Context, EncoderLayer
+from .encoder_layer import Context, EncoderLayer, hooked
 from .validation import refuse
 
 logger = logging.get_logger(__name__)
-KINDS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether any hook is registered on the module itself."""
-    own = module.__dict__
-    return any(own[kind] for kind in KINDS)
 
 
 def sharded(module: nn.Module) -> bool:

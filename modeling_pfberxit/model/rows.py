@@ -37,6 +37,7 @@ class Rows:
     state: ExitState | None = None
     token_depths: Tensor | None = None  # (B, n) the layer each position leaves after; None: they all stay
     order: Tensor | None = None  # (B, n) the tokens' places in the text, where `token_depths` has sorted them
+    position_ids: Tensor | None = None  # (B, n) the tokens' positions, where layers read them and the call says them
     prompts: int = 0  # how many have joined
     groups: tuple[tuple[int, int], ...] = ()  # (depth, number of rows at it), the deepest first
     exited: Tensor | None = None  # (B,) which have exited and are still computed, to save a copy; None: none of them
@@ -87,6 +88,12 @@ class Rows:
         prompts = torch.arange(1, 1 + self.prompts, device=states.device).expand(len(order), -1)
         return insert(torch.where(order > 0, order + self.prompts, 0), prompts) if self.prompts else order
 
+    def positions(self) -> Tensor:
+        """The number of every position, (1 or B, n): its place, or what the call says."""
+        if self.position_ids is None:
+            return self.places()
+        return self.position_ids if self.order is None else self.position_ids.gather(1, self.order)
+
     @property
     def mean_weights(self) -> Tensor | None:
         """What each token weighs in the mean over its row, (B, 1, n), prompts nothing; None where all are tokens."""
@@ -106,6 +113,7 @@ class Rows:
         attention_mask: Tensor | None,
         token_depths: Tensor | None = None,
         index: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Rows:
         """All rows of a batch, before the first layer; `index` numbers them, from 0 if it is not given.
 
@@ -119,12 +127,15 @@ class Rows:
                 attention_mask = unless_full(attention_mask)
             else:
                 hidden_states = hidden_states.masked_fill((attention_mask[:, :1] == 0)[..., None], torch.nan)
+        rows = cls(encoder, index, hidden_states, attention_mask, token_depths=token_depths, position_ids=position_ids)
         if token_depths is None or is_recorded(token_depths):  # how many still query, a graph cannot hold
-            return cls(encoder, index, hidden_states, attention_mask, token_depths=token_depths)
+            return rows
         token_depths, order = token_depths.sort(dim=1, descending=True, stable=True)
         hidden_states = reorder(hidden_states, order)
         attention_mask = None if attention_mask is None else attention_mask.gather(1, order)
-        return cls(encoder, index, hidden_states, attention_mask, token_depths=token_depths, order=order)
+        return replace(
+            rows, hidden_states=hidden_states, padding_mask=attention_mask, token_depths=token_depths, order=order
+        )
 
     # ---- into the next layer, and out of it ------------------------------------------------------------------------
 
@@ -188,6 +199,7 @@ class Rows:
             state=None if self.state is None else self.state.select(keep),
             token_depths=chosen(self.token_depths, longest),
             order=chosen(self.order, longest - self.prompts),
+            position_ids=chosen(self.position_ids, longest),
             groups=regroup(self.groups, keep),
             exited=chosen(self.exited),
         )

@@ -1,0 +1,147 @@
+"""Encoders that turn queries and keys by their positions: ModernBERT, NomicBERT, GTE, Jina v3, EuroBERT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .encoder_layer import (
+    FULL,
+    Context,
+    EncoderLayer,
+    FusedLayer,
+    Places,
+    StockLayer,
+    padding_alone,
+    post_norm,
+    pre_norm,
+)
+from .validation import is_recorded, refuse
+
+# ---- contexts --------------------------------------------------------------------------------------------------------
+
+
+def rotary_context(backbone: PreTrainedModel, rows: Places, kind: str) -> Context:
+    """Cosines and sines are the same for all layers."""
+    return padding_alone(backbone, rows)._replace(rotary=backbone.rotary_emb(rows.hidden_states, rows.positions()))
+
+
+def modernbert_context(backbone: PreTrainedModel, rows: Places, kind: str) -> Context:
+    """Global and local layers have frequencies of their own, and local ones see so many tokens to each side."""
+    rotary = backbone.rotary_emb(rows.hidden_states, rows.positions(), kind)
+    width, longest = backbone.config.sliding_window, rows.hidden_states.shape[1]
+    if kind == FULL or (not is_recorded(rows.hidden_states) and longest <= width + 1):
+        return padding_alone(backbone, rows)._replace(rotary=rotary)
+    return Context(local_mask(rows, width, backbone.config._attn_implementation), rotary)
+
+
+def local_mask(rows: Places, width: int, implementation: str) -> Tensor:
+    """Who is at most `width` places away and no padding, (1 or B, 1, n, n), as the attention wants it."""
+    places = rows.places()
+    here, there = places[:, None, :, None], places[:, None, None, :]
+    mask = (there <= here + width) & (there >= here - width)
+    if rows.padding_mask is not None:
+        tokens = rows.padding_mask != 0
+        # Padding may have no token near it: it looks at all of them, since of none it would become NaN.
+        mask = (mask | ~tokens[:, None, :, None]) & tokens[:, None, None]
+    if implementation != "eager":
+        return mask
+    dtype = rows.hidden_states.dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def fixed_rotation(config: PreTrainedConfig) -> None:
+    """Refuse frequencies that change with the longest row of a batch: a row's answer would depend on the others."""
+    parameters: dict[str, Any] = config.rope_parameters
+    for each in (parameters, *parameters.values()):
+        kind = each.get("rope_type") if isinstance(each, dict) else None
+        if kind in ("dynamic", "longrope"):
+            refuse("rope_type", kind, "one whose frequencies do not depend on how long a batch is")
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+def attention_of(own: nn.Module) -> dict[str, Any]:
+    """The parts of an attention as these families name them."""
+    return {
+        "attention": own, "head_size": own.head_dim, "scaling": own.scaling, "attention_dropout": own.attention_dropout,
+        "query": own.q_proj, "key": own.k_proj, "value": own.v_proj, "out": own.o_proj,
+        "groups": getattr(own, "num_key_value_groups", 1),
+    }  # fmt: skip
+
+
+def gated_ffn(mlp: nn.Module) -> dict[str, Any]:
+    """The parts of a gated FFN."""
+    return {"up": mlp.gate_proj, "activation": mlp.act_fn, "gate": mlp.up_proj, "down": mlp.down_proj}
+
+
+def behind_halves(layer: nn.Module) -> dict[str, Any]:
+    """Norms and dropouts of a post-norm layer."""
+    return {
+        "norms": post_norm(layer.post_attention_layernorm, layer.post_mlp_layernorm),
+        "out_dropout": layer.post_attention_dropout, "ffn_dropout": layer.post_mlp_dropout,
+    }  # fmt: skip
+
+
+def nomic_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """Post-norm, gated."""
+    return [
+        StockLayer(
+            layer, (layer.self_attn, layer.mlp),
+            **attention_of(layer.self_attn), **gated_ffn(layer.mlp), **behind_halves(layer),
+        )
+        for layer in backbone.layers
+    ]  # fmt: skip
+
+
+def gte_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """NomicBERT's with a dropout inside the FFN."""
+    return [
+        StockLayer(
+            layer, (layer.self_attn, layer.mlp), inner_dropout=layer.mlp.dropout,
+            **attention_of(layer.self_attn), **gated_ffn(layer.mlp), **behind_halves(layer),
+        )
+        for layer in backbone.layers
+    ]  # fmt: skip
+
+
+def jina_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """Post-norm, with BERT's FFN."""
+    return [
+        StockLayer(
+            layer, (layer.self_attn, layer.mlp),
+            up=layer.mlp.fc1, activation=layer.mlp.activation_fn, down=layer.mlp.fc2,
+            **attention_of(layer.self_attn), **behind_halves(layer),
+        )
+        for layer in backbone.layers
+    ]  # fmt: skip
+
+
+def eurobert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """Pre-norm, gated, several heads for one of keys and values."""
+    return [
+        StockLayer(
+            layer, (layer.self_attn, layer.mlp), norms=pre_norm(layer.input_layernorm, layer.post_attention_layernorm),
+            **attention_of(layer.self_attn), **gated_ffn(layer.mlp),
+        )
+        for layer in backbone.layers
+    ]  # fmt: skip
+
+
+def modernbert_layer(layer: nn.Module) -> FusedLayer:
+    """Pre-norm, gated, both in fewer and larger linear layers; the first layer's first norm is none."""
+    own, mlp = layer.attn, layer.mlp
+    return FusedLayer(
+        layer, (own, mlp), own, own.head_dim, own.head_dim**-0.5, own.Wqkv, own.Wqkv, own.Wqkv, own.Wo,
+        mlp.Wi, mlp.act, mlp.Wo, pre_norm(layer.attn_norm, layer.mlp_norm), own.attention_dropout, own.out_drop,
+        inner_dropout=mlp.drop, kind=layer.attention_type,
+    )  # fmt: skip
+
+
+def modernbert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+    """One view per layer."""
+    return [modernbert_layer(layer) for layer in backbone.layers]
