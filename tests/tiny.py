@@ -67,7 +67,7 @@ CONFIGS = {
     "modernbert": lambda **changes: ModernBertConfig(**{**SIZES, "local_attention": 8, **changes}),
     "nomic_bert": lambda **changes: NomicBertConfig(**{**SIZES, **changes}),
     "gte": lambda **changes: GteConfig(**{**SIZES, "type_vocab_size": 2, **changes}),
-    "jina_embeddings_v3": lambda **changes: JinaEmbeddingsV3Config(**{**SIZES, **changes}),
+    "jina_embeddings_v3": lambda **changes: JinaEmbeddingsV3Config(**{**SIZES, "type_vocab_size": 2, **changes}),
     "eurobert": lambda **changes: EuroBertConfig(**{**SIZES, "num_key_value_heads": 2, **changes}),
 }  # fmt: skip
 

@@ -13,17 +13,18 @@ In reading order:
 9.  `exit_policy`: criterion, tau, t, m ... of one call; published methods as values.
 10. `adapters`: eq. 1 with its four sub-learners, late prompts, tokens that leave on their own.
 11. `layers`: an encoder's layer with adapters beside its two halves.
-12. `encoder_layer`: what every stock layer does, in four steps, and the context it attends in.
-13. `families`: encoder families, one record each.
-14. `deberta`: DeBERTa's layer, whose scores depend on how far apart two positions are.
-15. `backbones`: what the model needs of its encoder, whatever its family.
-16. `streams`: `predict`, for more rows than fit a batch.
-17. `losses`: a loss for each exit, their sum, and what must learn by it.
-18. `strategies`: which exits learn at a step, with which weights; PEFT.
-19. `configuration_pfberxit`: every knob, its default and its check.
-20. `checkpoints`: the parts of a model, loading and saving.
-21. `persistence`: files of checkpoints and encoders, hashes.
-22. `identity`: encoders compared by their bytes, models by the values they were built from.
-23. `load_options`: options of a load, kinds of checkpoints.
-24. `validation`: checks of single values, tracers, the fields of a policy.
+12. `deberta`: DeBERTa's layer, whose scores depend on how far apart two positions are.
+13. `encoder_layer`: what every stock layer does, in four steps, and the context it attends in.
+14. `rotary`: the families that turn queries and keys by their positions.
+15. `families`: encoder families, one record each.
+16. `backbones`: what the model needs of its encoder, whatever its family.
+17. `streams`: `predict`, for more rows than fit a batch.
+18. `losses`: a loss for each exit, their sum, and what must learn by it.
+19. `strategies`: which exits learn at a step, with which weights; PEFT.
+20. `configuration_pfberxit`: every knob, its default and its check.
+21. `checkpoints`: the parts of a model, loading and saving.
+22. `persistence`: files of checkpoints and encoders, hashes.
+23. `identity`: encoders compared by their bytes, models by the values they were built from.
+24. `load_options`: options of a load, kinds of checkpoints.
+25. `validation`: checks of single values, tracers, the fields of a policy.
 """
