@@ -66,7 +66,7 @@ def pre_norm(attention: nn.Module, ffn: nn.Module) -> Norms:
 class Context(NamedTuple):
     """What attention needs beside queries, keys and values: it depends on the rows, not on the layer's number."""
 
-    mask: Tensor | None = None  # (1 or B, 1 or heads, 1 or n, n) who attends to whom, or what is added; None: all to all
+    mask: Tensor | None = None  # (1 or B, 1 or heads, 1 or n, n) who attends to whom, or a summand; None: all to all
     distances: Tensor | None = None  # (2n + 1,) for -n ... n, its row of the encoder's table, where scores depend on it
     places: Tensor | None = None  # (B, n) of the positions in the text, where they are in another order
     rotary: tuple[Tensor, Tensor] | None = None  # cosines and sines (1 or B, n, d/heads); None: nothing is rotated
