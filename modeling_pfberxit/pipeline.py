@@ -17,6 +17,8 @@ from .model.validation import refuse
 class EarlyExitPipeline(TextClassificationPipeline):
     """Text classification; under a policy its answers come with the `exit_layer` they are from.
 
+    A row that left as unsure has an empty label and no score.
+
     Example:
         >>> pipe = pipeline("text-classification", model=model, tokenizer=tokenizer)
         >>> pipe("where is my parcel", exit_policy={"threshold": 0.3})
@@ -48,6 +50,9 @@ class EarlyExitPipeline(TextClassificationPipeline):
     def postprocess(self, model_outputs: Any, with_layer: bool = False, **options: Any) -> Any:
         """The labels of one row with their scores, as in `transformers`; under a policy also their layer."""
         answers = super().postprocess(model_outputs, **options)
+        if self.exits_early and model_outputs["logits"].isnan().any():  # it left as unsure
+            unsure = {"label": "", "score": None}
+            answers = unsure if isinstance(answers, dict) else [unsure]
         if not with_layer:
             return answers
         layer = {"exit_layer": int(model_outputs["exit_layer"][0])}

@@ -47,6 +47,8 @@ def run(
         print(f"{found.empty:,} rows have no text, and no answer.")
     if found.cut:
         print(f"{found.cut:,} texts are longer than {predictor.max_length} tokens and were cut to that.")
+    if found.unsure:
+        print(f"{found.unsure:,} rows left as unsure: their label is empty, their exit_layer is set.")
     mean = found.layers / max(found.rows - found.empty, 1)
     print(
         f"Wrote {output}: {found.rows:,} rows, {found.rows_a_second:,.0f} a second; "

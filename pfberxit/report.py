@@ -17,9 +17,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(recording: str, policy: str | None, against: str | None, output: str | None) -> None:
     """Print where predictions settle and the scores of classes; under a policy where rows exit, and whether that moved."""
     from modeling_pfberxit.evaluation import recording_report as report
+    from modeling_pfberxit.evaluation.abstaining import as_table, risk_coverage
     from modeling_pfberxit.evaluation.elue_report import read_policy
     from modeling_pfberxit.evaluation.exit_patterns import drift
     from modeling_pfberxit.evaluation.recording import Recording
+    from modeling_pfberxit.evaluation.replay import answered
     from modeling_pfberxit.evaluation.settings import histogram
     from modeling_pfberxit.model.exits import REGRESSION
 
@@ -32,6 +34,10 @@ def run(recording: str, policy: str | None, against: str | None, output: str | N
     groups = {} if asked is None else report.leaving(kept, asked)
     for title, depths in groups.items():
         print(f"\n{title}\n\n{histogram(depths, kept.layers)}")
+    if asked is not None and asked.answer == "abstain":
+        given = answered(kept.replay(asked)[0]).double().mean().item()
+        print(f"\nUnsure, without an answer: {100 * (1 - given):.1f} % of the rows. What other limits do:\n")
+        print(as_table(risk_coverage(kept, asked), kept.layers))
     if before is not None and asked is not None:
         print("\n" + report.drifting(drift(before, kept, asked)))
     if output:

@@ -13,6 +13,7 @@ from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.validation import refuse
 from .calibration import agreement
 from .recording import Recording
+from .replay import answered
 
 # ---- overthinking ---------------------------------------------------------------------------------------------------
 
@@ -56,8 +57,8 @@ def correct(recording: Recording, tolerance: float = 0.5, logits: Tensor | None 
     if recording.problem_type == REGRESSION:
         return ((logits - labels.reshape(len(labels), 1, -1)).abs() <= tolerance).all(-1)
     if recording.problem_type == MULTI_LABEL:
-        return ((logits > 0) == (labels[:, None] > 0.5)).all(-1)
-    return logits.argmax(-1) == labels[:, None]
+        return answered(logits) & ((logits > 0) == (labels[:, None] > 0.5)).all(-1)
+    return answered(logits) & (logits.argmax(-1) == labels[:, None])
 
 
 def settled_depth(recording: Recording, tolerance: float = 0.5) -> Tensor:

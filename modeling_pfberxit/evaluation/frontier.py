@@ -21,7 +21,7 @@ from ..model.validation import refuse
 from .elue import pareto
 from .macs import depth_macs
 from .recording import Recording
-from .replay import score_key
+from .replay import answered, score_key
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Point:
         saved: the share of layers that was not.
         macs: multiply-adds relative to full depth, mean over rows; None where the encoder's shape is not known.
         low, high: the 95 % bootstrap interval of the score over rows, where it was computed.
+        unsure: the share of the rows that left without an answer; the score is of the others.
     """
 
     policy: ExitPolicy
@@ -42,6 +43,7 @@ class Point:
     macs: float | None = None
     low: float | None = None
     high: float | None = None
+    unsure: float = 0.0
 
     @property
     def speed_up(self) -> float:
@@ -71,8 +73,8 @@ def measured(
         cost = None
         if prices is not None:
             cost = (prices.gather(1, layers[:, None]).sum() / prices[:, -1].sum()).item()
-        value = weighted_scores(metric, [answers.numpy()], labels, once).item()
-        points.append(Point(policy, value, mean, 1 - mean / recording.layers, cost))
+        value, unsure = score_of_answered(metric, answers, labels, once).item(), (~answered(answers)).double().mean()
+        points.append(Point(policy, value, mean, 1 - mean / recording.layers, cost, unsure=unsure.item()))
     return points
 
 
@@ -102,9 +104,17 @@ def resampled_scores(
     """The points' scores on rows drawn anew with replacement, the same rows for all of them, (resamples, points)."""
     labels, found = recording.known_labels.numpy(), []
     for weights in drawn_weights(len(labels), resamples, seed):
-        answers = (recording.replay(point.policy)[0].numpy() for point in points)  # one at a time in memory
-        found.append(weighted_scores(metric, answers, labels, weights))
+        answers = (recording.replay(point.policy)[0] for point in points)  # one at a time in memory
+        found.append(np.hstack([score_of_answered(metric, each, labels, weights) for each in answers]))
     return np.concatenate(found)
+
+
+def score_of_answered(metric: str, answers: Tensor, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The score of the rows that did not leave as unsure, logits (N, C), for how often each counts (N, R) -> (R, 1)."""
+    given = answered(answers)
+    if not given.any():
+        return np.zeros((weights.shape[1], 1))
+    return weighted_scores(metric, [answers.nan_to_num().numpy()], labels, weights * given[:, None].numpy())
 
 
 def drawn_weights(rows: int, resamples: int, seed: int, at_once: int = 1_000_000) -> Iterator[np.ndarray]:

@@ -23,6 +23,7 @@ from ..model.modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxi
 from ..model.streams import WINDOW
 from ..model.validation import whole
 from .recording import provenance
+from .replay import answered
 
 ANSWER = ("label", "score", "exit_layer")
 
@@ -34,6 +35,7 @@ class Totals:
     Args:
         rows: answered in this run; `before`: in former ones, which it went on with.
         empty: rows without a text, whose answers are empty; `cut`: texts that were longer than what is read of them.
+        unsure: rows that left without an answer, where the policy lets them.
         layers: executed, over all answered rows.
     """
 
@@ -41,6 +43,7 @@ class Totals:
     rows: int = 0
     empty: int = 0
     cut: int = 0
+    unsure: int = 0
     layers: int = 0
     started: float = field(default_factory=time.perf_counter)
 
@@ -107,6 +110,7 @@ class Predictor:
         totals.cut += sum(tokens.pop(CUT))
         encoded = [dict(zip(tokens, row)) for row in zip(*tokens.values())]
         output = self.model.predict(encoded, self.policy, self.batch_size, progress=False)
+        totals.unsure += int((~answered(output.logits)).sum())
         for number, answer in zip(full, in_words(self.model, output)):
             found[number] = answer
             totals.layers += answer[2]
@@ -117,8 +121,14 @@ def in_words(model: PFBerxitForSequenceClassification, output: PFBerxitOutput) -
     """Label, score and exit layer of every row.
 
     One label: its name and probability. Several: their names, joined, and the probability of the least certain
-    decision. A value: the value, and no score.
+    decision. A value: the value, and no score. A row that left as unsure: neither.
     """
+    given = answered(output.logits).tolist()
+    return [found if has else ("", None, found[2]) for has, found in zip(given, worded(model, output))]
+
+
+def worded(model: PFBerxitForSequenceClassification, output: PFBerxitOutput) -> list[tuple[str | float, Any, int]]:
+    """`in_words` of rows that all have an answer."""
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     problem_type, logits = problem_type_of(model.config), output.logits.float()
     layers = output.exit_layer.tolist()

@@ -3,6 +3,7 @@
 The same functions that run online are fed with the recorded logits, so the answers and depths are the same.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,8 +15,8 @@ from torch import Tensor
 from ..model.criteria import rule_of
 from ..model.exit_policy import ExitPolicy
 from ..model.exits import MULTI_LABEL, REGRESSION, Evidence
-from ..model.steps import decide, labels_of, score_of
-from ..model.validation import read_by, refuse
+from ..model.steps import decide, labels_of, score_of, unsure
+from ..model.validation import ABSTAIN, read_by, refuse
 from .history import History
 
 
@@ -73,25 +74,41 @@ class Scores:
 
     def decide(self, policy: ExitPolicy, exit_depths: list[int]) -> tuple[Tensor, Tensor]:
         """The answers (N, C) and executed layers (N,): `decide` at one exit after the other, as online."""
-        logits, counts = self.history.evidence.logits, []
+        logits, counts, quits = self.history.evidence.logits, [], []
         if not policy.is_active(self.history.problem_type):
             return logits[:, -1], torch.full((len(logits),), exit_depths[-1])
         remaining, at = torch.ones(len(logits), dtype=torch.bool), torch.zeros(len(logits), dtype=torch.int16)
-        for fire, count in self.fires(policy, exit_depths):
+        for number, (fire, count) in enumerate(self.fires(policy, exit_depths)):
+            if policy.answer == ABSTAIN:
+                quits.append(self._unsure_at(number, policy, exit_depths[number]) & ~fire)
+                fire = fire | quits[-1]
             counts.append(count)
             remaining = remaining & ~fire
             at += remaining
         at = at.long().clamp(max=len(self.exits) - 1)
         layers, rows = torch.tensor(exit_depths)[at], torch.arange(len(at))
+        answers = self._answers_at(policy, at, remaining, counts)
+        if quits:
+            answers = answers.masked_fill(torch.stack(quits, dim=1)[rows, at, None], math.nan)
+        return answers, layers
+
+    def _answers_at(self, policy: ExitPolicy, at: Tensor, remaining: Tensor, counts: list[Tensor]) -> Tensor:
+        """The logits (N, C) of rows that exit `at` (N,) or, where they are `remaining`, nowhere."""
+        rows = torch.arange(len(at))
         if self.rule.own(policy):
-            return logits[rows, at], layers
+            return self.history.evidence.logits[rows, at]
         if "patience" in read_by(self.rule.answer, policy):
-            return self._counted(policy, at, counts), layers
+            return self._counted(policy, at, counts)
         if self._answers is None:  # an exit's answer depends on whether it fires, not on the threshold behind that
             each = [self._answer_of(policy, number, fired=True) for number in range(len(self.exits))]
             self._answers = torch.stack(each, dim=1), self._answer_of(policy, len(self.exits) - 1, fired=False)
         exited, at_the_end = self._answers
-        return torch.where(remaining[:, None], at_the_end, exited[rows, at]), layers
+        return torch.where(remaining[:, None], at_the_end, exited[rows, at])
+
+    def _unsure_at(self, number: int, policy: ExitPolicy, depth: int) -> Tensor:
+        """Which rows leave one exit as unsure, if they have come so far and it does not let them answer, (N,)."""
+        state = self.history.state(number, policy.window)
+        return unsure(self.history.now[number], state, policy, torch.tensor(depth))
 
     def fires(self, policy: ExitPolicy, exit_depths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each exit, whether each row fires there, had none exited before, and its counter, (N,) both."""
@@ -134,9 +151,18 @@ class Scores:
 
 
 def same_answers(logits: Tensor, others: Tensor, problem_type: str, tolerance: float) -> Tensor:
-    """Whether logits (..., C) give the same prediction, (...): equal labels, or values within the tolerance."""
+    """Whether logits (..., C) give the same prediction, (...): equal labels, or values within the tolerance.
+
+    An answer that was not given is none that was.
+    """
+    alike = answered(logits) == answered(others)
     if problem_type == REGRESSION:
-        return ((logits - others).abs() <= tolerance).all(-1)
+        return alike & ((logits - others).abs() <= tolerance).all(-1)
     if problem_type == MULTI_LABEL:
-        return ((logits > 0) == (others > 0)).all(-1)
-    return logits.argmax(-1) == others.argmax(-1)
+        return alike & ((logits > 0) == (others > 0)).all(-1)
+    return alike & (logits.argmax(-1) == others.argmax(-1))
+
+
+def answered(logits: Tensor) -> Tensor:
+    """Which rows have an answer, logits (..., C) -> (...); those that left as unsure have not."""
+    return ~logits.isnan().any(-1)

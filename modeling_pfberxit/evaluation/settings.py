@@ -27,6 +27,7 @@ class Setting:
     Args:
         depths: (N,) layers executed for each row.
         milliseconds: per row, by batch size.
+        unsure: the share of the rows that left without an answer; the score is of the others.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Setting:
     depths: np.ndarray
     layers: int
     milliseconds: dict[int, float]
+    unsure: float = 0.0
 
     @property
     def saved(self) -> float:
@@ -85,21 +87,32 @@ def measure(
     settings = []
     for name, policy in policies.items():
         logits, depths = predict(model, whole, policy)
-        value = score(task.metric, logits, np.asarray(rows["labels"]))
-        settings.append(Setting(name, policy, value, depths, len(model.depths), milliseconds[name]))
+        given = ~np.isnan(logits).any(1)
+        value = score(task.metric, logits[given], np.asarray(rows["labels"])[given]) if given.any() else 0.0
+        unsure = 1 - float(given.mean())
+        settings.append(Setting(name, policy, value, depths, len(model.depths), milliseconds[name], unsure))
     return settings
 
 
 def as_table(settings: list[Setting], metric: str) -> str:
     """A Markdown table with a line per setting."""
     sizes = list(settings[0].milliseconds)
-    titles = ["setting", metric, "mean depth", "layers saved", *(f"ms/row, batch {size}" for size in sizes)]
+    some_unsure = any(each.unsure for each in settings)
+    titles = [
+        "setting",
+        metric,
+        "mean depth",
+        "layers saved",
+        *(["unsure"] if some_unsure else []),
+        *(f"ms/row, batch {size}" for size in sizes),
+    ]
     rows = [
         [
             each.name,
             f"{each.score:.3f}",
             f"{each.depths.mean():.2f} of {each.layers}",
             f"{100 * each.saved:.0f} %",
+            *([f"{100 * each.unsure:.1f} %"] if some_unsure else []),
             *(f"{each.milliseconds[size]:.2f}" for size in sizes),
         ]
         for each in settings

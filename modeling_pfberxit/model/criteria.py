@@ -51,7 +51,7 @@ from .scores import (
     score_window,
     surest_answer,
 )
-from .validation import NAMES, PolicyFields, declared, read_by, refuse
+from .validation import ABSTAIN, NAMES, PolicyFields, declared, read_by, refuse
 
 
 def at_once(policy: PolicyFields) -> int:
@@ -126,12 +126,13 @@ class Criterion(NamedTuple):
     def reads(self, policy: PolicyFields) -> tuple[str, ...]:
         """The fields that make a difference under this policy, in their order."""
         read = {"min_layer", *(name for part in self[1:4] for name in read_by(part, policy))}
+        read |= {"window", "normalize", "answer", "unsure_below"} if policy.answer == ABSTAIN else set()
         return tuple(name for name in NAMES if name in read)
 
     def scored_by(self, policy: PolicyFields) -> tuple[str, ...]:
         """The fields that scores and answers may depend on: all but those that the decision alone declares."""
         shared = {name for part in (self.score, self.answer) for name in read_by(part, policy)}
-        decided = {"min_layer", *read_by(self.decide, policy)} - shared
+        decided = {"min_layer", "answer", "unsure_below", *read_by(self.decide, policy)} - shared
         return tuple(name for name in NAMES if name not in decided)
 
     def needs_threshold(self, problem_type: str) -> bool:
@@ -140,7 +141,16 @@ class Criterion(NamedTuple):
 
     def looks_back(self, policy: PolicyFields, exits: int) -> bool:
         """Whether it needs the evidence of exits at which no row may exit."""
-        return self.memory(policy, exits) > 0 or "patience" in declared(self.decide)
+        return self.remembered(policy, exits) > 0 or "patience" in declared(self.decide)
+
+    def remembered(self, policy: PolicyFields, exits: int) -> int:
+        """How many earlier exits the rule or its abstaining looks back on."""
+        return max(self.memory(policy, exits), policy.window - 1 if policy.answer == ABSTAIN else 0)
+
+    def first_exit(self, policy: PolicyFields) -> int:
+        """The number of the first exit at which rows may leave, with an answer or as unsure."""
+        earliest = self.earliest(policy)
+        return min(earliest, policy.window) if policy.answer == ABSTAIN else earliest
 
     @property
     def leaves_above(self) -> bool:
@@ -241,6 +251,10 @@ def check_fit(policy: PolicyFields, exit_depths: list[int], problem_type: str) -
             "exit_criterion",
             policy.criterion,
             f"a rule for {problem_type}: {', '.join(able(problem_type, EMITTED_BY))}",
+        )
+    if policy.answer == ABSTAIN and (problem_type == REGRESSION or rule.floor(policy) != policy.min_layer):
+        refuse(
+            "exit_answer", ABSTAIN, f"label for values, and with {policy.criterion} where all rows answer at a layer"
         )
     for name in ("patience", "window"):
         if name in read and getattr(policy, name) > exits:

@@ -11,7 +11,22 @@ from typing import Any, NamedTuple
 from .criteria import CRITERIA, ENSEMBLES, STATIC, check_evidence, check_fit, numbered, rule_of
 from .exits import DIVERGENCE_ALIASES, DIVERGENCES
 from .scores import WINDOW_RULES
-from .validation import Check, PolicyFields, by_label, each, either, entry_of, flag, optional, real, refuse, whole
+from .validation import (
+    ABSTAIN,
+    ANSWERS,
+    Check,
+    PolicyFields,
+    by_label,
+    each,
+    either,
+    entry_of,
+    flag,
+    one_of,
+    optional,
+    real,
+    refuse,
+    whole,
+)
 
 
 class Field(NamedTuple):
@@ -54,6 +69,8 @@ FIELDS = {
     "ensemble": Field(entry_of(ENSEMBLES), lambda kind: f", ensemble {kind}" if ENSEMBLES[kind].members else ""),
     "distance_weight": Field(real(0.0), ", distance weight {:g}"),
     "label_thresholds": Field(optional(by_label), labels_in_words),
+    "answer": Field(one_of(*ANSWERS), lambda answer: ", unsure" if answer == ABSTAIN else ""),
+    "unsure_below": Field(real(0.0, 1.0), " below {:g}"),
 }
 POLICY_CHECKS: dict[str, Check] = {name: field.check for name, field in FIELDS.items()}
 
@@ -81,6 +98,9 @@ class ExitPolicy(PolicyFields):
         label_thresholds: tau for the labels, by name or number, that an exit would answer with: {"attack": None} never
             leaves early as an attack. Of several labels each is scored on its own, and all must be on tau's side; the
             labels that a row would not get, and those not named, by `threshold`.
+        answer: `label`, or `abstain`: a row that the rule keeps leaves as unsure where its largest probability, of the
+            least sure label, was below `unsure_below` at each of the last m exits. Its logits are NaN, its label empty.
+        unsure_below: on the scale of `normalize`.
 
     Raises:
         ValueError: a value that can never be right; what does not fit a model is refused when a call uses it.

@@ -321,7 +321,7 @@ class Loop(Encoding):
             return True
         if depth not in self.exit_depths or depth < self.policy.floor:
             return False
-        return self.exit_depths.index(depth) + 1 >= rule_of(self.policy).earliest(self.policy)
+        return self.exit_depths.index(depth) + 1 >= rule_of(self.policy).first_exit(self.policy)
 
     def exit_rows(self, rows: Rows, fire: Tensor, logits: Tensor) -> Tensor | None:
         """Record the rows that exit now; the numbers of the rows to go on with, None: all of them."""

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from .criteria import rule_of
-from .exits import MULTI_LABEL, Evidence, ExitState, predictions
-from .validation import PolicyFields
+from .exits import MULTI_LABEL, Evidence, ExitState, confidence, predictions
+from .validation import ABSTAIN, PolicyFields
 
 
 def start(
     rows: int, num_labels: int, policy: PolicyFields, exits: int, problem_type: str, device: torch.device
 ) -> ExitState:
     """The state before the first of `exits` exits, with room for what the policy's criterion looks back on."""
-    memory = rule_of(policy).memory(policy, exits)
+    memory = rule_of(policy).remembered(policy, exits)
     state = ExitState.start(rows, num_labels, max(memory, 1), problem_type, device)
     if one_by_one(policy, problem_type):
         state.count = state.count[:, None].repeat(1, num_labels)
@@ -34,15 +34,24 @@ def step(evidence: Evidence, state: ExitState, policy: PolicyFields, depth: Tens
         depth: (B,) each row's layer, 1-based.
 
     Returns:
-        Which rows may exit here, (B,), and the logits they answer with, (B, C); at the last exit those of all rows. A
-        row whose logits are NaN never fires.
+        Which rows may exit here, (B,), and the logits they answer with, (B, C), NaN where they leave as unsure; at the
+        last exit those of all rows. A row whose logits are NaN never fires.
     """
     rule, now = rule_of(policy), predictions(evidence.logits, state.problem_type)
     score, labels = score_of(now, evidence, state, policy), labels_of(now, evidence, state, policy)
     fire = decide(score, labels, state, policy, depth) & (depth >= policy.min_layer)
     answer = rule.answer(fire, now, evidence, state, policy)
+    if policy.answer == ABSTAIN:
+        quits = unsure(now, state, policy, depth) & ~fire
+        fire, answer = fire | quits, answer.masked_fill(quits[:, None], math.nan)
     state.remember(now)
     return fire, answer
+
+
+def unsure(now: Tensor, state: ExitState, policy: PolicyFields, depth: Tensor) -> Tensor:
+    """Which rows' largest probability was too small at this and the m - 1 exits before, (B,)."""
+    likely = confidence(state.with_newest(now)[:, : policy.window], policy.normalize)  # (B, m), NaN: there was none
+    return (likely < policy.unsure_below).all(1) & (depth >= policy.min_layer)
 
 
 def chance(state: ExitState, policy: PolicyFields, depth: Tensor, exits: int) -> Tensor:
@@ -56,7 +65,7 @@ def chance(state: ExitState, policy: PolicyFields, depth: Tensor, exits: int) ->
     state = replace(state, count=state.count.reshape(rows, -1).amin(1), label=None)  # the label is not known yet
     lowest = state.past.new_full((rows, memory) if rule.each_exit else (rows,), -math.inf)
     low, high = (rule.decide(score, replace(state), policy, depth) for score in (lowest, -lowest))
-    able = (depth >= policy.min_layer) & (state.seen + 1 >= rule.earliest(policy))
+    able = (depth >= policy.min_layer) & (state.seen + 1 >= rule.first_exit(policy))
     likely = torch.where(state.count > 0, 0.5, 1 / (exits - state.seen).clamp(min=2))
     return torch.where(low & high, 1.0, likely) * (able & (low | high))
 

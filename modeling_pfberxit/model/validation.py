@@ -212,8 +212,12 @@ class PolicyFields:
     ensemble: str = "none"
     distance_weight: float = 1.0
     label_thresholds: Any = None  # pairs of a label and its threshold, or None
+    answer: str = "label"
+    unsure_below: float = 0.6
 
 
+ABSTAIN = "abstain"  # the `answer` under which rows may leave as unsure
+ANSWERS = ("label", ABSTAIN)
 NAMES = tuple(field.name for field in fields(PolicyFields))
 
 
