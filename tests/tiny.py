@@ -72,6 +72,10 @@ CONFIGS = {
 }  # fmt: skip
 
 
+# Drawn as `transformers` draws them, masks and rotations would change their states by less than rounding.
+PLAIN_AT_FIRST = ("mpnet", "modernbert", "nomic_bert", "gte", "jina_embeddings_v3", "eurobert")
+
+
 def tiny_config(family: str = "bert", **changes) -> PreTrainedConfig:
     """A six-layer encoder of 32 dimensions (`albert-groups`: twelve executed layers)."""
     return CONFIGS[family](**changes)
@@ -94,9 +98,19 @@ def tiny_model(family: str = "bert", seed: int = 0, liven: bool = True, **knobs)
     knobs = {"adapter_dim": 8, "adapter_num_heads": 2, **knobs}
     changes = knobs.pop("backbone_changes", {})
     model = PFBerxitForSequenceClassification.from_backbone(tiny_config(family, **changes), **knobs)
+    if family in PLAIN_AT_FIRST:
+        awaken(model.backbone)
     if liven:
         enliven(model)
     return model.eval()
+
+
+@torch.no_grad()
+def awaken(encoder: PreTrainedModel) -> None:
+    """Weights large enough for what attends to what to be seen in the states, as after pretraining."""
+    for name, parameter in encoder.named_parameters():
+        if parameter.dim() == 2 and "embed" not in name:
+            parameter.normal_(0.0, 0.25)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def modernbert_context(backbone: PreTrainedModel, rows: Places, kind: str) -> Co
     width, longest = backbone.config.sliding_window, rows.hidden_states.shape[1]
     if kind == FULL or (not is_recorded(rows.hidden_states) and longest <= width + 1):
         return padding_alone(backbone, rows)._replace(rotary=rotary)
-    return Context(local_mask(rows, width, backbone.config._attn_implementation), rotary)
+    return Context(mask=local_mask(rows, width, backbone.config._attn_implementation), rotary=rotary)
 
 
 def local_mask(rows: Places, width: int, implementation: str) -> Tensor:
