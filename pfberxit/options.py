@@ -18,7 +18,7 @@ class ColumnOption(Action):
 FORMS = "a file (csv, tsv, json, jsonl, parquet, txt), a folder, a glob, - for stdin, or a Hub id"
 
 
-def add_data(parser: ArgumentParser, default: str = "support_desk") -> None:
+def add_data(parser: ArgumentParser, default: str = "support_desk", labels: bool = True) -> None:
     """The data set, and its columns where their meaning is not certain."""
     parser.add_argument(
         "--dataset",
@@ -26,7 +26,7 @@ def add_data(parser: ArgumentParser, default: str = "support_desk") -> None:
         help=f"{FORMS} (default: %(default)s); without a split to evaluate on, a fifth of the rows, drawn with seed 0, "
         "is held out as validation",
     )
-    add_columns(parser)
+    (add_columns if labels else add_text_columns)(parser)
 
 
 def add_columns(parser: ArgumentParser) -> None:

@@ -15,7 +15,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(recording: str, policy: str | None, against: str | None, output: str | None) -> None:
-    """Print where predictions settle and the scores of classes; under a policy where rows exit, and whether that moved."""
+    """Print where predictions settle, scores of classes, and under a policy where rows exit and if that drifted."""
     from modeling_pfberxit.evaluation import recording_report as report
     from modeling_pfberxit.evaluation.abstaining import as_table, risk_coverage
     from modeling_pfberxit.evaluation.elue_report import read_policy

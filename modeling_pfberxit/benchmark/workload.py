@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..evaluation.frontier import settings_for
 from ..evaluation.recording import Recording
 from ..model.exit_policy import ExitPolicy
 from ..model.exits import SINGLE_LABEL, Evidence
-from ..model.streams import sorted_batches
+from ..model.streams import pad_rows, sorted_batches
 from ..model.validation import refuse
 
 
@@ -42,10 +41,7 @@ class Workload:
         """All rows, sorted by length, on a device."""
         rows, batches = ({"input_ids": row} for row in self.rows), []
         for batch, numbers in sorted_batches(rows, self.size, lambda length: self.size):
-            ids = [row["input_ids"] for row in batch]
-            columns = {"input_ids": ids, "attention_mask": [torch.ones_like(row) for row in ids]}
-            padded = {name: pad_sequence(values, batch_first=True).to(device) for name, values in columns.items()}
-            batches.append(Batch(numbers, padded))
+            batches.append(Batch(numbers, pad_rows(batch, 0, device)))
         return batches
 
     def policy(self, saved: float, patience: int = 1) -> tuple[ExitPolicy, Tensor]:

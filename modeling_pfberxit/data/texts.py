@@ -84,7 +84,7 @@ def choose_split(data: DatasetDict, split: str | None) -> tuple[str, Dataset]:
         return split, concatenate_datasets(list(data.values()))
     if split is None and len(data) == 1:
         split = next(iter(data))
-    if split not in data:
+    if split is None or split not in data:
         refuse("split", split, f"one of {', '.join(data)}, or all")
     return split, data[split]
 
@@ -102,6 +102,7 @@ def is_text(value: Any) -> bool:
 # ---- tokens ----------------------------------------------------------------------------------------------------------
 
 
+NO_LIMIT = 1 << 20  # tokens; tokenizers and encoders that state no limit take more than any text has
 CUT = "cut"  # beside the tokens: whether the row's texts were longer
 
 
@@ -138,7 +139,7 @@ def report_cut(cut: int, rows: int, max_length: int) -> None:
         logger.warning(f"{cut} of {rows} texts are longer than {max_length} tokens and were cut to that.")
 
 
-def length_of(tokenizer: PreTrainedTokenizerBase, longest: int, asked: int | None = None) -> int:
+def length_of(tokenizer: PreTrainedTokenizerBase, longest: float, asked: int | None = None) -> int:
     """How many tokens of a text are read: as asked for, or what the tokenizer was saved with; never above `longest`.
 
     Raises:
@@ -146,4 +147,4 @@ def length_of(tokenizer: PreTrainedTokenizerBase, longest: int, asked: int | Non
     """
     if asked is not None and not 3 <= asked <= longest:
         refuse("max_length", asked, f"between 3 and {longest}, what the encoder takes")
-    return min(longest, asked or tokenizer.model_max_length)
+    return int(min(longest, asked or tokenizer.model_max_length, NO_LIMIT))

@@ -19,7 +19,7 @@ from ..data.texts import CUT, has_texts, tokenise
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.losses import problem_type_of
-from ..model.modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.streams import WINDOW
 from ..model.validation import whole
 from .recording import provenance
@@ -100,7 +100,7 @@ class Predictor:
 
     def answers(self, rows: Sequence[Row], names: Sequence[str], totals: Totals) -> list[tuple]:
         """Label, score and exit layer of each row; of one without a text none."""
-        columns = {name: [row.get(name) for row in rows] for name in names}
+        columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in names}
         full = [number for number, kept in enumerate(has_texts(columns, names)) if kept]
         found: list[tuple] = [(None,) * len(ANSWER)] * len(rows)
         totals.rows, totals.empty = totals.rows + len(rows), totals.empty + len(rows) - len(full)
@@ -109,29 +109,32 @@ class Predictor:
         tokens = tokenise(self.tokenizer, [[columns[name][i] for i in full] for name in names], self.max_length)
         totals.cut += sum(tokens.pop(CUT))
         encoded = [dict(zip(tokens, row)) for row in zip(*tokens.values())]
-        output = self.model.predict(encoded, self.policy, self.batch_size, progress=False)
+        output: Any = self.model.predict(encoded, self.policy, self.batch_size, progress=False)
         totals.unsure += int((~answered(output.logits)).sum())
-        for number, answer in zip(full, in_words(self.model, output)):
+        for number, answer in zip(full, in_words(self.model, output.logits.float(), output.exit_layer.tolist())):
             found[number] = answer
             totals.layers += answer[2]
         return found
 
 
-def in_words(model: PFBerxitForSequenceClassification, output: PFBerxitOutput) -> list[tuple[str | float, Any, int]]:
-    """Label, score and exit layer of every row.
+def in_words(
+    model: PFBerxitForSequenceClassification, logits: Tensor, layers: list[int]
+) -> list[tuple[str | float, Any, int]]:
+    """Label, score and exit layer of every row, from logits (N, C) and executed layers.
 
     One label: its name and probability. Several: their names, joined, and the probability of the least certain
     decision. A value: the value, and no score. A row that left as unsure: neither.
     """
-    given = answered(output.logits).tolist()
-    return [found if has else ("", None, found[2]) for has, found in zip(given, worded(model, output))]
+    given = answered(logits).tolist()
+    return [found if has else ("", None, found[2]) for has, found in zip(given, worded(model, logits, layers))]
 
 
-def worded(model: PFBerxitForSequenceClassification, output: PFBerxitOutput) -> list[tuple[str | float, Any, int]]:
+def worded(
+    model: PFBerxitForSequenceClassification, logits: Tensor, layers: list[int]
+) -> list[tuple[str | float, Any, int]]:
     """`in_words` of rows that all have an answer."""
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    problem_type, logits = problem_type_of(model.config), output.logits.float()
-    layers = output.exit_layer.tolist()
+    problem_type = problem_type_of(model.config)
     if problem_type == REGRESSION:
         return [(joined_values(row), None, layer) for row, layer in zip(logits.tolist(), layers)]
     if problem_type == MULTI_LABEL:

@@ -19,7 +19,6 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from ..model.criteria import numbered
@@ -28,6 +27,7 @@ from ..model.exits import Evidence
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing
+from ..model.streams import as_row, pad_rows
 from ..model.validation import refuse
 from .replay import ScoreBook
 
@@ -127,11 +127,12 @@ def record(
         source: facts of the data to keep, such as `dataset="nyu-mll/glue", config="sst2", split="train"`.
     """
     model.eval()
-    parts, order = [], None
+    parts, order, total = [], None, None
     if isinstance(rows, Dataset):
         order = torch.tensor([len(ids) for ids in rows["input_ids"]]).argsort(descending=True, stable=True)
+        total = -(-len(rows) // batch_size)
         rows = padded_batches(rows, order, batch_size, model.config.pad_token_id or 0)
-    for batch in rows:
+    for batch in tqdm(rows, desc="Recording", leave=False, disable=None, total=total):
         labels = batch.pop("labels", None)
         batch = {name: values.to(model.device) for name, values in batch.items()}
         output = model(**batch, exit_policy=FULL_DEPTH)
@@ -150,19 +151,13 @@ def record(
 
 
 def padded_batches(rows: Dataset, order: Tensor, size: int, pad: int) -> Iterator[dict[str, Tensor]]:
-    """Batches of rows of similar length, longest first, padded on the right."""
-    columns = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in rows.column_names]
-    for numbers in tqdm(order.split(size), desc="Recording", leave=False, disable=None):
+    """Batches of encoded rows by their numbers, (N,), `size` of them each, with `labels` where rows have them."""
+    for numbers in order.split(size):
         part = rows.select(numbers.tolist())
-        batch = {name: padded(part[name], pad if name == "input_ids" else 0) for name in columns}
+        batch = pad_rows([as_row("row", row) for row in part], pad)
         if "labels" in rows.column_names:
             batch["labels"] = torch.tensor(part["labels"])
         yield batch
-
-
-def padded(values: list[list[int]], fill: int) -> Tensor:
-    """Lists of different lengths as one tensor, filled up on the right."""
-    return pad_sequence([torch.tensor(row) for row in values], batch_first=True, padding_value=fill)
 
 
 def provenance(model: PFBerxitForSequenceClassification) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import torch
 from datasets import Dataset
 from scipy.stats import bootstrap
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ..data.metrics import score
 from ..data.tasks import Task
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from .recording import padded_batches
 from .tables import table
 from .timing import interleaved
 
@@ -44,13 +44,10 @@ class Setting:
         return 1 - float(self.depths.mean()) / self.layers
 
 
-def batches(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, device: torch.device
-) -> list[dict[str, Tensor]]:
-    """The rows in their order, padded to the longest of each batch, without labels."""
-    rows = rows.remove_columns("labels")
-    parts = (rows[start : start + size] for start in range(0, len(rows), size))
-    return [dict(tokenizer.pad(part, return_tensors="pt").to(device)) for part in parts]
+def batches(rows: Dataset, model: PFBerxitForSequenceClassification, size: int) -> list[dict[str, Tensor]]:
+    """The rows in their order, padded to the longest of each batch, without labels, where the model is."""
+    found = padded_batches(rows.remove_columns("labels"), torch.arange(len(rows)), size, model.config.pad_token_id or 0)
+    return [{name: values.to(model.device) for name, values in batch.items()} for batch in found]
 
 
 @torch.inference_mode()
@@ -67,7 +64,6 @@ def measure(
     model: PFBerxitForSequenceClassification,
     task: Task,
     rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
     policies: dict[str, ExitPolicy],
     batch_sizes: Sequence[int] = (1, 32),
     timed_rows: int = 96,
@@ -76,11 +72,11 @@ def measure(
     """Score, depth and time of each policy, full depth first; times are taken in turn on the first `timed_rows`."""
     model.eval()
     policies = {"full depth": FULL_DEPTH, **policies}
-    whole = batches(rows, tokenizer, 32, model.device)
+    whole = batches(rows, model, 32)
     timed = rows.select(range(min(timed_rows, len(rows))))
     milliseconds: dict[str, dict[int, float]] = {name: {} for name in policies}
     for size in batch_sizes:
-        parts = batches(timed, tokenizer, size, model.device)
+        parts = batches(timed, model, size)
         calls = [partial(predict, model, parts, policy) for policy in policies.values()]
         for name, times in zip(policies, interleaved(calls, repeats, warmups=1)):
             milliseconds[name][size] = 1000 * median(times) / len(timed)

@@ -9,7 +9,7 @@ a batch is not decided here but in `loop`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from itertools import count, islice
 from typing import Any
@@ -104,6 +104,21 @@ def unmasked(name: str, mask: Tensor) -> slice:
     return slice(places[0], places[-1] + 1)
 
 
+def pad_rows(
+    rows: Sequence[dict[str, Tensor]], pad: int, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
+    """Rows of `as_row` as one batch, padded on the right: ids, mask and, if any has them, types of tokens, (B, n)."""
+    ids = [row["input_ids"] for row in rows]
+    columns = {"input_ids": ids, "attention_mask": [torch.ones_like(each) for each in ids]}
+    if any("token_type_ids" in row for row in rows):
+        columns["token_type_ids"] = [row.get("token_type_ids", torch.zeros_like(row["input_ids"])) for row in rows]
+    fill = {"input_ids": pad}
+    return {
+        name: pad_sequence(values, batch_first=True, padding_value=fill.get(name, 0)).to(device)
+        for name, values in columns.items()
+    }
+
+
 def sorted_batches(
     rows: Iterator[dict[str, Tensor]], size: int, room: Callable[[int], int]
 ) -> Iterator[tuple[list[dict[str, Tensor]], Tensor]]:
@@ -155,14 +170,10 @@ class Stream:
     @torch.inference_mode()
     def admit(self, rows: list[dict[str, Tensor]], index: Tensor) -> None:
         """Queue new rows in front of the first layer."""
-        device, pad = self.model.device, self.model.config.pad_token_id or 0
-        ids = pad_sequence([row["input_ids"] for row in rows], batch_first=True, padding_value=pad).to(device)
-        mask = pad_sequence([torch.ones_like(row["input_ids"]) for row in rows], batch_first=True).to(device)
-        types = None
-        if any("token_type_ids" in row for row in rows):
-            given = [row.get("token_type_ids", torch.zeros_like(row["input_ids"])) for row in rows]
-            types = pad_sequence(given, batch_first=True).to(device)
-        table, encoder = self.model.token_exits, self.model.backbone
+        device, encoder = self.model.device, self.model.backbone
+        padded = pad_rows(rows, self.model.config.pad_token_id or 0, device)
+        ids, mask, types = (padded.get(name) for name in ("input_ids", "attention_mask", "token_type_ids"))
+        table = self.model.token_exits
         leave = None if table is None else table(ids, mask)
         batch = Rows.start(encoder, embed(encoder, ids, types), mask, leave, index.to(device))
         batch.state = self.loop.new_state(batch)

@@ -60,7 +60,7 @@ def quickstart(
 
     model.eval()
     policies = choose_policies(model, record(model, chosen_on))
-    settings = measure(model, task, evaluation, tokenizer, policies)
+    settings = measure(model, task, evaluation, policies)
     say("\n" + as_table(settings, task.metric) + "\n")
     for name, policy in policies.items():
         say(f"{name}: {describe(policy)}")

@@ -19,12 +19,12 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..evaluation.recording import padded
 from ..model.adapters import PLACEMENTS
 from ..model.exit_policy import FULL_DEPTH
 from ..model.heads import POOLINGS
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing
+from ..model.streams import as_row, pad_rows
 from ..model.validation import refuse
 
 POOLING = "both"  # first token, then mean: what is kept of every row and layer
@@ -79,7 +79,6 @@ class Pass:
         self.model, self.rows, self.folder = model.eval(), rows, Path(folder)
         self.lengths = torch.tensor([len(ids) for ids in rows["input_ids"]])
         self.batches = list(batches_of(self.lengths, self.room))
-        self.columns = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in rows.column_names]
         self.key = fingerprint(model, rows, len(self.batches))
 
     def room(self, length: int) -> int:
@@ -133,10 +132,7 @@ class Pass:
     def run(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """What exits read of some rows (B, E, 2 d), and the last exit's logits (B, C)."""
         part, seen = self.rows.select(rows.tolist()), []
-        pad = {"input_ids": self.model.config.pad_token_id or 0}
-        batch = {name: padded(part[name], pad.get(name, 0)) for name in self.columns}
-        batch["attention_mask"] = padded([[1] * len(ids) for ids in part["input_ids"]], 0)
-        batch = {name: values.to(self.model.device) for name, values in batch.items()}
+        batch = pad_rows([as_row("row", row) for row in part], self.model.config.pad_token_id or 0, self.model.device)
 
         def keep(_: Any, inputs: tuple) -> None:
             """Called in front of every exit: number, states, what tokens weigh, mask, pooler."""

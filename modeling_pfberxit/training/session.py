@@ -161,7 +161,7 @@ def finish(
     policies = {}
     if model.config.exit_criterion is not None and len(model.exit_depths) > 1:
         policies = finished.choose_policies(model, record(model, rows.chosen_on))
-    settings = measure(model, task, rows.reported_on, tokenizer, policies)
+    settings = measure(model, task, rows.reported_on, policies)
     say("\n" + as_table(settings, task.metric) + "\n")
     for name, policy in policies.items():
         say(f"{name}: {describe(policy)}")
