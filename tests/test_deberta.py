@@ -40,6 +40,7 @@ VARIANTS = {
 
 def stock_and_ours(changes: dict, attention: str = "sdpa", **knobs):
     model = tiny_model("deberta-v2", liven=False, attn_implementation=attention, backbone_changes=changes, **knobs)
+    torch.nn.init.normal_(model.backbone.embeddings.LayerNorm.bias)  # at first, padding is embedded as 0
     stock = AutoModel.from_config(tiny_config("deberta-v2", **changes)).eval()
     stock.load_state_dict(model.backbone.state_dict())
     return stock, model

@@ -86,7 +86,7 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 # ---- what is in it --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["albert", "bert", "distilbert"])
+@pytest.mark.parametrize("family", ["albert", "bert", "distilbert", "deberta-v2"])
 def test_checkpoint_holds_adapters_and_exits_and_no_backbone_weight(tmp_path, family):
     model = new_model(save_backbone(tmp_path / "encoder", family))
     model.save_pretrained(tmp_path / "saved")
@@ -458,7 +458,7 @@ def pooler_weights(folder: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("knobs", [{}, {"train_pooler": True}], ids=["read", "trained"])
-@pytest.mark.parametrize("family", ["electra", "distilbert"])
+@pytest.mark.parametrize("family", ["electra", "distilbert", "deberta-v2"])
 def test_the_backbones_pooler_is_refused_where_the_family_has_none(tmp_path, family, knobs):
     encoder = save_backbone(tmp_path, family)
     with pytest.raises(ValueError, match=f"exit_pooler.*{family}") as error:

@@ -20,6 +20,7 @@ CODE = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}  # the roo
 MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
 VARIANTS = {
     "plain": ("bert", {}),
+    "DeBERTa": ("deberta-v2", {}),
     "conv beside attention": (
         "albert",
         {"adapter_sublearner": "conv", "adapter_placement": "attention", "exit_pooler": "backbone"},

@@ -67,6 +67,9 @@ MODELS = {
     "roberta": ("roberta", {"backbone_changes": {"pad_token_id": 1, "max_position_embeddings": 90}}),
     "distilbert, cls": ("distilbert", {"exit_pooling": "cls"}),
     "electra": ("electra", {"adapter_placement": "none", "exit_pooler": "own"}),
+    "deberta, cls": ("deberta-v2", {**CONV, "exit_pooling": "cls", "adapter_placement": "both"}),
+    "deberta, prompts": ("deberta-v2", {**prompts("mppg", 2), "backbone_changes": {"conv_kernel_size": 3}}),
+    "deberta, hashed, cls": ("deberta-v2", {**HASHED, "exit_pooling": "cls"}),
 }
 
 

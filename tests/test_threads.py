@@ -95,7 +95,7 @@ def same(before: dict, after: dict) -> bool:
     return held and buffers and before["configs"] == after["configs"]
 
 
-@pytest.mark.parametrize("family", ["albert", "bert", "distilbert"])
+@pytest.mark.parametrize("family", ["albert", "bert", "distilbert", "deberta-v2"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 def test_no_forward_changes_the_model(family, training):
     model = served_model(family).train(training)

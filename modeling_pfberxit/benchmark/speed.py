@@ -86,7 +86,7 @@ def models_and_workloads(
     """The stock model, ours, and what they run on, from the options of the command line."""
     depth = configuration(preset, layers).encoder_config().num_hidden_layers
     source = recorded(recordings, depth) if recordings else settled(depth)
-    layout = {"paper": True} if paper else {"exit_pooling": pooling, "adapter_sublearner": sublearner}
+    layout: dict[str, Any] = {"paper": True} if paper else {"exit_pooling": pooling, "adapter_sublearner": sublearner}
     layout["exit_layers"] = source.exit_depths
     stock, ours = stock_and_ours(preset, device, getattr(torch, dtype), layers, **layout)
     words = stock.config.vocab_size

@@ -156,7 +156,7 @@ def reorder(states: Tensor, order: Tensor) -> Tensor:
 
 
 def convolve(stock: nn.Module, states: Tensor, output: Tensor, context: Context) -> Tensor:
-    """The norm of (B, q, d) and a convolution over (B, n, d), in the text's order; padding is 0 before and after."""
+    """The norm of (B, q, d) and a convolution over (B, n, d), in the text's order, padding read as 0."""
     asked, places = output.shape[1], context.places
     padding = None if context.mask is None else context.mask[:, 0, 0, :, None] != 0
     read = states if padding is None else states.masked_fill(padding, 0)
@@ -164,10 +164,7 @@ def convolve(stock: nn.Module, states: Tensor, output: Tensor, context: Context)
         found = stock.conv(read[:, : asked + stock.conv.kernel_size[0] // 2].transpose(1, 2)).transpose(1, 2)
     else:
         found = reorder(stock.conv(reorder(read, places.argsort(1)).transpose(1, 2)).transpose(1, 2), places)
-    found, padding = found[:, :asked], None if padding is None else padding[:, :asked]
-    found = found if padding is None else found.masked_fill(padding, 0)
-    summed = stock.LayerNorm(output + ACT2FN[stock.conv_act](stock.dropout(found)))
-    return summed if padding is None else summed.masked_fill(padding, 0)
+    return stock.LayerNorm(output + ACT2FN[stock.conv_act](stock.dropout(found[:, :asked])))
 
 
 def deberta_layer(layer: nn.Module, encoder: nn.Module) -> DebertaLayer:
