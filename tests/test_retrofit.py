@@ -110,6 +110,16 @@ def test_a_record_of_other_texts_is_not_gone_on_with(classifier, tmp_path):
     assert Pass(model, rows_of(9, seed=1), tmp_path).done == 0
 
 
+def test_a_record_the_disk_has_no_room_for_is_refused_before_the_pass(classifier, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from modeling_pfberxit.training import exit_states
+
+    monkeypatch.setattr(exit_states.shutil, "disk_usage", lambda path: SimpleNamespace(free=9 * 5 * 64 * 4))
+    with pytest.raises(OSError, match="GB are free"):  # and 9 x 3 logits
+        Pass(from_classifier(classifier), rows_of(9), tmp_path / "pass")
+
+
 @pytest.mark.parametrize(("name", "knobs"), [
     ("adapter_placement", {"adapter_placement": "bypass"}), ("exit_layers", {"exit_layers": [6]}),
 ])  # fmt: skip

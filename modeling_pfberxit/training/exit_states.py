@@ -8,6 +8,7 @@ with the same bits as one that was not.
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ class Pass:
         self.lengths = torch.tensor([len(ids) for ids in rows["input_ids"]])
         self.batches = list(batches_of(self.lengths, self.room))
         self.key = fingerprint(model, rows, len(self.batches))
+        check_space(
+            self.folder, sum(torch.Size(shape).numel() for shape in self.shapes.values()) * model.dtype.itemsize
+        )
 
     def room(self, length: int) -> int:
         """Rows of a batch."""
@@ -118,14 +122,18 @@ class Pass:
                 bar.update(len(rows))
         return states
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of what is kept, by the name of its file."""
+        size, exits = self.model.config.encoder_config().hidden_size, len(self.model.exit_depths) - 1
+        read = POOLINGS[POOLING].states * size
+        return {"pooled": (len(self.rows), exits, read), "logits": (len(self.rows), self.model.num_labels)}
+
     def open(self) -> States:
         """The files, as large as they will be."""
-        encoder, exits = self.model.config.encoder_config(), len(self.model.exit_depths) - 1
-        shapes = {
-            "pooled": (len(self.rows), exits, POOLINGS[POOLING].states * encoder.hidden_size),
-            "logits": (len(self.rows), self.model.num_labels),
+        parts = {
+            name: mapped(self.folder / f"{name}.bin", shape, self.model.dtype) for name, shape in self.shapes.items()
         }
-        parts = {name: mapped(self.folder / f"{name}.bin", shape, self.model.dtype) for name, shape in shapes.items()}
         return States(**parts, lengths=self.lengths, exit_depths=self.model.exit_depths)
 
     @torch.inference_mode()
@@ -182,6 +190,16 @@ def batches_of(lengths: Tensor, room: Callable[[int], int]) -> Iterator[Tensor]:
         start += size
     for number in torch.randperm(len(batches), generator=torch.Generator().manual_seed(0)).tolist():
         yield batches[number]
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse a record that the disk has no room for: a mapped file that cannot grow would end the process."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    kept = sum(path.stat().st_blocks * 512 for path in folder.glob("*.bin")) if folder.exists() else 0
+    if (free := shutil.disk_usage(there).free + kept) < needed:
+        raise OSError(
+            f"{folder}: the record of the pass takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free."
+        )
 
 
 def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
