@@ -19,7 +19,8 @@ from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.used_texts import used
 from modeling_pfberxit.training.exit_states import Pass
-from modeling_pfberxit.training.retrofitted import parts_of, retrofit
+from modeling_pfberxit.training.retrofit_plan import parts_of
+from modeling_pfberxit.training.retrofitted import retrofit
 from modeling_pfberxit.training.retrofitting import Training, kinds, learn, recorded
 from pfberxit.cli import main
 
@@ -211,6 +212,9 @@ def test_parts_are_random_disjoint_and_all_there_is():
     assert torch.equal(numbers.sort().values, torch.arange(12_000))
     assert (len(parts.choose), len(parts.certify)) == (1000, 2000)
     assert not torch.equal(parts.certify, parts_of(12_000, [0.01], 0.95, seed=1).certify)
+    for rows in range(449, 2000, 50):  # few texts: certifying comes first, and learning is left enough
+        few = parts_of(rows, [0.01], 0.95)
+        assert min(len(few.certify) - 299, len(few.choose) - 50, len(few.train) - 90) >= 0
 
 
 def test_too_few_texts_are_told_how_many_it_takes():

@@ -50,6 +50,11 @@ class Learned:
         """Over the exits below the last layer."""
         return sum(self.agreement) / len(self.agreement)
 
+    @property
+    def in_words(self) -> str:
+        """Each exit's agreement."""
+        return " ".join(f"{each:.3f}" for each in self.agreement)
+
 
 def kinds(config: PreTrainedConfig, exits: int) -> list[dict[str, Any]]:
     """The kinds of heads that are tried, the widest that keep a checkpoint small."""
