@@ -115,7 +115,7 @@ def test_in_words_an_unsure_row_has_a_layer_and_no_label():
     model = tiny_model("bert", num_labels=3)
     policy = ExitPolicy("entropy", threshold=1e-6, window=1, answer="abstain", unsure_below=1.0)
     output = model(**tiny_batch(5), exit_policy=policy)
-    assert in_words(model, output) == [("", None, 1)] * 5
+    assert in_words(model, output.logits, output.exit_layer.tolist()) == [("", None, 1)] * 5
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
 """The numbered scripts run, one after the other, on what the one before has made."""
 
-import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -39,14 +37,3 @@ def test_fine_tune_then_sweep_then_share(config, hub_backbone, hub, tmp_path, ca
     assert "score" in capsys.readouterr().out
     files = hub.files(f"acme/desk-{config}")
     assert {"config.json", "model.safetensors", "modeling_pfberxit.py", "tokenizer.json", "README.md"} <= set(files)
-
-
-def test_a_recipe_stands_for_arguments_and_those_beside_it_win(hub_backbone, tmp_path, capsys):
-    folder = tmp_path / "topics"
-    beside = ["--backbone", hub_backbone, "--rows", "16", "--adapter_dim", "4", "--max_steps", "1", "--bf16", "False"]
-    run("01_finetune.py", "--recipe", "topics", "--output_dir", folder, *beside)
-    assert "micro_f1 on test, by exit layer:" in capsys.readouterr().out, "the recipe's task, which is not the default"
-    config = json.loads((folder / "config.json").read_text())
-    assert (config["base_model_name_or_path"], config["adapter_dim"]) == (hub_backbone, 4)
-    assert config["base_model_revision"], "the commit that the recipe leaves open"
-    assert torch.load(folder / "training_args.bin", weights_only=False).num_train_epochs == 12

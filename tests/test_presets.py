@@ -1,18 +1,16 @@
 """The files of `configuration/` are what the code makes of its systems and encoders."""
 
 import json
-import runpy
-from dataclasses import fields
 
 import pytest
-from transformers import TrainingArguments
 
 from modeling_pfberxit import PFBerxitConfig
 from modeling_pfberxit.data.tasks import GLUE_TASKS, SUPPORT_DESK_TASKS
 from modeling_pfberxit.model.exit_policy import SYSTEMS
 from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from modeling_pfberxit.studies.presets import ENCODERS, FOLDER, RULES_PAGE, as_json, files, presets, rules_page
-from modeling_pfberxit.training.recipes import RECIPES, load_recipe
+from modeling_pfberxit.training.finetuning import training_arguments
+from modeling_pfberxit.training.recipes import RECIPES, load_recipe, sorted_out
 
 PRESETS = presets()
 
@@ -46,13 +44,12 @@ def test_a_systems_file_is_the_system_by_name(system):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_arguments_of_the_finetuning_example_with_the_encoders_commit_left_open(name):
-    example = runpy.run_path(str(FOLDER.parent / "examples" / "01_finetune.py"), run_name="read")
-    recipe, known = (
-        load_recipe(name),
-        {each.name for each in (*fields(example["Arguments"]), *fields(TrainingArguments))},
-    )
-    assert recipe == RECIPES[name] and set(recipe) <= known
+def test_a_recipe_is_what_train_takes_with_the_encoders_commit_left_open(name):
+    recipe = load_recipe(name)
+    options, knobs, fields = sorted_out(recipe)
+    assert recipe == RECIPES[name] == {**options, **knobs, **fields}
+    training_arguments("out", **fields)
+    assert set(knobs) <= set(PFBerxitConfig().to_dict())
     assert recipe["revision"] is None and recipe["backbone"]
     task = (SUPPORT_DESK_TASKS if recipe["dataset"] == "support_desk" else GLUE_TASKS)[recipe["config"]]
     assert name in (task.name, recipe["config"])

@@ -16,7 +16,6 @@ from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.training import session
 from modeling_pfberxit.training.fields import training_fields
-from modeling_pfberxit.training.recipes import load_recipe, sorted_out
 from modeling_pfberxit.training.session import balanced_weights
 from pfberxit.cli import main, set_apart
 from pfberxit.train import plan_of
@@ -161,14 +160,6 @@ def test_every_option_reaches_the_plan():
     assert (plan.revision, plan.rows, plan.held_out, plan.balanced, plan.early_stopping) == ("r", 5, 6, True, 2)
     assert plan.knobs == {"system": "pabee", "exit_pooling": "cls", "adapter_dim": 3}
     assert (plan.policy, plan.fields) == ({"patience": 1}, {"use_cpu": True, "bf16": False, "fp16": False})
-
-
-@pytest.mark.parametrize("name", ["sst2", "mrpc", "stsb", "topics"])
-def test_a_recipe_is_options_fields_of_the_config_and_training_arguments(name):
-    options, knobs, fields = sorted_out(load_recipe(name))
-    assert {**options, **knobs, **fields} == load_recipe(name)
-    assert set(knobs) == {"adapter_sublearner", "adapter_dim"}
-    training_fields([word for field, value in fields.items() for word in (f"--{field}", str(value))])
 
 
 # ---- what is trained -------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 * `<encoder>-<sub-learner>.json`: PF-BERxiT as the paper lays it out, one for each sub-learning module;
 * `systems/<system>.json`: every published system on ALBERT-base (ElasticBERT on its own encoder);
-* `recipes/<name>.json`: a task, an encoder and a training, which `examples/01_finetune.py` takes.
+* `recipes/<name>.json`: a task, an encoder and a training, which `pfberxit train --recipe` takes.
 
 `PFBerxitConfig.from_pretrained(path)` reads the first two, `PFBerxitForSequenceClassification.from_backbone(config)`
 fetches the encoder. Its commit is left open and pinned when it is fetched.
@@ -51,7 +51,7 @@ for ALBERT-base; for any other encoder `PFBerxitConfig.for_system(name, backbone
 trained there are no adapters, and linear exits read the encoder's own pooler on the first token, unless the table says
 otherwise. Numbers that depend on the encoder's depth are given for twelve layers.
 
-`recipes/` has arguments for fine-tuning on a task: `python examples/01_finetune.py --recipe mrpc`.
+`recipes/` has values for fine-tuning on a task: `pfberxit train nyu-mll/glue --recipe mrpc --output runs/mrpc`.
 """
 # As the paper counts it: exits on the encoder's own pooler, one learning-to-exit head per layer.
 PAPER = {"exit_pooling": "cls", "exit_pooler": "backbone", "use_lte": True, "lte_shared": False}
