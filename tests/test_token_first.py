@@ -51,7 +51,7 @@ def cls_model(
     adapter = {"adapter_sublearner": sublearner, "adapter_placement": placement}
     labels = {"num_labels": OUTPUTS[problem], "problem_type": problem}
     model = tiny_model(family, exit_pooling="cls", **adapter, **labels, **emits, **knobs)
-    model.backbone.embeddings.word_embeddings.weight.mul_(30)
+    model.get_input_embeddings().weight.mul_(30)
     said = model(**tiny_batch(100, seed=7))
     if not model.config.exit_shared:
         for number, (classifier, lte) in enumerate(zip(model.exits.classifiers, model.exits.ltes, strict=True)):

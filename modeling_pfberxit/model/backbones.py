@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from .encoder_layer import EncoderLayer
+from .encoder_layer import FULL, EncoderLayer
 from .families import FAMILIES, family_of
 from .validation import is_readable, refuse
 
@@ -133,6 +133,14 @@ def check_ids(name: str, ids: Tensor, size: int) -> None:
 def num_depths(config: PreTrainedConfig) -> int:
     """Layers that are executed: ALBERT's inner groups count each."""
     return config.num_hidden_layers * getattr(config, "inner_group_num", 1)
+
+
+def global_layers(config: PreTrainedConfig) -> list[int]:
+    """The layers (1-based) whose positions see the whole row; refuses encoders of which all do."""
+    kinds = family_of(config).kinds(config)
+    if FULL not in kinds or len(set(kinds)) == 1:
+        refuse("exit_layers", "global", "a list of layers, or None for all: this encoder has no local ones")
+    return [number for number, kind in enumerate(kinds, 1) if kind == FULL]
 
 
 def pooler_option(config: PreTrainedConfig, with_pooler: bool) -> dict[str, bool]:

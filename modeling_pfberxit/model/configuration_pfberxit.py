@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from .adapters import ACTIVATIONS, GENERATORS, PLACEMENTS, SUBLEARNERS
-from .backbones import EncoderFields, architecture, check_supported, num_depths
+from .backbones import EncoderFields, architecture, check_supported, global_layers, num_depths
 from .exit_policy import POLICY_CHECKS, SYSTEMS, ExitPolicy, check_system, configured_policy, requested_policy
 from .exits import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .heads import LAST_EXITS, POOLERS, POOLINGS
@@ -31,6 +31,7 @@ from .validation import (
     flag,
     increasing,
     layer_range,
+    layers_or_global,
     mapping,
     no_misspelling,
     one_of,
@@ -59,7 +60,7 @@ CHECKS: dict[str, Check] = {
     "adapter_dropout": real(0.0, 1.0),
     "adapter_conv_kernel": whole(1),
     "adapter_num_heads": whole(1),
-    "exit_layers": optional(increasing),
+    "exit_layers": optional(layers_or_global),
     "exit_pooling": entry_of(POOLINGS),
     "exit_pooler": entry_of(POOLERS),
     "exit_pooler_dim": optional(whole(1)),
@@ -126,7 +127,8 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
         adapter_conv_kernel (`int`): 3: depth-wise, then point-wise, with the receptive field the paper speaks of. 1:
             point-wise, with bias and norm. Both have the paper's parameter count.
         adapter_num_heads (`int`): heads of the self-attention sub-learner.
-        exit_layers (`list[int]`): layers (1-based) that get an exit C_i; None: all. The last layer always has one.
+        exit_layers (`list[int]`): layers (1-based) that get an exit C_i, and the last one; None: all; `global`: those
+            of ModernBERT that see the whole row.
         exit_pooling (`str`): what an exit reads, the `mean` over the tokens, `cls`, the first, or `both`. By default
             the mean: below a frozen encoder's last layers the first token has not gathered the sentence yet, and exits
             on it stay at the majority class (docs/results.md, "Choosing what an exit reads").
@@ -196,7 +198,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
     adapter_dropout: float = 0.0
     adapter_conv_kernel: int = 3
     adapter_num_heads: int = 4
-    exit_layers: list[int] | None = None
+    exit_layers: list[int] | str | None = None
     exit_pooling: str = "mean"
     exit_pooler: str = "none"
     exit_pooler_dim: int | None = None
@@ -341,7 +343,8 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
 
     def exit_depths(self, num_layers: int) -> list[int]:
         """The layers that have an exit, 1-based, the last one included."""
-        depths = self.exit_layers or list(range(1, num_layers + 1))
+        given = self.exit_layers or list(range(1, num_layers + 1))
+        depths = global_layers(self.encoder_config()) if isinstance(given, str) else given
         if depths[-1] > num_layers:
             refuse("exit_layers", depths, f"layers of this backbone, 1 to {num_layers}")
         return depths if depths[-1] == num_layers else [*depths, num_layers]

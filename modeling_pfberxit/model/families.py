@@ -97,7 +97,9 @@ class Family:
     unbounded: Callable[[PreTrainedConfig], bool] = lambda config: False  # rows of any length: it knows distances only
     taken_positions: Callable[[PreTrainedConfig], int] = lambda config: 0  # rows of positions no token can have
     containers: Callable[[PreTrainedModel], list[nn.Module]]  # outside its layers, modules that are never called
-    check: Callable[[PreTrainedConfig], None] = lambda config: None  # refuses configs of which rows share an answer
+    check: Callable[[PreTrainedConfig], None] = lambda config: None  # refuses what no row may depend on
+    kinds: Callable[[PreTrainedConfig], list[str]] = lambda config: []  # of its layers, where they differ
+    per_layer: tuple[str, ...] = ()  # fields of its config with a value for every layer
     sdpa: bool = True  # whether the stock model has it
     shape: tuple[str, ...] = BERT_SHAPE  # fields of its config that make the shapes of its weights
     undeclared: tuple[str, ...] = ()  # what its checkpoints' configs hold and its config's class does not name
@@ -287,6 +289,8 @@ FAMILIES: dict[str, Family] = {
         final_norm=lambda backbone: backbone.final_norm,
         containers=lambda backbone: [],
         check=fixed_rotation,
+        kinds=lambda config: config.layer_types,
+        per_layer=("layer_types",),
         shape=(*ROTARY_SHAPE, "layer_types", "local_attention", "hidden_activation"),
         ffn_sizes=gated,
         head=modernbert_head,

@@ -146,6 +146,14 @@ def increasing(field: str, value: Any) -> list[int]:
     return layers
 
 
+GLOBAL = "global"
+
+
+def layers_or_global(field: str, value: Any) -> list[int] | str:
+    """A list of layer numbers, or `global`."""
+    return value if value == GLOBAL else increasing(field, value)
+
+
 def layer_range(field: str, value: Any) -> list[int]:
     """The lowest and the highest of some layers (1-based)."""
     layers = each(whole(1))(field, value)

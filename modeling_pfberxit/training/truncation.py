@@ -4,6 +4,7 @@ import torch
 
 from ..model.backbones import architecture
 from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.families import family_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 
@@ -24,6 +25,8 @@ def truncate(model: PFBerxitForSequenceClassification, layers: int) -> PFBerxitF
         if getattr(encoder, name, 1) > 1:
             refuse(name, getattr(encoder, name), "1: which group a layer is of depends on how many there are")
     encoder.num_hidden_layers = layers
+    for name in family_of(encoder).per_layer:
+        setattr(encoder, name, getattr(encoder, name)[:layers])
     config = truncated_config(model, architecture(encoder), layers)
     config._attn_implementation = model.config._attn_implementation
     smaller = type(model)(config)

@@ -1,0 +1,212 @@
+"""Encoders that are not BERT-shaped: norms in front, rotated or gated halves, local layers; against stock."""
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from test_criteria_promises import setting
+from test_token_first import EAGER, PLAIN, alone, cls_model, run, same
+from tiny import LAYERS, hooked, rows_of, stock_layers, tiny_batch, tiny_config, tiny_model
+from torch.testing import assert_close
+from transformers import AutoModel, ModernBertConfig
+
+from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
+from modeling_pfberxit.evaluation.replay import replay
+from modeling_pfberxit.model.backbones import encoder_layers, shape_of
+from modeling_pfberxit.model.encoder_layer import FULL
+from modeling_pfberxit.model.exits import SINGLE_LABEL
+from modeling_pfberxit.model.families import FAMILIES
+from modeling_pfberxit.training.truncation import truncate
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+NEAR = {"atol": 1e-4, "rtol": 1e-4}  # states of pre-norm encoders grow from layer to layer
+ROTARY = ["modernbert", "nomic_bert", "gte", "jina_embeddings_v3", "eurobert"]
+PRE_NORM = ["modernbert", "eurobert"]
+
+
+def stock_of(model: PFBerxitForSequenceClassification) -> torch.nn.Module:
+    """The stock encoder with the same weights, its own forward pass."""
+    stock = AutoModel.from_config(model.config.encoder_config()).eval()
+    stock.load_state_dict(model.backbone.state_dict(), strict=False)
+    return stock
+
+
+# ---- rows among others ----------------------------------------------------------------------------------------------
+
+PAIRS = [
+    ("mpnet", "conv", "both"), ("nomic_bert", "mlp", "ffn"), ("gte", "self_attention", "attention"),
+    ("jina_embeddings_v3", "mlp", "bypass"), ("eurobert", "conv", "sequential"), ("modernbert", "mlp", "ffn"),
+    ("modernbert", "conv", "both"), ("modernbert", "self_attention", "attention"), ("modernbert", "conv", "bypass"),
+    ("modernbert", "mlp", "sequential"), ("modernbert", "identity", "both"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "sublearner", "placement"), PAIRS)
+def test_a_row_is_answered_as_if_it_were_alone_in_any_batch_and_stream(family, sublearner, placement):
+    model, batch = cls_model(family, sublearner, placement), tiny_batch(33, shortest=1)
+    rows = [{"input_ids": ids} for ids in rows_of(batch)]
+    by_itself = alone(model, rows)
+    policy = setting("entropy", SINGLE_LABEL, by_itself)
+    expected = replay(by_itself, policy, model.exit_depths, SINGLE_LABEL)
+    assert len(set(expected[1].tolist())) >= 3
+    for execution, size in ((PLAIN, 33), (EAGER, 33), (EAGER, 7)):
+        same(run(model, batch, policy, execution, size), expected)
+    streamed = model.predict(rows, policy, 4, progress=False)
+    same((streamed.logits, streamed.exit_layer), expected)
+
+
+# ---- norms in front -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("placement", ["ffn", "attention", "both", "sequential"])
+@pytest.mark.parametrize("family", PRE_NORM)
+@torch.no_grad()
+def test_an_adapter_reads_what_its_sublayer_reads(family, placement):
+    model, ids = tiny_model(family, adapter_placement=placement), torch.randint(5, 100, (3, 9))
+    states = model(input_ids=ids, output_hidden_states=True).hidden_states
+    depth, stock = model.depths[2], stock_layers(model.backbone)[2]
+    view, seen = encoder_layers(model.backbone)[2], {}
+    own, mlp = (stock.attn, stock.mlp) if family == "modernbert" else (stock.self_attn, stock.mlp)
+    names = ("attn_norm", "mlp_norm") if family == "modernbert" else ("input_layernorm", "post_attention_layernorm")
+    norms = [getattr(stock, name) for name in names]
+
+    def keep(module, inputs, output):
+        seen[module] = output[0] if isinstance(output, tuple) else output
+
+    with hooked([own], after=keep):  # the stock layer itself, on what ours read
+        model.backbone.rotary_emb.eval()
+        kind = () if family == "eurobert" else (view.kind,)
+        rotary = model.backbone.rotary_emb(states[2], torch.arange(9)[None], *kind)
+        far = (torch.arange(9)[:, None] - torch.arange(9)).abs() > 4
+        mask = None if family == "eurobert" or view.kind == FULL else ~far[None, None]
+        stock(states[2], attention_mask=mask, position_embeddings=rotary)
+    x, y = states[2], seen[own]
+    a = x + y
+    if depth.attention_adapter is not None:
+        a = a + depth.attention_adapter(y if placement == "sequential" else norms[0](x))
+    h = a + mlp(norms[1](a))
+    if depth.ffn_adapter is not None:
+        h = h + depth.ffn_adapter(norms[1](a))
+    assert_close(states[3], h, **NEAR)
+
+
+@pytest.mark.parametrize("family", PRE_NORM)
+@torch.no_grad()
+def test_every_exit_reads_the_states_through_the_final_norm(family):
+    model, batch = tiny_model(family, exit_pooling="cls", num_labels=3), tiny_batch(5)
+    output = model(**batch, output_hidden_states=True)
+    norm = model.backbone.final_norm if family == "modernbert" else model.backbone.norm
+    for number, classifier in enumerate(model.exits.classifiers):
+        states = output.hidden_states[number + 1][:, 0]
+        read = states if number + 1 == LAYERS else norm(states)  # the last are behind it already, as in stock outputs
+        assert_close(output.exit_logits[:, number], classifier(read), **NEAR)
+    assert_close(model.base_model(**batch).last_hidden_state, output.hidden_states[-1])
+
+
+# ---- rotated positions and local layers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ROTARY)
+@torch.no_grad()
+def test_positions_that_are_given_turn_as_in_the_stock_encoder(family):
+    model, batch = tiny_model(family, liven=False), tiny_batch(4, shortest=16)
+    positions = torch.arange(16).mul(3).expand(4, -1)
+    found = model(**batch, position_ids=positions, output_hidden_states=True).hidden_states[-1]
+    plain = model(**batch, output_hidden_states=True).hidden_states[-1]
+    extra = {"position_ids": positions[:1]}
+    assert_close(found, stock_of(model)(**batch, **extra).last_hidden_state, **NEAR)
+    assert not torch.allclose(found, plain, atol=1e-2)
+    hashed = tiny_model(family, token_exits=True, adapter_placement="none")  # positions are sorted row by row
+    hashed.token_exits.depths.random_(1, LAYERS + 1)
+    counted = hashed(**batch, position_ids=torch.arange(16).expand(4, -1))
+    assert torch.equal(counted.logits, hashed(**batch).logits)
+    assert not torch.allclose(counted.logits, hashed(**batch, position_ids=positions).logits, atol=1e-3)
+
+
+def test_positions_beside_prompts_and_of_another_shape_are_refused():
+    prompts = {"prompt_generator": "table", "prompt_layer": 2, "prompt_length": 3}
+    ids = torch.randint(5, 100, (2, 6))
+    with pytest.raises(ValueError, match="position_ids.*prompts have positions of their own"):
+        tiny_model("modernbert", **prompts)(input_ids=ids, position_ids=torch.arange(6).expand(2, -1))
+    with pytest.raises(ValueError, match=r"position_ids=\(3, 6\).*\(2, 6\)"):
+        tiny_model("modernbert")(input_ids=ids, position_ids=torch.arange(6).expand(3, -1))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_frequencies_that_depend_on_the_longest_row_are_refused(kind):
+    config = tiny_config("nomic_bert")
+    config.rope_parameters = {**config.rope_parameters, "rope_type": kind}
+    with pytest.raises(ValueError, match=f"rope_type='{kind}'"):
+        PFBerxitForSequenceClassification.from_backbone(config)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_local_layers_see_as_far_as_the_stock_ones_in_rows_of_any_length(attention):
+    changes = {"local_attention": 128, "max_position_embeddings": 700}
+    model = tiny_model("modernbert", liven=False, attn_implementation=attention, backbone_changes=changes)
+    stock = stock_of(model)
+    stock.set_attn_implementation(attention)
+    for longest, shortest in ((64, 64), (65, 65), (66, 66), (130, 3), (600, 70)):
+        batch = tiny_batch(3, longest, shortest=shortest)
+        tokens = batch["attention_mask"].bool()
+        expected = stock(**batch, output_hidden_states=True)
+        for ours, theirs in zip(model(**batch, output_hidden_states=True).hidden_states, expected.hidden_states):
+            assert_close(ours[tokens], theirs[tokens], **NEAR)
+
+
+def test_exits_at_global_layers_is_one_value(tmp_path):
+    model = tiny_model("modernbert", exit_layers="global")
+    kinds = model.config.encoder_config().layer_types
+    assert kinds == [FULL, "sliding_attention", "sliding_attention"] * 2
+    assert model.exit_depths == [1, 4, 6]  # the last layer always has one
+    model.save_pretrained(tmp_path)
+    again = PFBerxitForSequenceClassification.from_pretrained(tmp_path)
+    assert again.config.exit_layers == "global" and again.exit_depths == [1, 4, 6]
+    with pytest.raises(ValueError, match="exit_layers='global'.*no local ones"):
+        tiny_model("bert", exit_layers="global")
+    with pytest.raises(ValueError, match="exit_layers='globals'"):
+        PFBerxitConfig(exit_layers="globals")
+
+
+# ---- the whole way --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["mpnet", *ROTARY])
+@torch.no_grad()
+def test_a_model_with_its_encoder_is_saved_and_loaded_whole(family, tmp_path):
+    model, batch = tiny_model(family, train_backbone=True, num_labels=3), tiny_batch(4)
+    model.save_pretrained(tmp_path)
+    again = PFBerxitForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(**batch).exit_logits, model(**batch).exit_logits)
+
+
+@pytest.mark.parametrize("family", PRE_NORM)
+@torch.no_grad()
+def test_the_first_layers_alone_answer_as_the_exit_above_them(family):
+    model, batch = tiny_model(family, num_labels=3), tiny_batch(4)
+    assert_close(truncate(model, 4)(**batch).logits, model(**batch).exit_logits[:, 3], **NEAR)
+
+
+@torch.no_grad()
+def test_what_is_beside_a_fused_layer_is_not_passed_over():
+    model, batch = tiny_model("modernbert", num_labels=3), tiny_batch(4)
+    plain = model(**batch).logits
+    inject_adapter_in_model(LoraConfig(target_modules=["Wqkv"], init_lora_weights=False), model.backbone)
+    assert not torch.allclose(model(**batch).logits, plain, atol=1e-3)
+    fresh, tokens = tiny_model("modernbert", liven=False), batch["attention_mask"].bool()
+    inject_adapter_in_model(LoraConfig(target_modules=["Wqkv"], init_lora_weights=False), fresh.backbone)
+    found = fresh(**batch, output_hidden_states=True).hidden_states[-1]
+    assert_close(found[tokens], fresh.backbone(**batch).last_hidden_state[tokens], **NEAR)
+
+
+def test_every_family_names_fields_its_config_has():
+    for name, family in FAMILIES.items():
+        config = tiny_config(name)
+        missing = [field for field, value in shape_of(config).items() if value is None]
+        assert all(field not in config.__dataclass_fields__ or getattr(config, field) is None for field in missing)
+        assert len(family.shape) - len(missing) >= 6, name
+
+
+def test_a_config_of_an_older_modernbert_is_read():
+    config = ModernBertConfig(global_attn_every_n_layers=2, num_hidden_layers=4)
+    assert PFBerxitConfig.from_backbone(config, exit_layers="global").exit_depths(4) == [1, 3, 4]
