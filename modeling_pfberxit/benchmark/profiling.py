@@ -31,8 +31,8 @@ from .workload import Workload
 PARTS: dict[str, tuple[str, str | None]] = {
     "embeddings": ("backbones:embed", None),
     "whole layers": ("loop:Loop.run_layer", None),
-    "layers for the exit's token": ("loop:begin", None),
-    "those layers for the rows that stay": ("loop:finish", "loop:Loop.step"),
+    "layers for the exit's token": ("layers:Sublayers.begin", "loop:Loop.run_first_positions"),
+    "those layers for the rows that stay": ("layers:Sublayers.finish", "loop:Loop.step"),
     "exits": ("exits:Exits.forward", None),
     "criterion": ("loop:Loop.decide", None),
     "rows that leave": ("rows:Rows.select", "loop:Loop.step"),
