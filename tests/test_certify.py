@@ -13,8 +13,13 @@ from tiny import enliven, save_backbone, tiny_batch
 from transformers import AutoTokenizer
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit.data.tasks import load_task
 from modeling_pfberxit.evaluation.bounds import evidence
+from modeling_pfberxit.evaluation.settings import Setting
 from modeling_pfberxit.evaluation.used_texts import hashes, remember, used
+from modeling_pfberxit.model.exit_policy import FULL_DEPTH
+from modeling_pfberxit.training.certificate_card import section
+from modeling_pfberxit.training.model_card import write_card
 from pfberxit.cli import main
 
 
@@ -84,6 +89,15 @@ def test_the_card_says_it_in_plain_words_once(certified):
     assert card.count("## What is certified") == 1
     assert "At most 5 % of answers that differ from full depth's, with 95 % confidence, for texts drawn like" in card
     assert about["texts"] in card and about["date"] in card
+
+
+def test_a_card_that_is_written_anew_says_it_again(certified, tmp_path):
+    task, _ = load_task("support_desk", "intent")
+    model = PFBerxitForSequenceClassification.from_pretrained(certified)
+    setting = Setting("full depth", FULL_DEPTH, 0.5, np.array([6]), 6, {1: 1.0})
+    write_card(tmp_path, model, task, [setting], training="-", evaluation="-", texts=["w1"])
+    card = (tmp_path / "README.md").read_text()
+    assert section(points(certified)) in card and card.index("## Use") < card.index("## What is certified")
 
 
 def test_texts_that_were_used_are_refused_afterwards(certified, folder, capsys):

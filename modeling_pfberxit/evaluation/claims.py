@@ -17,7 +17,7 @@ from .replay import same_answers
 
 
 def differs(recording: Recording, answers: Tensor, tolerance: float) -> Tensor:
-    """(N, C) -> (N,) 1 where the answer is not full depth's: another label, any flipped decision, a value too far."""
+    """(N, C) -> (N,) 1 where the answer is not full depth's: another label, none, a flipped decision, a far value."""
     full = recording.evidence.logits[:, -1]
     return (~same_answers(answers, full, recording.problem_type, tolerance)).double()
 

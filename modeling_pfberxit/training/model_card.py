@@ -17,6 +17,7 @@ from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import SYSTEMS, describe
 from ..model.heads import POOLINGS
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from .certificate_card import add_section, section
 
 SNIPPET = """\
 import torch
@@ -96,6 +97,8 @@ def write_card(
         snippet=usage_snippet(name, texts, task.problem_type, next(iter(points), None)).rstrip(),
     )
     card.save(Path(folder) / "README.md")
+    if section(config.operating_points):
+        add_section(folder, config.operating_points)
     return card
 
 
