@@ -270,6 +270,7 @@ SURVEY = """
 import re, sys, threading, time
 from pathlib import Path
 from modeling_pfberxit.data.survey import open_rows
+from modeling_pfberxit.data.tasks import load_task
 from modeling_pfberxit.data.texts import load_texts
 
 def held():  # memory of one's own, in kB: pages of mapped files can be dropped at any time
@@ -286,6 +287,8 @@ threading.Thread(target=watch, daemon=True).start()
 source = open_rows(sys.argv[1], text="text")
 rows = sum(1 for _ in source.read())
 texts = len(load_texts(sys.argv[1], text="text"))
+task, data = load_task(sys.argv[1], text="text", label="kind")
+assert sum(map(len, data.values())) == rows and task.labels == ("a", "b", "c")
 print(rows, texts, (highest[0] - before) // 1024)
 """
 
@@ -297,15 +300,18 @@ def test_a_file_of_a_hundred_megabytes_is_read_with_a_few_tens_of_memory(tmp_pat
     path, rows = tmp_path / f"big{ending}", 100_000
     texts = ((i, " ".join(f"w{(i * j) % 9973}" for j in range(150))) for i in range(rows))
     lines = {
-        ".csv": lambda i, text: f"{i},{text}\n", ".jsonl": lambda i, text: json.dumps({"id": i, "text": text}) + "\n",
-        ".json": lambda i, text: ("," if i else "[") + json.dumps({"id": i, "text": text}),
+        ".csv": lambda i, text: f"{i},{text},{'abc'[i % 3]}\n",
+        ".jsonl": lambda i, text: json.dumps({"id": i, "text": text, "kind": "abc"[i % 3]}) + "\n",
+        ".json": lambda i, text: ("," if i else "[") + json.dumps({"text": text, "kind": "abc"[i % 3]}),
     }  # fmt: skip
     if ending == ".parquet":
-        numbers, words = zip(*texts)
-        pq.write_table(pa.table({"id": numbers, "text": words}), path, row_group_size=10_000)
+        _, words = zip(*texts)
+        pq.write_table(
+            pa.table({"text": words, "kind": [*"abc"] * (rows // 3) + ["a"] * (rows % 3)}), path, row_group_size=10_000
+        )
     else:
         with open(path, "w") as file:
-            file.write("id,text\n" if ending == ".csv" else "")
+            file.write("id,text,kind\n" if ending == ".csv" else "")
             file.writelines(lines[ending](*row) for row in texts)
             file.write("]" if ending == ".json" else "")
         assert path.stat().st_size > 75e6

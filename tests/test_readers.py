@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import os
+import platform
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import save_backbone, tiny_model
 
-from modeling_pfberxit.data import readers
+from modeling_pfberxit.data import arrow, readers
 from modeling_pfberxit.data.arrow import read_files
 from modeling_pfberxit.data.files import BLOCK, rows_of
 from modeling_pfberxit.data.splits import drawn, hold_out, quotas
@@ -195,6 +198,23 @@ def test_a_column_of_cells_is_numbers_flags_or_strings_by_the_written_rule(tmp_p
 def test_a_document_longer_than_the_csv_modules_limit_is_read(tmp_path):
     text = "w1 " * 100_000
     assert load_texts(csv_of(tmp_path / "a.csv", ["text"], [[text]])).rows["text"][:] == [text]
+
+
+def test_what_a_killed_process_left_on_disk_is_removed_and_what_a_living_one_has_is_not(tmp_path, monkeypatch):
+    import datasets
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    left, living, other = (
+        tmp_path / f"pfberxit-{host}-{process}-x" for host, process in (
+            (platform.node(), ended.pid), (platform.node(), os.getpid()), ("elsewhere", ended.pid),
+        )
+    )  # fmt: skip
+    for folder in (left, living, other):
+        folder.mkdir()
+    made = arrow.scratch.__wrapped__()
+    assert (left.exists(), living.exists(), other.exists(), made.is_dir()) == (False, True, True, True)
 
 
 # ---- texts without labels --------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ So a file of any size takes the memory of a chunk, and as much disk as its rows,
 """
 
 import atexit
+import glob
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -55,12 +57,27 @@ def batches(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch
 
 @cache
 def scratch() -> Path:
-    """A folder beside the caches of `datasets`, which is removed when the process ends."""
-    cache_folder = str(datasets.config.HF_DATASETS_CACHE)
-    os.makedirs(cache_folder, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="pfberxit-", dir=cache_folder))
+    """A folder beside the caches of `datasets`, which is removed when the process ends; or later, if it is killed."""
+    place = Path(datasets.config.HF_DATASETS_CACHE)
+    place.mkdir(parents=True, exist_ok=True)
+    ours = f"pfberxit-{platform.node()}-"
+    for left in place.glob(f"{glob.escape(ours)}*-*"):
+        if is_over(left.name.removeprefix(ours).partition("-")[0]):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{ours}{os.getpid()}-", dir=place))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def is_over(process: str) -> bool:
+    """Whether a process of this machine, by its number, is known to have ended."""
+    if os.name != "posix" or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)  # asks, sends nothing
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
 # ---- types -----------------------------------------------------------------------------------------------------------
