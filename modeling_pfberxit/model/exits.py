@@ -22,7 +22,7 @@ from .adapters import PLACEMENTS, Adapter
 from .backbones import pooler_dense
 from .families import exit_heads
 from .heads import POOLINGS
-from .strategies import LearnedWeights
+from .strategies import LearnedWeights, learns_weights
 from .validation import refuse
 
 REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
@@ -253,7 +253,7 @@ class Exits(nn.Module):
         ltes = own_widths[: 1 if config.lte_shared else None] if config.use_lte else []
         self.ltes = nn.ModuleList(nn.Linear(width, 1) for width in ltes)
         self.prototypes = nn.ModuleList(Prototypes(*problem, width) for width in own_widths if config.use_prototypes)
-        self.loss_weights = LearnedWeights(exits) if config.exit_weights == "learned" else None
+        self.loss_weights = LearnedWeights(exits) if learns_weights(config) else None
         self.identity: Any = None  # of a classifier's own head, what it was when it was loaded
 
     def forward(

@@ -20,6 +20,7 @@ from transformers.utils import logging
 from .backbones import build_backbone, num_depths, shape_of
 from .exit_policy import configured_policy
 from .exits import REGRESSION, SINGLE_LABEL
+from .strategies import learns_weights, refuse_unlearned
 from .validation import refuse
 
 logger = logging.get_logger(__name__)
@@ -175,8 +176,8 @@ def check_blueprint(model: nn.Module) -> None:
         if name == "backbone_config":  # named by the encoder's own field
             name, built, value = first_difference(built, value)
         refuse(name, value, f"{built!r}, as when the model was made: give another to from_backbone or from_pretrained")
-    if config.exit_weights == "learned" and model.exits is not None and model.exits.loss_weights is None:
-        refuse("exit_weights", "learned", "chosen when the model is made: this one has no weights to learn")
+    if learns_weights(config) and model.exits is not None and model.exits.loss_weights is None:
+        refuse_unlearned(config.exit_weights)
 
 
 def first_difference(built: dict[str, Any], value: dict[str, Any] | None) -> tuple[str, Any, Any]:
@@ -248,7 +249,7 @@ def stored_depths(config: PreTrainedConfig) -> list[int]:
 def parts_per_exit(config: PreTrainedConfig) -> bool:
     """Whether exits that share their heads have something of their own nevertheless."""
     own_lte = config.use_lte and not config.lte_shared
-    return own_lte or config.use_prototypes or config.adapter_placement == "bypass" or config.exit_weights == "learned"
+    return own_lte or config.use_prototypes or config.adapter_placement == "bypass" or learns_weights(config)
 
 
 def check_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None:

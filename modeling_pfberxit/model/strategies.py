@@ -9,7 +9,7 @@ reaches it and no optimiser moves it; `requires_grad` never changes. The losses 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ def check_two_stage(config: PreTrainedConfig, exit_depths: list[int]) -> None:
 
 def needs_progress(config: PreTrainedConfig, exit_depths: list[int]) -> bool:
     """Whether the strategy changes in the course of the run, so that the model needs `training_progress`."""
-    return len(exit_groups(config, exit_depths)) > 1 or config.exit_weights == "rising"
+    return len(exit_groups(config, exit_depths)) > 1 or EXIT_WEIGHTS[config.exit_weights].follows_steps
 
 
 def current_phase(
@@ -137,7 +137,7 @@ def exit_weights(
     kind: str, depths: list[int], exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None
 ) -> Tensor:
     """What the losses of the exits at `depths` weigh, (len(depths),)."""
-    return EXIT_WEIGHTS[kind](torch.tensor(depths, dtype=torch.float32), exit_depths, progress, learned)
+    return EXIT_WEIGHTS[kind].weigh(torch.tensor(depths, dtype=torch.float32), exit_depths, progress, learned)
 
 
 def by_depth(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
@@ -153,8 +153,13 @@ def uniform(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, le
 def learned_weights(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
     """Sigmoids of trained parameters, the last exit taking what is left of the total (ELBERT)."""
     if learned is None:
-        refuse("exit_weights", "learned", "chosen when the model is made: this one has no weights to learn")
+        refuse_unlearned("learned")
     return learned[[exit_depths.index(depth) for depth in deep.tolist()]]
+
+
+def refuse_unlearned(kind: str) -> NoReturn:
+    """Refuse weights that are to be learned by a model that was made without them."""
+    refuse("exit_weights", kind, "chosen when the model is made: this one has no weights to learn")
 
 
 def rising(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
@@ -164,7 +169,25 @@ def rising(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, lea
     return torch.minimum(share, 0.01 + done * share).masked_fill(deep == exit_depths[-1], 1.0)
 
 
-EXIT_WEIGHTS = {"depth": by_depth, "uniform": uniform, "learned": learned_weights, "rising": rising}
+class ExitWeights(NamedTuple):
+    """What the losses of exits weigh, whether that changes in the course of a run, or is learned in it."""
+
+    weigh: Callable[[Tensor, list[int], TrainingProgress, Tensor | None], Tensor]
+    follows_steps: bool = False
+    learned: bool = False
+
+
+EXIT_WEIGHTS = {
+    "depth": ExitWeights(by_depth),
+    "uniform": ExitWeights(uniform),
+    "learned": ExitWeights(learned_weights, learned=True),
+    "rising": ExitWeights(rising, follows_steps=True),
+}
+
+
+def learns_weights(config: PreTrainedConfig) -> bool:
+    """Whether what the losses of the exits weigh is learned with them."""
+    return EXIT_WEIGHTS[config.exit_weights].learned
 
 
 class LearnedWeights(nn.Module):
