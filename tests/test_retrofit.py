@@ -151,6 +151,14 @@ def test_exits_come_to_agree_and_the_model_says_what_was_recorded(problem, tmp_p
     assert torch.equal(again(**tiny_batch(4)).exit_logits, model(**tiny_batch(4)).exit_logits)
 
 
+@pytest.mark.parametrize("family", ["modernbert", "deberta-v2", "mpnet", "albert"])
+def test_the_record_is_what_exits_read_in_encoders_of_other_shapes(family, tmp_path):
+    model, rows = from_classifier(save_classifier(tmp_path / "classifier", family)), rows_of(40)
+    states = Pass(model, rows, tmp_path / "pass").record(progress=False)
+    online = record(model, rows).evidence.logits
+    torch.testing.assert_close(online, recorded(model, model.exits, states).evidence.logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_classifier_in_half_precision_learns_and_says_what_was_recorded(dtype, tmp_path):
     folder = save_classifier(tmp_path / "classifier", dtype=dtype)
