@@ -37,3 +37,13 @@ def test_fine_tune_then_sweep_then_share(config, hub_backbone, hub, tmp_path, ca
     assert "score" in capsys.readouterr().out
     files = hub.files(f"acme/desk-{config}")
     assert {"config.json", "model.safetensors", "modeling_pfberxit.py", "tokenizer.json", "README.md"} <= set(files)
+
+
+def test_a_stock_classifier_is_fine_tuned_and_retrofitted(local_backbone, tmp_path, capsys):
+    beside = ["--backbone", local_backbone, "--rows", "16", "--epochs", "1", "--differ", "0.3", "--max-length", "16"]
+    run("05_retrofit.py", *beside, "--classifier", tmp_path / "classifier", "--output", tmp_path / "faster")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in lines][::2][:2] == ["setting", "full depth"]
+    assert lines[2].split("|")[3].strip() == "0.0000"
+    with pytest.raises(ValueError, match="output.*without a model"):  # and the classifier is not trained again
+        run("05_retrofit.py", *beside, "--classifier", tmp_path / "classifier", "--output", tmp_path / "faster")
