@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A room may import those before it, and itself; `studies` and `benchmark` stand side by side.
-ORDER = {"model": 0, "data": 1, "evaluation": 2, "training": 3, "studies": 4, "benchmark": 4, "pfberxit": 5}
+# A room may import those before it, and itself; `studies`, `benchmark` and `export` stand side by side.
+ORDER = {
+    "model": 0,
+    "data": 1,
+    "evaluation": 2,
+    "training": 3,
+    "studies": 4,
+    "benchmark": 4,
+    "export": 4,
+    "pfberxit": 5,
+}
 FRONT_DOORS = {
     "modeling_pfberxit",
     "modeling_pfberxit.__main__",

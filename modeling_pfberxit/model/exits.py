@@ -229,7 +229,7 @@ class Prototypes(nn.Module):
         """(B, d) -> the distances to all of them, (B, L, K)."""
         points = self.points.float().flatten(0, 1)
         # The faster way by matrix products would round differently in batches of another size.
-        distances = torch.cdist(pooled.float(), points, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.linalg.vector_norm(pooled.float()[:, None] - points, dim=-1)
         return distances.view(-1, *self.points.shape[:2])
 
 

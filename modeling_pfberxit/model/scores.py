@@ -212,7 +212,8 @@ def decide_count(score: Tensor, state: ExitState, policy: PolicyFields, depth: T
 @reads("threshold", "patience", also=own_labels)
 def decide_number(score: Tensor, state: ExitState, policy: PolicyFields, depth: Tensor) -> Tensor:
     """v3: when t of the last m divergences are below tau, in whichever order."""
-    return score[:, policy.patience - 1] < threshold(state, policy)
+    rows = torch.arange(score.shape[0], device=score.device)
+    return score[rows, policy.patience - 1] < threshold(state, policy)
 
 
 @reads("threshold", "patience", also=own_labels, above=True)
@@ -275,8 +276,8 @@ def surest_answer(fire: Tensor, now: Tensor, evidence: Evidence, state: ExitStat
 @reads("patience")
 def in_run(exits: Tensor, state: ExitState, policy: PolicyFields) -> Tensor:
     """The exits of the current run below tau, at most t: (B, 1 + m) of those there are -> of those that count."""
-    length = state.count[:, None].clamp(1, policy.patience)
-    return exits & (torch.arange(exits.shape[1], device=exits.device) < length)
+    length = state.count.clamp(min=1).minimum(torch.as_tensor(policy.patience, device=state.count.device))
+    return exits & (torch.arange(exits.shape[1], device=exits.device) < length[:, None])
 
 
 def all_exits(exits: Tensor, state: ExitState, policy: PolicyFields) -> Tensor:

@@ -1,0 +1,196 @@
+"""Parts joined to one graph: after each exit an `If`, in which the rows that remain go on in a smaller batch.
+
+Where layers share their weights (ALBERT) there is one `Loop` instead, in `loops`. Every row that is still there writes
+its answer at every exit over its former one, so what stands there in the end is that of the exit it left at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import onnx
+from onnx import helper
+
+from ..model.criteria import rule_of
+from ..model.exit_policy import ExitPolicy
+from ..model.exits import outcomes
+from .graphs import KINDS, Graph
+from .parts import ROWS, TOKENS, Step, examples
+from .segments import Segments
+from .templates import OPSET, Template
+
+IR_VERSION = 10
+ANSWERS = ("float32", "int64")
+ROW = {0: ROWS}
+Values = dict[str, str]  # what is known of the remaining rows, each under the name that the graph has for it
+
+
+class Rule(NamedTuple):
+    """A step of the rule, and at which exits it is taken."""
+
+    policy: ExitPolicy
+    problem_type: str
+    step: Step
+    template: Template
+
+
+@dataclass
+class File:
+    """One file under construction.
+
+    Args:
+        single: for one row at a time: nothing is gathered or cut.
+    """
+
+    segments: Segments
+    rule: Rule
+    single: bool = False
+    axes: dict[str, dict[int, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        own = {name: ROW for name in ("index", "tau", "patience", "count", "past", "lengths")}
+        self.axes = {**self.segments.open_axes, **own}
+        self.exit_depths = self.segments.model.exit_depths
+        self.last = len(self.segments.layers)
+
+    # ---- which exits are run -----------------------------------------------------------------------------------
+
+    def exit_at(self, depth: int) -> int | None:
+        """The number of the exit (0-based) that is run after a layer; None where none is, or it could tell nothing."""
+        if depth not in self.exit_depths:
+            return None
+        rule, policy = rule_of(self.rule.policy), self.rule.policy
+        forgetful = not rule.looks_back(policy, len(self.exit_depths))
+        return None if forgetful and not self.may_exit(depth) else self.exit_depths.index(depth)
+
+    def may_exit(self, depth: int) -> bool:
+        """Whether a row could leave after this layer with the lowest patience; at the last one all do."""
+        if depth == self.last:
+            return True
+        policy = self.rule.policy
+        if depth not in self.exit_depths or depth < policy.floor:
+            return False
+        return self.exit_depths.index(depth) + 1 >= rule_of(policy).earliest(replace(policy, patience=1))
+
+    # ---- from inputs to outputs --------------------------------------------------------------------------------
+
+    def build(self) -> onnx.ModelProto:
+        """The whole file."""
+        graph, inputs = Graph(), list(examples(self.segments.model))
+        values = self.begin(graph, inputs)
+        outputs = self.descend(graph, values, 1)
+        named = [graph.rename(found, name) for found, name in zip(outputs, ("logits", "exit_layer"), strict=True)]
+        proto = graph.as_proto("pfberxit", self.declared(inputs), named, ANSWERS,
+                               [["batch", self.segments.model.num_labels], ["batch"]])  # fmt: skip
+        return helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
+                                 producer_name="pfberxit")  # fmt: skip
+
+    def declared(self, inputs: Sequence[str]) -> list[onnx.ValueInfoProto]:
+        """What the file takes."""
+        tokens = [helper.make_tensor_value_info(name, KINDS["int64"], ["batch", "tokens"]) for name in inputs]
+        kinds = {"tau": "float32", "patience": "int64"}
+        return tokens + [helper.make_tensor_value_info(name, KINDS[kind], ["batch"]) for name, kind in kinds.items()]
+
+    def begin(self, graph: Graph, inputs: Sequence[str]) -> Values:
+        """The batch in front of the first layer, its rule's memory empty."""
+        start = self.segments.start
+        found = graph.copy_of(start.template, {name: name for name in inputs}, start.weights, start.template.outputs)
+        values = dict(zip(start.template.outputs, found, strict=True))
+        values |= {"mask": "attention_mask", "tau": "tau", "patience": "patience"}
+        rows = graph.op("Shape", "input_ids", end=1)
+        values["count"] = graph.op("Expand", graph.constant([0], "int64"), rows)
+        if self.rule.step.memory:
+            shape = [1, self.rule.step.memory, *outcomes(self.segments.model.num_labels, self.rule.problem_type)]
+            size = graph.op("Concat", rows, graph.whole(*shape[1:]), axis=0)
+            values["past"] = graph.op("Expand", graph.constant([[[[float("nan")]]]], "float32"), size)
+        if not self.single:
+            values["lengths"] = graph.op("ReduceSum", "attention_mask", graph.whole(1), keepdims=0)
+            values["index"] = graph.op("Range", graph.constant(0, "int64"), graph.op("Squeeze", rows),
+                                       graph.constant(1, "int64"))  # fmt: skip
+            values["answers"] = graph.op("Expand", graph.constant([[0.0]], "float32"), graph.op(
+                "Concat", rows, graph.whole(self.segments.model.num_labels), axis=0))  # fmt: skip
+            values["layers"] = graph.op("Expand", graph.whole(0), rows)
+        return values
+
+    def descend(self, graph: Graph, values: Values, depth: int) -> list[str]:
+        """Run layers from `depth` on until an exit at which rows may leave; logits and layers of the whole batch."""
+        values = dict(values)
+        while True:
+            self.run_layer(graph, values, depth)
+            number = self.exit_at(depth)
+            if number is not None:
+                fire, answer = self.run_exit(graph, values, depth, number)
+                if self.may_exit(depth):
+                    self.write(graph, values, answer, depth)
+                    if depth == self.last:
+                        return [values["answers"], values["layers"]]
+                    return self.part(graph, values, fire, depth)
+            depth += 1
+
+    def run_layer(self, graph: Graph, values: Values, depth: int) -> None:
+        """Put a layer's output in the place of the states."""
+        segment = self.segments.layers[depth - 1]
+        given = {name: values[name] for name in segment.template.inputs}
+        (values["states"],) = graph.copy_of(segment.template, given, segment.weights, segment.template.outputs)
+
+    def run_exit(self, graph: Graph, values: Values, depth: int, number: int) -> tuple[str, str]:
+        """Which rows fire at an exit, and their answers; what the rule remembers changes."""
+        segment = self.segments.exits[number]
+        given = {name: values[name] for name in segment.template.inputs}
+        outputs = segment.template.outputs
+        evidence = dict(zip(outputs, graph.copy_of(segment.template, given, segment.weights, outputs), strict=True))
+        return self.take_step(graph, values, evidence, [graph.whole(number), graph.whole(depth)], depth == self.last)
+
+    def take_step(
+        self, graph: Graph, values: Values, evidence: Values, place: Sequence[str], last: bool
+    ) -> tuple[str, str]:
+        """The rule's step on an exit's evidence; `place`: exits seen and layers run, as numbers of rank 1."""
+        template = self.rule.template
+        rows = graph.op("Shape", evidence["logits"], end=1)
+        seen, depth = (graph.op("Expand", each, rows) for each in place)
+        given = {**values, **evidence, "seen": seen, "depth": depth}
+        wanted = [name for name in template.outputs if not last or name == "answer"]
+        found = dict(zip(wanted, graph.copy_of(template, {name: given[name] for name in template.inputs}, {}, wanted)))
+        values |= {name: found[f"{name}_after"] for name in ("count", "past") if f"{name}_after" in found}
+        return found.get("fire", ""), found.get("answer", evidence["logits"])
+
+    def write(self, graph: Graph, values: Values, answer: str, depth: int) -> None:
+        """Every row's answer so far."""
+        if self.single:
+            values["answers"], values["layers"] = answer, graph.whole(depth)
+            return
+        places = graph.op("Unsqueeze", values["index"], graph.whole(1))
+        layers = graph.op("Expand", graph.whole(depth), graph.op("Shape", values["index"]))
+        values["answers"] = graph.op("ScatterND", values["answers"], places, answer)
+        values["layers"] = graph.op("ScatterND", values["layers"], places, layers)
+
+    def part(self, graph: Graph, values: Values, fire: str, depth: int) -> list[str]:
+        """The rows that fire are done; the others go on, if there are any."""
+        stay = graph.op("Not", fire)
+        some = graph.op("Cast", graph.op("ReduceMax", graph.op("Cast", stay, to=KINDS["int64"]), keepdims=0),
+                        to=KINDS["bool"])  # fmt: skip
+
+        def go_on(inner: Graph) -> list[str]:
+            return self.descend(inner, values if self.single else remaining(inner, values, stay, self.axes), depth + 1)
+
+        return graph.branch(some, go_on, lambda inner: [values["answers"], values["layers"]], ANSWERS)
+
+
+def remaining(graph: Graph, values: Values, stay: str, axes: dict[str, dict[int, str]]) -> Values:
+    """The rows for which `stay` (B,) is true, cut to the longest of them; nothing is lost where none is."""
+    values = dict(values)
+    keep = graph.op("Squeeze", graph.op("NonZero", stay), graph.whole(0))
+    moved = [name for name in values if ROWS in axes.get(name, {}).values()]
+    for name in moved:
+        axis = next(axis for axis, kind in axes[name].items() if kind == ROWS)
+        values[name] = graph.op("Gather", values[name], keep, axis=axis)
+    lengths = graph.op("Concat", values["lengths"], graph.whole(1), axis=0)  # one at least: rows may be none
+    longest = graph.op("ReduceMax", lengths, keepdims=1)
+    for name in values:
+        cut = [axis for axis, kind in axes.get(name, {}).items() if kind == TOKENS]
+        if cut and not name.endswith(".distances"):  # of those, more than occur do no harm
+            ends = longest if len(cut) == 1 else graph.op("Concat", *[longest] * len(cut), axis=0)
+            values[name] = graph.op("Slice", values[name], graph.whole(*[0] * len(cut)), ends, graph.whole(*cut))
+    return values

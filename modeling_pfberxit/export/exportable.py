@@ -1,0 +1,51 @@
+"""What cannot be one file that exits by itself, refused by name before anything is translated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..model.criteria import able
+from ..model.exit_policy import ExitPolicy, resolve_policy
+from ..model.exits import EMITTED_BY
+from ..model.losses import problem_type_of
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.steps import one_by_one
+from ..model.validation import refuse
+
+MOST_EXITS = 30  # branches inside each other that protobuf still reads
+
+
+def check_exportable(model: PFBerxitForSequenceClassification) -> None:
+    """Refuse models that a file cannot hold."""
+    if model.token_exits is not None:
+        refuse("token_exits", True, "False: a file cannot hold tokens that leave on their own")
+    if model.prompts is not None:
+        refuse("prompt_generator", model.config.prompt_generator, "None: a file cannot hold prompts yet")
+    if len(model.exit_depths) > MOST_EXITS:
+        refuse("exit_layers", len(model.exit_depths), f"at most {MOST_EXITS} exits: deeper files cannot be read")
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Refuse a tokenizer that is no file of `tokenizers`."""
+    if tokenizer is not None and getattr(tokenizer, "backend_tokenizer", None) is None:
+        refuse("tokenizer", type(tokenizer).__name__, "a fast one, which has a tokenizer.json")
+
+
+def exportable_policy(request: Any, model: PFBerxitForSequenceClassification) -> ExitPolicy:
+    """The policy a file is made for: the model's own, or what was asked for.
+
+    Raises:
+        ValueError: it is off, or judges labels of a row one by one; or what `resolve_policy` refuses.
+    """
+    problem_type = problem_type_of(model.config)
+    policy = resolve_policy(request, model.config, model.exit_depths, problem_type)
+    if policy is None:
+        emitted = [name for name in EMITTED_BY if getattr(model.config, name)]
+        refuse("policy", request, "a rule by which rows leave, with its threshold: "
+               f"{', '.join(able(problem_type, emitted))}; this is full depth")  # fmt: skip
+    if one_by_one(policy, problem_type):
+        refuse("exit_label_thresholds", dict(policy.label_thresholds), "left out where a row has several labels: a "
+               "file cannot judge them one by one yet")  # fmt: skip
+    return policy

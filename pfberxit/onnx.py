@@ -1,0 +1,214 @@
+"""Runs what `pfberxit export` wrote, on numpy, onnxruntime and tokenizers alone; a copy stands beside every file.
+
+>>> classify = Classifier("model.onnx")
+>>> classify("where is my parcel")
+[{"label": "delivery", "score": 0.93}]
+>>> classify.predict(["where is my parcel", "thanks!"]).exit_layer
+array([4, 2])
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import onnxruntime
+from tokenizers import Encoding, Tokenizer
+
+METADATA = "pfberxit"
+Text = str | tuple[str, str] | dict[str, str]  # a text, two of them, or {"text": ..., "text_pair": ...}
+
+
+class Answers(NamedTuple):
+    """Of N texts, in their order."""
+
+    logits: np.ndarray  # (N, C)
+    exit_layer: np.ndarray  # (N,)
+
+
+def refuse(name: str, value: Any, allowed: str) -> NoReturn:
+    """Raise the one-line error that every check ends in."""
+    raise ValueError(f"{name}={value!r}: must be {allowed}.")
+
+
+class Classifier:
+    """A text classifier in one file, each text leaving after the layer that its rule allows.
+
+    Args:
+        path: an ONNX file written by `pfberxit export`, its tokenizer.json beside it.
+        threads: of one layer's work; None: as onnxruntime chooses.
+
+    Raises:
+        ValueError, OSError: no such file, a damaged one, or one that something else wrote.
+    """
+
+    def __init__(self, path: str | os.PathLike, threads: int | None = None) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such file.")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # of onnxruntime's own kinds
+            raise ValueError(f"{path}: no ONNX file, or a damaged one ({str(error).splitlines()[0]}).") from error
+        stored = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if stored is None:
+            refuse("path", str(path), "a file that `pfberxit export` wrote")
+        self.metadata: dict[str, Any] = json.loads(stored)
+        self.inputs = {each.name for each in self.session.get_inputs()}
+        self.tokenizer = read_tokenizer(path.parent / "tokenizer.json", self.metadata)
+
+    # ---- answers ---------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self, texts: Text | list[Text], exit_policy: str | dict[str, float] | None = None, batch_size: int = 1,
+        **options: Any,
+    ) -> list:  # fmt: skip
+        """Labels and scores as `pipeline("text-classification")` gives them.
+
+        Args:
+            texts: one or a list of them.
+            exit_policy: as for `predict`; where it is given, answers have their `exit_layer`.
+            batch_size: texts that run together.
+            options: `top_k`, how many labels of each text, None: all.
+        """
+        if unknown := options.keys() - {"top_k"}:
+            refuse("options", sorted(unknown), "top_k")
+        several = isinstance(texts, list)
+        found = self.predict(texts if isinstance(texts, list) else [texts], exit_policy, batch_size)
+        rows = [self.labelled(row, options.get("top_k", 1)) for row in self.scores(found.logits)]
+        if exit_policy is not None:
+            rows = [[{**each, "exit_layer": int(layer)} for each in row] for row, layer in zip(rows, found.exit_layer)]
+        if "top_k" not in options:
+            return [row[0] for row in rows]
+        return rows if several else rows[0]
+
+    def predict(
+        self, texts: Sequence[Text], exit_policy: str | dict[str, float] | None = None, batch_size: int = 32
+    ) -> Answers:
+        """Logits and layers of any number of texts.
+
+        Args:
+            exit_policy: the name of an operating point, or `threshold` and `patience`; None: the file's own.
+            batch_size: texts that run together; 1 where the file is for single rows.
+        """
+        if isinstance(texts, (str, dict)):
+            refuse("texts", texts, "a list of texts")
+        given = [as_input(text) for text in texts]
+        if not given:
+            return Answers(np.zeros((0, len(self.metadata["id2label"])), np.float32), np.zeros(0, np.int64))
+        encoded = self.tokenizer.encode_batch(given)
+        order = np.argsort([len(each) for each in encoded], kind="stable")
+        size = 1 if self.metadata["single"] else max(1, batch_size)
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        answers = [self.run(self.batch([encoded[number] for number in part]), exit_policy) for part in parts]
+        back = np.argsort(order, kind="stable")
+        return Answers(*(np.concatenate(part)[back] for part in zip(*answers)))
+
+    def run(self, batch: dict[str, np.ndarray], exit_policy: str | dict[str, float] | None = None) -> Answers:
+        """The answers to token ids and mask, (B, n) each, padded on the right.
+
+        Raises:
+            ValueError: another rank, too long, padded on the left, an id the encoder does not know.
+        """
+        self.check(batch)
+        rows, tau, patience = len(batch["input_ids"]), *self.point(exit_policy)
+        every = {**batch, "tau": np.full(rows, tau, np.float32), "patience": np.full(rows, patience, np.int64)}
+        if "token_type_ids" not in every:
+            every["token_type_ids"] = np.zeros_like(batch["input_ids"])
+        found = self.session.run(None, {name: value for name, value in every.items() if name in self.inputs})
+        return Answers(*found)
+
+    # ---- what a request asks ---------------------------------------------------------------------------------------
+
+    def point(self, exit_policy: str | dict[str, float] | None) -> tuple[float, int]:
+        """Tau and patience of a request.
+
+        Raises:
+            ValueError: a name or field this file does not have; a number the rule cannot work with.
+        """
+        asked = exit_policy or {}
+        if isinstance(asked, str):
+            points = self.metadata["operating_points"]
+            if asked not in points:
+                refuse("exit_policy", asked, f"one of this file's operating points: {sorted(points) or 'none'}")
+            asked = {name: value for name, value in points[asked].items() if name in self.metadata["reads"]}
+        if unknown := asked.keys() - set(self.metadata["reads"]):
+            refuse("exit_policy", sorted(unknown), f"among {self.metadata['reads']}: the rest is built into the file")
+        policy = {"threshold": 0.0, "patience": 1, **self.metadata["policy"], **asked}
+        tau = 0.0 if isinstance(policy["threshold"], list) else policy["threshold"]
+        if not isinstance(tau, (int, float)) or not 0 <= tau < math.inf:
+            refuse("threshold", tau, "a finite number of at least 0")
+        if not isinstance(policy["patience"], int) or not 1 <= policy["patience"] <= self.metadata["most_patience"]:
+            refuse("patience", policy["patience"], f"a whole number from 1 to {self.metadata['most_patience']}")
+        return tau, policy["patience"]
+
+    def check(self, batch: dict[str, np.ndarray]) -> None:
+        """Refuse arrays that the encoder cannot read."""
+        ids, mask, most = batch["input_ids"], batch["attention_mask"], self.metadata["longest_input"]
+        if ids.ndim != 2 or mask.shape != ids.shape:
+            refuse("input_ids", ids.shape, "of two dimensions, rows and tokens, and attention_mask alike")
+        if most is not None and ids.shape[1] > most:
+            refuse("input_ids", f"rows of {ids.shape[1]} tokens", f"at most {most} tokens")
+        if not mask[:, 0].all():
+            refuse("attention_mask", "0 at a row's first token", "1 there: pad on the right")
+        size = self.metadata["vocabulary"]
+        if ids.size and (ids.min() < 0 or (size is not None and ids.max() >= size)):
+            refuse("input_ids", int(ids.min() if ids.min() < 0 else ids.max()), f"from 0 to {size - 1}")
+        if self.metadata["single"] and len(ids) != 1:
+            refuse("input_ids", f"{len(ids)} rows", "one row: the file was exported with --single")
+
+    def batch(self, encoded: list[Encoding]) -> dict[str, np.ndarray]:
+        """Encoded texts as arrays, padded to the longest."""
+        rows, longest = len(encoded), max(len(each) for each in encoded)
+        ids = np.full((rows, longest), self.metadata["padding"]["id"], np.int64)
+        mask, types = np.zeros_like(ids), np.zeros_like(ids)
+        for row, each in enumerate(encoded):
+            ids[row, : len(each)], mask[row, : len(each)] = each.ids, 1
+            types[row, : len(each)] = each.type_ids if self.metadata["token_types"] else 0
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+    # ---- scores ----------------------------------------------------------------------------------------------------
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """Logits (N, C) as `pipeline` shows them: probabilities of classes or labels, or values."""
+        kind, logits = self.metadata["activation"], logits.astype(np.float64)
+        if kind == "none":
+            return logits
+        if kind == "sigmoid":
+            return 1 / (1 + np.exp(-logits))
+        raised = np.exp(logits - logits.max(-1, keepdims=True))
+        return raised / raised.sum(-1, keepdims=True)
+
+    def labelled(self, scores: np.ndarray, top_k: int | None) -> list[dict[str, Any]]:
+        """The labels of the highest scores (C,), the highest in front; None: all."""
+        names = self.metadata["id2label"]
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return [{"label": names[number], "score": float(scores[number])} for number in order]
+
+
+def as_input(text: Any) -> str | tuple[str, str]:
+    """A text, or two, as tokenizers take them."""
+    if isinstance(text, dict) and "text" in text:
+        second = text.get("text_pair")
+        text = text["text"] if second is None else (text["text"], second)
+    pair = isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(each, str) for each in text)
+    if not (isinstance(text, str) or pair):
+        refuse("texts", text, "texts, pairs of texts, or {'text': ..., 'text_pair': ...}")
+    return tuple(text) if pair else text
+
+
+def read_tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
+    """The tokenizer, which cuts texts to the file's length."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the tokenizer belongs beside the model.")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(metadata["max_length"])
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,236 @@
+"""One file that exits by itself: the model's label and layer for every row, alone and in a batch, under every rule."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_batch, tiny_model
+
+from modeling_pfberxit import ExitPolicy
+from modeling_pfberxit.model.criteria import CRITERIA
+
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from modeling_pfberxit.export.files import export_file, one_file  # noqa: E402
+from modeling_pfberxit.export.segments import segments_of  # noqa: E402
+from modeling_pfberxit.export.verification import run  # noqa: E402
+
+slow = pytest.mark.slow
+BATCHES = [tiny_batch(rows, seed=rows) for rows in (1, 7, 32)]
+EMITTING = {"use_lte": True, "use_prototypes": True, "problem_type": "single_label_classification"}
+
+
+def session_of(proto):
+    return onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@cache
+def three_layers():
+    """Exits that emit all there is, translated once for all rules."""
+    model = tiny_model("bert", num_labels=3, backbone_changes={"num_hidden_layers": 4}, **EMITTING)
+    return model, segments_of(model)
+
+
+@cache
+def scores(criterion: str) -> float:
+    """A threshold at which some rows leave early."""
+    return {"entropy": 0.5, "pcee": 0.7, "max_prob": 0.8, "voting": 0.7, "lte": 0.5, "window": 0.4, "distance": 0.6,
+            "dge": 1.0}.get(criterion, 0.9)  # fmt: skip
+
+
+def compare(session, model, policy, batches=BATCHES):
+    """Every row's layer and logits are the model's; the layers that occurred."""
+    seen = set()
+    for batch in batches:
+        with torch.no_grad():
+            expected = model(**batch, exit_policy=policy)
+        names = [each.name for each in session.get_inputs()]
+        given = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+        logits, layers = run(session, {name: given[name] for name in given if name in names}, policy)
+        assert layers.tolist() == expected.exit_layer.tolist()
+        np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-5)
+        seen |= set(layers.tolist())
+    return seen
+
+
+FEW = ("divergence_v1", "divergence_v3", "pcee")
+
+
+def policies(criterion: str) -> ExitPolicy:
+    policy = ExitPolicy(criterion, threshold=scores(criterion), window=2, patience=2)
+    if criterion == "appointed":
+        return replace(policy, appointed_layer=2)
+    return replace(policy, ensemble="run") if criterion == "pcee" else policy
+
+
+@pytest.mark.parametrize("criterion", [pytest.param(name, marks=() if name in FEW else slow) for name in CRITERIA])
+def test_a_file_has_the_models_layers_and_labels_under_every_rule_whatever_tau_and_patience_a_request_brings(criterion):
+    model, segments = three_layers()
+    policy = policies(criterion)
+    session = session_of(one_file(segments, policy))
+    seen = set()
+    for tau, patience in ((1.0, 2), (1.6, 1), (0.3, 1), (0.0, 2)):
+        asked = replace(policy, threshold=policy.threshold * tau, patience=patience)
+        seen |= compare(session, model, asked)
+    assert len(seen) > 1 or criterion == "appointed"  # the rows did not all leave at one layer
+
+
+@pytest.mark.parametrize(
+    "built_in",
+    [
+        {"min_layer": 3},
+        pytest.param({"threshold": [0.9, 0.2, 0.8, 0.5]}, marks=slow),
+        pytest.param({"label_thresholds": {"0": 0.2, "1": None}}, marks=slow),
+        pytest.param({"criterion": "divergence_v2", "divergence": "js_div", "normalize": True}, marks=slow),
+    ],
+)
+def test_what_is_no_number_of_a_row_is_built_in(built_in):
+    model, segments = three_layers()
+    policy = replace(ExitPolicy("entropy", threshold=0.6), **built_in)
+    compare(session_of(one_file(segments, policy)), model, policy)
+
+
+def test_every_row_of_a_batch_has_its_own_tau_and_patience():
+    model, segments = three_layers()
+    session, batch = session_of(one_file(segments, policies("divergence_v1"))), BATCHES[2]
+    taus, patiences = np.linspace(0, 1.5, 32).astype(np.float32), np.arange(32) % 3 + 1
+    given = {name: value.numpy() for name, value in batch.items()}
+    given |= {"token_type_ids": np.zeros_like(given["input_ids"]), "tau": taus, "patience": patiences}
+    _, layers = session.run(None, given)
+    for row, (tau, patience) in enumerate(zip(taus, patiences, strict=True)):
+        alone = {name: value[row : row + 1] for name, value in batch.items()}
+        asked = {"criterion": "divergence_v1", "threshold": float(tau), "patience": int(patience)}
+        assert model(**alone, exit_policy=asked).exit_layer.item() == layers[row]
+
+
+CLS = {"exit_pooling": "cls", "exit_pooler": "own"}
+MODELS = {
+    "albert": ("albert", {"num_labels": 3}),
+    "mpnet, several labels": ("mpnet", {"num_labels": 3, "problem_type": "multi_label_classification"}),
+    "roberta, values, few exits": ("roberta", {"num_labels": 1, "problem_type": "regression", "exit_layers": [2, 4]}),
+    "electra, conv, one token": ("electra", {"adapter_sublearner": "conv", **CLS}),
+    "distilbert, bypass": ("distilbert", {"adapter_placement": "bypass", "adapter_sublearner": "self_attention"}),
+    "albert in groups": ("albert-groups", {"exit_shared": True}),
+    "deberta": ("deberta-v2", {"last_exit": "classifier"}),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "albert" else slow) for name in MODELS])
+def test_a_file_has_the_models_layers_and_labels_whatever_the_model_is(name):
+    family, knobs = MODELS[name]
+    changes = {} if family == "albert-groups" else {"n_layers" if family == "distilbert" else "num_hidden_layers": 4}
+    model = tiny_model(family, backbone_changes=changes, **knobs)
+    regression = knobs.get("problem_type") == "regression"
+    policy = ExitPolicy("patience" if regression else "entropy", threshold=2.0 if regression else 0.5, patience=1)
+    session = session_of(one_file(segments_of(model), policy))
+    for threshold in (policy.threshold, policy.threshold / 3):
+        compare(session, model, replace(policy, threshold=threshold))
+
+
+def test_a_file_for_single_rows_has_the_models_layers_and_labels():
+    model, segments = three_layers()
+    policy = replace(policies("divergence_v1"), threshold=1.4, patience=1)
+    alone = [{name: value[row : row + 1] for name, value in BATCHES[2].items()} for row in range(32)]
+    assert len(compare(session_of(one_file(segments, policy, single=True)), model, policy, alone)) > 1
+
+
+# ---- what cannot be -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("knobs", "policy", "message"),
+    [
+        ({"token_exits": True, "adapter_placement": "none"}, None, "token_exits=True"),
+        ({"prompt_generator": "table", "prompt_layer": 1}, None, "prompt_generator='table'"),
+        ({}, None, "policy=None: must be a rule .*full depth"),
+        ({}, {"criterion": "lte", "threshold": 0.5}, "exit_criterion='lte'"),
+        (
+            {"problem_type": "multi_label_classification"},
+            {"criterion": "entropy", "threshold": 0.5, "label_thresholds": {"0": 0.1}},
+            "exit_label_thresholds",
+        ),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused_by_name(knobs, policy, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_file(tiny_model("bert", num_labels=3, **knobs), None, tmp_path / "model.onnx", policy)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_differs_from_its_model_is_not_written(tmp_path, monkeypatch):
+    from modeling_pfberxit.export import files
+
+    model, segments = three_layers()
+    other = tiny_model("bert", seed=5, num_labels=3, backbone_changes={"num_hidden_layers": 4}, **EMITTING)
+    monkeypatch.setattr(files, "segments_of", lambda model: replace(segments, model=other))
+    with pytest.raises(ValueError, match="leave after another layer.*no file is written"):
+        export_file(model, None, tmp_path / "model.onnx", {"criterion": "entropy", "threshold": 0.5})
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the folder -----------------------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+for name in ("torch", "transformers", "modeling_pfberxit", "pfberxit", "onnx", "onnxscript"):
+    sys.modules[name] = None  # not installed, as it were
+from classifier import Classifier
+classify = Classifier(sys.argv[1] + "/model.onnx", threads=1)
+texts = json.loads(sys.argv[2])
+found = classify.predict(texts, batch_size=3)
+print(json.dumps({"layers": found.exit_layer.tolist(), "one": classify(texts[0]), "all": classify(texts, top_k=None),
+                  "fast": classify(texts, exit_policy="fast")}))
+"""
+
+
+def test_an_exported_folder_answers_as_pipeline_does_where_neither_this_package_nor_torch_is(tmp_path, local_backbone):
+    from tiny import enliven
+    from transformers import AutoTokenizer, pipeline
+
+    from modeling_pfberxit import PFBerxitForSequenceClassification
+    from pfberxit.cli import main
+
+    model = PFBerxitForSequenceClassification.from_backbone(
+        local_backbone, num_labels=3, id2label={0: "a", 1: "b", 2: "c"}, adapter_dim=8, exit_criterion="entropy",
+        exit_threshold=0.7, exit_layers=[2, 4, 6], base_model_name_or_path=local_backbone,
+        operating_points={"fast": {"criterion": "entropy", "threshold": 0.95}},
+    )  # fmt: skip
+    enliven(model)
+    tokenizer = AutoTokenizer.from_pretrained(local_backbone)
+    model.eval().save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    main(["export", tmp_path / "saved", "--onnx", tmp_path / "out" / "model.onnx", "--max-length", "40"])
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "classifier.py",
+        "model.onnx",
+        "tokenizer.json",
+    ]
+
+    texts = ["w1 w2", "w3", " ".join(f"w{i}" for i in range(90)), *(f"w{i} w{i + 9} w{i * 3}" for i in range(9))]
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "out"), json.dumps(texts)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    stock = pipeline("text-classification", model=model, tokenizer=tokenizer)
+    options = {"truncation": True, "max_length": 40}
+    same(found["one"], stock(texts[0], **options))
+    same(found["all"], stock(texts, top_k=None, **options))
+    same(found["fast"], stock(texts, exit_policy="fast", **options))
+    layers = [row["exit_layer"] for row in stock(texts, exit_policy={}, **options)]
+    assert found["layers"] == layers and len(set(layers)) > 1
+
+
+def same(found, expected):
+    """Equal but for rounding of the scores."""
+    if isinstance(expected, list):
+        for one, other in zip(found, expected, strict=True):
+            same(one, other)
+    else:
+        assert found == {**expected, "score": pytest.approx(expected["score"], abs=1e-4)}
