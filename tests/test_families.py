@@ -4,8 +4,8 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from test_criteria_promises import setting
-from test_token_first import EAGER, PLAIN, alone, cls_model, run, same
-from tiny import LAYERS, hooked, rows_of, stock_layers, tiny_batch, tiny_config, tiny_model
+from test_token_first import EAGER, PLAIN, alone, cls_model, executed, run, same
+from tiny import CHECKPOINTING, LAYERS, hooked, rows_of, stock_layers, tiny_batch, tiny_config, tiny_model
 from torch.testing import assert_close
 from transformers import AutoModel, ModernBertConfig
 
@@ -15,6 +15,7 @@ from modeling_pfberxit.model.backbones import encoder_layers, shape_of
 from modeling_pfberxit.model.encoder_layer import FULL
 from modeling_pfberxit.model.exits import SINGLE_LABEL
 from modeling_pfberxit.model.families import FAMILIES
+from modeling_pfberxit.model.loop import Execution
 from modeling_pfberxit.training.truncation import truncate
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -61,7 +62,8 @@ def test_a_row_is_answered_as_if_it_were_alone_in_any_batch_and_stream(family, s
 @pytest.mark.parametrize("family", PRE_NORM)
 @torch.no_grad()
 def test_an_adapter_reads_what_its_sublayer_reads(family, placement):
-    model, ids = tiny_model(family, adapter_placement=placement), torch.randint(5, 100, (3, 9))
+    model = tiny_model(family, adapter_placement=placement, adapter_layer_norm="none")
+    ids = torch.randint(5, 100, (3, 9))
     states = model(input_ids=ids, output_hidden_states=True).hidden_states
     depth, stock = model.depths[2], stock_layers(model.backbone)[2]
     view, seen = encoder_layers(model.backbone)[2], {}
@@ -73,7 +75,6 @@ def test_an_adapter_reads_what_its_sublayer_reads(family, placement):
         seen[module] = output[0] if isinstance(output, tuple) else output
 
     with hooked([own], after=keep):  # the stock layer itself, on what ours read
-        model.backbone.rotary_emb.eval()
         kind = () if family == "eurobert" else (view.kind,)
         rotary = model.backbone.rotary_emb(states[2], torch.arange(9)[None], *kind)
         far = (torch.arange(9)[:, None] - torch.arange(9)).abs() > 4
@@ -166,6 +167,32 @@ def test_exits_at_global_layers_is_one_value(tmp_path):
         tiny_model("bert", exit_layers="global")
     with pytest.raises(ValueError, match="exit_layers='globals'"):
         PFBerxitConfig(exit_layers="globals")
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.mark.parametrize("family", ["mpnet", "modernbert", "nomic_bert", "eurobert"])
+def test_a_step_teaches_the_whole_encoder_the_same_with_all_short_cuts(family):
+    changes = NO_DROPOUT if family in ("mpnet", "nomic_bert") else {}
+    knobs = {"train_backbone": True, "exit_dropout": 0.0, "exit_pooling": "cls", "adapter_sublearner": "conv"}
+    model = tiny_model(family, num_labels=3, backbone_changes=changes, adapter_placement="both", **knobs).train()
+    batch, labels, steps = tiny_batch(5), torch.tensor([0, 1, 2, 1, 0]), []
+    for short_cuts in (False, True):
+        model.zero_grad()
+        if short_cuts:
+            getattr(model, f"{CHECKPOINTING}_enable")()
+        with executed(model, Execution() if short_cuts else PLAIN):
+            loss = model(**batch, labels=labels).loss
+        loss.backward()
+        steps.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    whole, short = steps
+    taught = {name for name, gradient in whole.items() if gradient is not None and bool(gradient.any())}
+    assert {name for name in whole if "norm" in name.lower() or "relative" in name} <= taught
+    for name in taught:
+        assert_close(short[name], whole[name], atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
 # ---- the whole way --------------------------------------------------------------------------------------------------

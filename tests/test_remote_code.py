@@ -58,6 +58,8 @@ VARIANTS = {
         },
     ),
     "trained encoder": ("electra", {"train_backbone": True, "exit_pooling": "cls"}),
+    "norms in front, exits at global layers": ("modernbert", {"exit_layers": "global", "adapter_placement": "both"}),
+    "bias by distance": ("mpnet", {"train_backbone": True, "exit_pooling": "cls"}),
     "tokens that leave": ("distilbert", {"train_backbone": True, "adapter_placement": "none", "token_exits": True}),
     "prompts half-way": (
         "xlm-roberta",
