@@ -612,6 +612,8 @@ CHANGED = {
     "exit_layers": [2, 4],
     "exit_pooling": "cls",
     "exit_pooler": "own",
+    "exit_pooler_dim": 64,
+    "last_exit": "classifier",
     "exit_shared": True,
     "exit_dropout": 0.3,
     "use_lte": True,
