@@ -79,7 +79,7 @@ def by_the_formulas(row: Evidence, problem_type: str, policy: ExitPolicy) -> tup
     """The exit (1-based) at which one row (E, ...) stops, the last if it never may, and its answer's table (L, K)."""
     logits = row.logits.double().numpy()
     p = logits[:, None] if problem_type == REGRESSION else distributions(logits, problem_type)  # (E, L, K)
-    t, m, run = policy.patience, policy.window, 0
+    t, m, run, gathered = policy.patience, policy.window, 0, 0.0
     for i in range(len(p)):
         tau, so_far, answer = policy.threshold, p[: i + 1], p[i]
         tau = tau[i] if isinstance(tau, tuple) else tau
@@ -104,6 +104,10 @@ def by_the_formulas(row: Evidence, problem_type: str, policy: ExitPolicy) -> tup
             fire = run >= t
         elif policy.criterion == "distance":
             fire = far_off(p[i], row.distances[i].double().numpy(), policy) < tau
+        elif policy.criterion == "beem":
+            agrees = i > 0 and (p[i].argmax(-1) == p[i - 1].argmax(-1)).all()
+            gathered = gathered + (i + 1) / 10 * surest(p[i], policy.normalize) if agrees else 0.0
+            fire = gathered >= tau
         elif policy.criterion == "voting":
             backing, answer = elected(so_far)
             fire = min(backing) >= t and min(backing) / (i + 1) >= tau
@@ -121,6 +125,7 @@ OPTIONS = {
     "dge": {"divergence": ["kl", "symkl_div"], "window": [1, 2, 4], "patience": [1, 2], "normalize": [False, True]},
     "distance": {"distance_weight": [0.0, 0.5, 2.0], "normalize": [False, True]},
     "voting": {"patience": [1, 2, 3, 4]},
+    "beem": {"normalize": [False, True]},
 }
 JUDGED = [(problem, name) for name in OPTIONS for problem in CRITERIA[name].problem_types]
 

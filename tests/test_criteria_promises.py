@@ -22,7 +22,7 @@ RULES = {
     "window-narrow": {"criterion": "window", "window_rule": "narrow", "window_range": 0.2},
 }  # every criterion, and the faces that some of them have
 JUDGED = [(problem, name) for name, rule in RULES.items() for problem in CRITERIA[rule["criterion"]].problem_types]
-BY_CERTAINTY = ("max_prob", "voting")  # their rows leave at tau or above, those of all others below
+BY_CERTAINTY = ("max_prob", "voting", "beem")  # their rows leave at tau or above, those of all others below
 COMPARING = ("divergence_v1", "divergence_v2", "divergence_v3", "patience", "dge")  # mute at the first exit
 OF_SEVERAL_EXITS = ("max_prob", "pcee-run", "pcee-all", "voting")  # what their answers are made of
 TAU_ALONE = [
@@ -187,20 +187,19 @@ def test_a_threshold_of_zero_lets_no_row_leave_that_must_be_below_it(name, probl
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL])
-@pytest.mark.parametrize("name", BY_CERTAINTY)
+@pytest.mark.parametrize("problem_type, name", [each for each in JUDGED if each[1] in BY_CERTAINTY])
 def test_a_threshold_of_zero_lets_every_row_leave_that_must_reach_it(name, problem_type, normalize):
     policy = replace(generous(name), normalize=normalize)
     clueless = torch.zeros(1, EXITS, 3)
     for logits in (clueless, random_logits(100)):
         assert judge(Evidence(logits), policy, problem_type)[0].all()
-        beyond = replace(policy, threshold=1.01)  # no probability and no share is
+        beyond = replace(policy, threshold=2.01)  # no probability is, no share, nor 0.2 + 0.3 ... + 0.6
         assert not judge(Evidence(logits), beyond, problem_type)[0].any()
 
 
 def test_at_the_threshold_only_certainty_leaves():
     sure, half = torch.tensor([[[200.0, -200.0, -200.0]] * EXITS]), torch.full((1, EXITS), 0.5)
-    for name in BY_CERTAINTY:  # probability 1, all votes
+    for name in ("max_prob", "voting"):  # probability 1, all votes
         assert judge(Evidence(sure), replace(generous(name), threshold=1.0), SINGLE_LABEL)[0].all()
     policy = ExitPolicy("lte", threshold=0.5)
     assert not judge(Evidence(sure, half), policy, SINGLE_LABEL)[0].any()

@@ -372,6 +372,30 @@ def test_distance_by_hand(tau, expected):
     assert torch.equal(answers, row.logits[None])
 
 
+# ---- by hand: BEEM ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row, tau, expected",
+    [
+        # exits 2, 4, 5 and 6 agree with the one before: 0.2 x 0.8, nothing, 0.4 x 0.8, + 0.5 x 0.8, + 0.6 x 0.8
+        ("AABBBB", 0.15, 2),  # 0, 0.16
+        ("AABBBB", 0.17, 4),  # 0, 0.16, 0, 0.32
+        ("AABBBB", 0.33, 5),  # 0, 0.16, 0, 0.32, 0.72
+        ("AABBBB", 0.73, 6),
+        ("AAaAAA", 0.27, 3),  # 0.16 + 0.3 x 0.4: an exit that is less sure adds less
+        ("AAaAAA", 0.29, 4),  # + 0.4 x 0.8
+        ("ABABAB", 0.01, 6),  # no two neighbours agree
+        ("ABABAB", 0.0, 1),
+    ],
+)
+def test_beem_by_hand(row, tau, expected):
+    layer, table = outcome(three_classes(row), criterion="beem", threshold=tau)
+    assert layer == expected
+    answer = {"A": (0.8, 0.1, 0.1), "B": (0.1, 0.8, 0.1), "a": (0.4, 0.3, 0.3)}[row[expected - 1]]
+    torch.testing.assert_close(table[0], torch.tensor(answer))
+
+
 # ---- by hand: voting ------------------------------------------------------------------------------------------------
 
 

@@ -340,7 +340,7 @@ def test_early_exit_is_off_exactly_without_a_criterion_or_a_needed_threshold(
     assert policy.is_active(problem_type) is not off
     emitted = {"use_lte": True, "use_prototypes": problem_type != REGRESSION}
     watched = Watched(num_labels=outputs, problem_type=problem_type, **emitted)
-    if problem_type == REGRESSION and criterion not in ("patience", "lte", "appointed") and not off:
+    if criterion is not None and problem_type not in CRITERIA[criterion].problem_types and not off:
         watched.refusal(policy)
         return
     output = watched.model(**BATCH, exit_policy=policy)

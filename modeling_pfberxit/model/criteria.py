@@ -37,6 +37,7 @@ from .scores import (
     nothing,
     one_before,
     own_answer,
+    score_beem,
     score_confidence,
     score_dge,
     score_distance,
@@ -214,6 +215,10 @@ CRITERIA = {
         "the exits' majority has t votes and a share of τ",
         score_votes, decide_votes, majority_answer, memory=all_before, earliest=after_patience,
         own=lambda policy: False,
+    ),
+    "beem": Criterion(
+        "the confidences of exits that agree in a row, the i-th times i / 10, add up to τ",
+        score_beem, decide_above, source="BEEM", memory=all_before, problem_types=(SINGLE_LABEL,),
     ),
     "appointed": Criterion(
         "it reaches a given layer",

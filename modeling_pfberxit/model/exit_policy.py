@@ -83,7 +83,7 @@ class ExitPolicy(PolicyFields):
         criterion: a name in `CRITERIA`, or None: every row runs to the last layer.
         divergence: a name in `DIVERGENCES` (s of eq. 6 to 8).
         threshold: tau >= 0, or one for each exit. Where the criterion needs one and has none, early exit is off.
-            Rows leave below it; with `max_prob` and `voting`, which measure certainty, at it or above.
+            Rows leave below it; with `max_prob`, `voting` and `beem`, which measure certainty, at it or above.
         patience: t >= 1, counted in exits; `voting`: votes for the majority.
         window: m >= 1, how many earlier exits v2, v3 and dge look back on; `window`: how many must settle, itself
             included.

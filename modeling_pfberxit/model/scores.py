@@ -157,6 +157,19 @@ def score_votes(now: Tensor, evidence: Evidence, state: ExitState, policy: Polic
     return ballot(now, state)[1].amin(-1)
 
 
+@reads("normalize")
+def score_beem(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
+    """BEEM: the confidences of the exits that, up to this one, each gave the label of the one before, weighted, (B,).
+
+    The i-th exit weighs i / 10, as in a figure of the paper, and the first of those that agree adds nothing, as in the
+    released code. The paper has other weights too, by the exits' accuracy; they are not offered here.
+    """
+    tables, there = state.with_newest(now), present(now, state)
+    labels, numbers = tables.argmax(-1), state.seen[:, None] + 1 - torch.arange(there.shape[1] - 1, device=now.device)
+    same = (labels[:, :-1] == labels[:, 1:]).all(-1) & there[:, :-1] & there[:, 1:]
+    return (same.long().cumprod(1) * numbers / 10 * confidence(tables[:, :-1], policy.normalize).nan_to_num()).sum(1)
+
+
 def score_nothing(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """The rule does not look at predictions, (B,)."""
     return now.new_zeros(now.shape[0])

@@ -19,7 +19,7 @@ from ..model.adapters import SUBLEARNERS
 from ..model.configuration_pfberxit import CHECKS, PFBerxitConfig
 from ..model.criteria import CRITERIA
 from ..model.exit_policy import FIELDS, SYSTEMS, TRAINED, ExitPolicy
-from ..model.exits import REGRESSION, SINGLE_LABEL
+from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..training.recipes import RECIPES
 from ..training.recipes import as_json as recipe_json
 
@@ -111,7 +111,8 @@ def rules_table() -> str:
         if not rule.needs_threshold(SINGLE_LABEL):
             read = ["τ for values" if each == "τ" else each for each in read]
         read += [f"`{rule.needs_evidence}`"] if rule.needs_evidence else []
-        judged = "labels, values" if REGRESSION in rule.problem_types else "labels"
+        judged = "labels" if MULTI_LABEL in rule.problem_types else "one label"
+        judged += ", values" * (REGRESSION in rule.problem_types)
         reads = ", ".join(each for each in read if each != "`exit_min_layer`")
         rows.append([f"`{name}`{default}", f"{rule.when}{source}", reads, judged])
     return table(["`exit_criterion`", "a row leaves when", "reads", "judges"], rows, align="llll") + "\n"
