@@ -49,6 +49,7 @@ def main() -> None:
     columns = {"text": options.text, "pair": options.pair, "label": options.label}
     task, data = load_task(options.dataset, options.config, **columns)
     tokenizer = new_tokenizer(options.backbone)
+    tokenizer.model_max_length = options.max_length  # saved with it: what commands on the model will read
     train = data["train"].shuffle(seed=arguments.seed)
     train = train.select(range(min(options.rows, len(train)) or len(train)))
     train = encode(task, train, tokenizer, options.max_length)

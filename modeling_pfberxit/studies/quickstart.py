@@ -24,6 +24,7 @@ from ..training.model_card import usage_snippet
 from ..training.strategies import train as run_strategy
 from .named_encoders import named_backbone
 
+MAX_LENGTH = 128  # tokens of a message that are read
 SENTENCES = [
     "Where is my parcel? It was due on Monday.",
     "I don't want another kettle, I want the 40 euros for the first one back.",
@@ -42,10 +43,11 @@ def quickstart(
         refuse("held_out", held_out, f"at least 1 and fewer than the {len(data['train'])} training rows")
     knobs = choice_of(system, task)
     tokenizer = new_tokenizer(backbone)
+    tokenizer.model_max_length = MAX_LENGTH  # saved with it: what commands on the model will read
     shuffled = data["train"].shuffle(seed=seed)
-    train = encode(task, shuffled.select(range(held_out, len(shuffled))), tokenizer)
-    chosen_on = encode(task, shuffled.select(range(held_out)), tokenizer)
-    evaluation = encode(task, data[task.evaluation_split], tokenizer)
+    train = encode(task, shuffled.select(range(held_out, len(shuffled))), tokenizer, MAX_LENGTH)
+    chosen_on = encode(task, shuffled.select(range(held_out)), tokenizer, MAX_LENGTH)
+    evaluation = encode(task, data[task.evaluation_split], tokenizer, MAX_LENGTH)
 
     set_seed(seed)
     model = new_model(backbone, task, **knobs)
