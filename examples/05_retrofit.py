@@ -63,10 +63,12 @@ def main() -> None:
     texts = Path(options.classifier) / "texts.csv"
     others.select_columns(list(task.texts)).to_csv(texts)
     columns = dict(zip(("text", "pair"), task.texts))
-    retrofit(
+    found = retrofit(
         options.classifier, str(texts), options.output, columns=columns, differ=options.differ, seed=options.seed,
         max_length=options.max_length, tolerance=options.tolerance, say=print,
     )  # fmt: skip
+    for each in found.certificates:
+        print(each.in_words())
     report(task, data[task.evaluation_split], options)
 
 
