@@ -31,7 +31,9 @@ def test_an_adapter_of_r_32_costs_less_than_a_hundredth_of_it(sublearner, millio
     )
 
 
-@pytest.mark.parametrize("family", ["bert", "albert", "distilbert", "electra"])
+@pytest.mark.parametrize(
+    "family", ["bert", "albert", "distilbert", "electra", "mpnet", "gte", "jina_embeddings_v3", "eurobert"]
+)
 def test_the_linear_part_is_what_the_linear_modules_do(family):
     model, tokens, seen = tiny_model(family, adapter_placement="none"), 11, []
 

@@ -24,7 +24,8 @@ Count = TypeVar("Count", int, Tensor)  # of one row, or of each of many
 def layer_macs(encoder: PreTrainedConfig, keys: Count, queries: Count | None = None) -> Count:
     """One encoder layer over `keys` positions, of which `queries` are computed (default: all)."""
     q, n, d, heads = keys if queries is None else queries, keys, encoder.hidden_size, encoder.num_attention_heads
-    projections = 2 * q * d * d + 2 * n * d * d  # queries and output; keys and values
+    shared = heads // (getattr(encoder, "num_key_value_heads", None) or heads)  # heads for one of keys and values
+    projections = 2 * q * d * d + 2 * n * d * d // shared  # queries and output; keys and values
     attention = heads * 2 * q * n + 2 * q * n * d
     inner, linear_layers = family_of(encoder).ffn_sizes(encoder)
     return projections + attention + linear_layers * q * d * inner + 2 * 2 * q * d
