@@ -117,20 +117,37 @@ MODELS = {
     "electra, conv, one token": ("electra", {"adapter_sublearner": "conv", **CLS}),
     "distilbert, bypass": ("distilbert", {"adapter_placement": "bypass", "adapter_sublearner": "self_attention"}),
     "albert in groups": ("albert-groups", {"exit_shared": True}),
+    "albert, a head of its own": ("albert", {"last_exit": "classifier"}),
     "deberta": ("deberta-v2", {"last_exit": "classifier"}),
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "albert" else slow) for name in MODELS])
-def test_a_file_has_the_models_layers_and_labels_whatever_the_model_is(name):
+@cache
+def translated(name: str):
     family, knobs = MODELS[name]
     changes = {} if family == "albert-groups" else {"n_layers" if family == "distilbert" else "num_hidden_layers": 4}
     model = tiny_model(family, backbone_changes=changes, **knobs)
-    regression = knobs.get("problem_type") == "regression"
+    return model, segments_of(model)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "albert" else slow) for name in MODELS])
+def test_a_file_has_the_models_layers_and_labels_whatever_the_model_is(name):
+    model, segments = translated(name)
+    regression = model.config.problem_type == "regression"
     policy = ExitPolicy("patience" if regression else "entropy", threshold=2.0 if regression else 0.5, patience=1)
-    session = session_of(one_file(segments_of(model), policy))
+    session = session_of(one_file(segments, policy))
     for threshold in (policy.threshold, policy.threshold / 3):
         compare(session, model, replace(policy, threshold=threshold))
+
+
+def test_weights_that_layers_share_stand_in_the_file_once():
+    _, segments = translated("albert")
+    file = one_file(segments, policies("divergence_v1"))
+    (loop,) = (node for node in file.graph.node if node.op_type == "Loop")
+    weights = [tensor for tensor in loop.attribute[0].g.initializer if list(tensor.dims) == [32, 64]]
+    assert len(weights) == 1  # of the first linear layer of the FFN
+    layers = [file.graph, loop.attribute[0].g]
+    assert not any(node.op_type == "If" for graph in layers for node in graph.node)
 
 
 def test_a_file_for_single_rows_has_the_models_layers_and_labels():

@@ -18,7 +18,7 @@ from ..model.exit_policy import ExitPolicy
 from ..model.exits import outcomes
 from .graphs import KINDS, Graph
 from .parts import ROWS, TOKENS, Step, examples
-from .segments import Segments
+from .segments import Segment, Segments
 from .templates import OPSET, Template
 
 IR_VERSION = 10
@@ -80,7 +80,7 @@ class File:
         """The whole file."""
         graph, inputs = Graph(), list(examples(self.segments.model))
         values = self.begin(graph, inputs)
-        outputs = self.descend(graph, values, 1)
+        outputs = self.run_all(graph, values)
         named = [graph.rename(found, name) for found, name in zip(outputs, ("logits", "exit_layer"), strict=True)]
         proto = graph.as_proto("pfberxit", self.declared(inputs), named, ANSWERS,
                                [["batch", self.segments.model.num_labels], ["batch"]])  # fmt: skip
@@ -105,77 +105,85 @@ class File:
             shape = [1, self.rule.step.memory, *outcomes(self.segments.model.num_labels, self.rule.problem_type)]
             size = graph.op("Concat", rows, graph.whole(*shape[1:]), axis=0)
             values["past"] = graph.op("Expand", graph.constant([[[[float("nan")]]]], "float32"), size)
+        size = graph.op("Concat", rows, graph.whole(self.segments.model.num_labels), axis=0)
+        values["answers"] = graph.op("Expand", graph.constant([[0.0]], "float32"), size)
+        values["layers"] = graph.op("Expand", graph.whole(0), rows)
         if not self.single:
+            zero, one = graph.constant(0, "int64"), graph.constant(1, "int64")
             values["lengths"] = graph.op("ReduceSum", "attention_mask", graph.whole(1), keepdims=0)
-            values["index"] = graph.op("Range", graph.constant(0, "int64"), graph.op("Squeeze", rows),
-                                       graph.constant(1, "int64"))  # fmt: skip
-            values["answers"] = graph.op("Expand", graph.constant([[0.0]], "float32"), graph.op(
-                "Concat", rows, graph.whole(self.segments.model.num_labels), axis=0))  # fmt: skip
-            values["layers"] = graph.op("Expand", graph.whole(0), rows)
+            values["index"] = graph.op("Range", zero, graph.op("Squeeze", rows), one)
         return values
+
+    def run_all(self, graph: Graph, values: Values) -> list[str]:
+        """Logits and layers of the whole batch."""
+        return self.descend(graph, values, 1)
 
     def descend(self, graph: Graph, values: Values, depth: int) -> list[str]:
         """Run layers from `depth` on until an exit at which rows may leave; logits and layers of the whole batch."""
         values = dict(values)
         while True:
-            self.run_layer(graph, values, depth)
+            self.run_layer(graph, values, self.segments.layers[depth - 1])
             number = self.exit_at(depth)
             if number is not None:
-                fire, answer = self.run_exit(graph, values, depth, number)
+                place = graph.whole(number), graph.whole(depth)
+                fire, answer = self.run_exit(graph, values, self.segments.exits[number], place, depth == self.last)
                 if self.may_exit(depth):
-                    self.write(graph, values, answer, depth)
+                    self.write(graph, values, answer, place[1])
                     if depth == self.last:
                         return [values["answers"], values["layers"]]
                     return self.part(graph, values, fire, depth)
             depth += 1
 
-    def run_layer(self, graph: Graph, values: Values, depth: int) -> None:
+    def run_layer(self, graph: Graph, values: Values, segment: Segment) -> None:
         """Put a layer's output in the place of the states."""
-        segment = self.segments.layers[depth - 1]
         given = {name: values[name] for name in segment.template.inputs}
         (values["states"],) = graph.copy_of(segment.template, given, segment.weights, segment.template.outputs)
 
-    def run_exit(self, graph: Graph, values: Values, depth: int, number: int) -> tuple[str, str]:
-        """Which rows fire at an exit, and their answers; what the rule remembers changes."""
-        segment = self.segments.exits[number]
-        given = {name: values[name] for name in segment.template.inputs}
-        outputs = segment.template.outputs
-        evidence = dict(zip(outputs, graph.copy_of(segment.template, given, segment.weights, outputs), strict=True))
-        return self.take_step(graph, values, evidence, [graph.whole(number), graph.whole(depth)], depth == self.last)
-
-    def take_step(
-        self, graph: Graph, values: Values, evidence: Values, place: Sequence[str], last: bool
+    def run_exit(
+        self, graph: Graph, values: Values, segment: Segment, place: tuple[str, str], last: bool = False
     ) -> tuple[str, str]:
-        """The rule's step on an exit's evidence; `place`: exits seen and layers run, as numbers of rank 1."""
-        template = self.rule.template
+        """Which rows fire at an exit, and their answers; what the rule remembers changes.
+
+        Args:
+            place: how many exits rows have seen, and layers run, as numbers of rank 1.
+            last: all rows leave, whatever the rule says.
+        """
+        template, outputs = self.rule.template, segment.template.outputs
+        given = {name: values[name] for name in segment.template.inputs}
+        evidence = dict(zip(outputs, graph.copy_of(segment.template, given, segment.weights, outputs), strict=True))
         rows = graph.op("Shape", evidence["logits"], end=1)
         seen, depth = (graph.op("Expand", each, rows) for each in place)
-        given = {**values, **evidence, "seen": seen, "depth": depth}
+        every = {**values, **evidence, "seen": seen, "depth": depth}
         wanted = [name for name in template.outputs if not last or name == "answer"]
-        found = dict(zip(wanted, graph.copy_of(template, {name: given[name] for name in template.inputs}, {}, wanted)))
+        found = dict(zip(wanted, graph.copy_of(template, {name: every[name] for name in template.inputs}, {}, wanted)))
         values |= {name: found[f"{name}_after"] for name in ("count", "past") if f"{name}_after" in found}
         return found.get("fire", ""), found.get("answer", evidence["logits"])
 
-    def write(self, graph: Graph, values: Values, answer: str, depth: int) -> None:
+    def write(self, graph: Graph, values: Values, answer: str, depth: str) -> None:
         """Every row's answer so far."""
         if self.single:
-            values["answers"], values["layers"] = answer, graph.whole(depth)
+            values["answers"], values["layers"] = answer, depth
             return
         places = graph.op("Unsqueeze", values["index"], graph.whole(1))
-        layers = graph.op("Expand", graph.whole(depth), graph.op("Shape", values["index"]))
+        layers = graph.op("Expand", depth, graph.op("Shape", values["index"]))
         values["answers"] = graph.op("ScatterND", values["answers"], places, answer)
         values["layers"] = graph.op("ScatterND", values["layers"], places, layers)
 
     def part(self, graph: Graph, values: Values, fire: str, depth: int) -> list[str]:
         """The rows that fire are done; the others go on, if there are any."""
-        stay = graph.op("Not", fire)
-        some = graph.op("Cast", graph.op("ReduceMax", graph.op("Cast", stay, to=KINDS["int64"]), keepdims=0),
-                        to=KINDS["bool"])  # fmt: skip
+        stay, some = staying(graph, fire)
 
         def go_on(inner: Graph) -> list[str]:
             return self.descend(inner, values if self.single else remaining(inner, values, stay, self.axes), depth + 1)
 
         return graph.branch(some, go_on, lambda inner: [values["answers"], values["layers"]], ANSWERS)
+
+
+def staying(graph: Graph, fire: str) -> tuple[str, str]:
+    """Which rows do not fire, (B,), and whether there are any."""
+    stay = graph.op("Not", fire)
+    return stay, graph.op("Cast", graph.op("ReduceMax", graph.op("Cast", stay, to=KINDS["int64"]), keepdims=0),
+                          to=KINDS["bool"])  # fmt: skip
 
 
 def remaining(graph: Graph, values: Values, stay: str, axes: dict[str, dict[int, str]]) -> Values:

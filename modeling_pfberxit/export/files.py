@@ -19,6 +19,7 @@ from ..model.persistence import replacing
 from ..model.validation import refuse
 from .compose import File, Rule
 from .exportable import check_exportable, check_tokenizer, exportable_policy
+from .loops import LoopFile, loops
 from .metadata import metadata_of
 from .segments import Segments, rule_of_rows, segments_of
 from .verification import Compared, check_same, compare, made_up, settings
@@ -78,7 +79,8 @@ def one_file(segments: Segments, policy: ExitPolicy, single: bool = False) -> on
     """The graph for a policy's rule."""
     problem_type = problem_type_of(segments.model.config)
     rule = Rule(policy, problem_type, *rule_of_rows(segments, policy, problem_type))
-    return File(segments, rule, single).build()
+    kind = LoopFile if loops(segments) else File
+    return kind(segments, rule, single).build()
 
 
 def check(proto: onnx.ModelProto, segments: Segments, policy: ExitPolicy, single: bool, path: str) -> Compared:

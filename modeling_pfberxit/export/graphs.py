@@ -81,10 +81,6 @@ class Graph:
             if name in used:
                 names[name] = value if isinstance(value, str) else self.constant(value)
         for node in nodes:
-            if node.op_type == "Transpose" and node.input[0] in weights and names[node.input[0]] in self.constants:
-                order = helper.get_node_attr_value(node, "perm")
-                names[node.output[0]] = self.constant(self.constants[names[node.input[0]]].transpose(order).copy())
-                continue
             names |= {name: self.name(node.op_type.lower()) for name in node.output}
             mine = copy.deepcopy(node)
             mine.name = self.name(node.op_type)

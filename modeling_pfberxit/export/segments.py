@@ -20,10 +20,10 @@ EXIT_PARTS = ("bypass_adapters", "poolers", "pooler_norms", "classifiers", "ltes
 
 
 class Segment(NamedTuple):
-    """A template with the weights of one layer or exit."""
+    """A template with the weights of one layer or exit; in a graph, also names there."""
 
     template: Template
-    weights: dict[str, np.ndarray]
+    weights: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,13 @@ def weights_of(part: nn.Module, template: Template, names: Mapping[str, str]) ->
         **dict(part.named_parameters(remove_duplicate=False)),
         **dict(part.named_buffers(remove_duplicate=False)),
     }
-    return {name: tensors[names.get(name, name)].detach().numpy() for name in template.weights}
+    found = {name: tensors[names.get(own, own)].detach() for name, (own, _) in template.weights.items()}
+    return {name: as_read(value, template.weights[name][1]) for name, value in found.items()}
+
+
+def as_read(weight: Tensor, order: list[int] | None) -> np.ndarray:
+    """A weight with its axes in the order in which it is read."""
+    return weight.numpy() if order is None else np.ascontiguousarray(weight.permute(order).numpy())
 
 
 def rule_of_rows(segments: Segments, policy: ExitPolicy, problem_type: str) -> tuple[Step, Template]:

@@ -7,12 +7,12 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import torch
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
 OPSET = 20
@@ -24,14 +24,15 @@ class Template(NamedTuple):
 
     Args:
         inputs, outputs: names, in the order of the module's arguments and results.
-        weights: the names of parameters and buffers of the module that the nodes read.
+        weights: by the name under which the nodes read it, a parameter or buffer of the module, and in which order
+            they read its axes; None: as it is.
         constants: what else they read.
     """
 
     inputs: list[str]
     outputs: list[str]
     nodes: list[NodeProto]
-    weights: list[str]
+    weights: dict[str, tuple[str, list[int] | None]]
     constants: dict[str, np.ndarray]
 
 
@@ -59,13 +60,17 @@ def of_weights_open(proto: onnx.ModelProto, module: nn.Module, inputs: list[str]
     known = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     graph = proto.graph
     for tensor in [each for each in graph.initializer if each.name in known]:
-        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         graph.initializer.remove(tensor)
     graph = optimizer.optimize(proto).graph
-    used = {name for node in graph.node for name in node.input}
-    weights = [each.name for each in graph.input if each.name in known and each.name in used]
+    # A transposed weight is a weight: were it transposed in the graph, quantisation would not find its product.
+    turned = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in known]
+    nodes = [node for node in graph.node if node not in turned]
+    used = {name for node in nodes for name in node.input}
+    weights: dict[str, Any] = {each.name: (each.name, None) for each in graph.input if each.name in known}
+    weights |= {node.output[0]: (node.input[0], helper.get_node_attr_value(node, "perm")) for node in turned}
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer if each.name in used}
-    return Template(inputs, outputs, list(graph.node), weights, constants)
+    return Template(inputs, outputs, nodes, {name: weights[name] for name in weights if name in used}, constants)
 
 
 @contextlib.contextmanager
