@@ -76,6 +76,8 @@ def shifted(matrix: Tensor) -> Tensor:
     """Row i of r from its place r - 1 - i on: (..., r, w) -> (..., r, w - 1), a view."""
     rows, width = matrix.shape[-2:]
     flat = matrix.flatten(-2)[..., rows - 1 : rows * width - 1]
+    if is_recorded(flat):  # how many rows are left, a graph may not know: a copy it can view without asking
+        flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(*flat.shape[:-1], rows, width - 1)
 
 

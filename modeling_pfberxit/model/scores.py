@@ -167,7 +167,9 @@ def score_beem(now: Tensor, evidence: Evidence, state: ExitState, policy: Policy
     tables, there = state.with_newest(now), present(now, state)
     labels, numbers = tables.argmax(-1), state.seen[:, None] + 1 - torch.arange(there.shape[1] - 1, device=now.device)
     same = (labels[:, :-1] == labels[:, 1:]).all(-1) & there[:, :-1] & there[:, 1:]
-    return (same.long().cumprod(1) * numbers / 10 * confidence(tables[:, :-1], policy.normalize).nan_to_num()).sum(1)
+    in_a_row = (~same).long().cumsum(1) == 0
+    weighted = numbers / 10 * confidence(tables[:, :-1], policy.normalize)
+    return weighted.masked_fill(~in_a_row, 0.0).sum(1)
 
 
 def score_nothing(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
