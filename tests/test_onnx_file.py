@@ -207,31 +207,37 @@ print(json.dumps({"layers": found.exit_layer.tolist(), "one": classify(texts[0])
 """
 
 
-def test_an_exported_folder_answers_as_pipeline_does_where_neither_this_package_nor_torch_is(tmp_path, local_backbone):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, local_backbone):
+    """A model, its tokenizer, and the folder that the command has made of it."""
     from tiny import enliven
-    from transformers import AutoTokenizer, pipeline
+    from transformers import AutoTokenizer
 
     from modeling_pfberxit import PFBerxitForSequenceClassification
     from pfberxit.cli import main
 
+    folder = tmp_path_factory.mktemp("exported")
     model = PFBerxitForSequenceClassification.from_backbone(
         local_backbone, num_labels=3, id2label={0: "a", 1: "b", 2: "c"}, adapter_dim=8, exit_criterion="entropy",
-        exit_threshold=0.7, exit_layers=[2, 4, 6], base_model_name_or_path=local_backbone,
-        operating_points={"fast": {"criterion": "entropy", "threshold": 0.95}},
+        exit_threshold=0.7, exit_layers=[2, 4, 6], operating_points={
+            "fast": {"criterion": "entropy", "threshold": 0.95, "certificate": {"epsilon": 0.01}},
+            "another rule": {"criterion": "patience", "patience": 2},
+        },
     )  # fmt: skip
     enliven(model)
     tokenizer = AutoTokenizer.from_pretrained(local_backbone)
-    model.eval().save_pretrained(tmp_path / "saved")
-    tokenizer.save_pretrained(tmp_path / "saved")
-    main(["export", tmp_path / "saved", "--onnx", tmp_path / "out" / "model.onnx", "--max-length", "40"])
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "classifier.py",
-        "model.onnx",
-        "tokenizer.json",
-    ]
+    model.eval().save_pretrained(folder / "saved")
+    tokenizer.save_pretrained(folder / "saved")
+    main(["export", folder / "saved", "--onnx", folder / "out" / "model.onnx", "--max-length", "40", "--int8"])
+    return model, tokenizer, folder / "out"
 
+
+def test_an_exported_folder_answers_as_pipeline_does_where_neither_this_package_nor_torch_is(exported):
+    from transformers import pipeline
+
+    model, tokenizer, folder = exported
     texts = ["w1 w2", "w3", " ".join(f"w{i}" for i in range(90)), *(f"w{i} w{i + 9} w{i * 3}" for i in range(9))]
-    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "out"), json.dumps(texts)]
+    command = [sys.executable, "-c", ELSEWHERE, str(folder), json.dumps(texts)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -251,3 +257,62 @@ def same(found, expected):
             same(one, other)
     else:
         assert found == {**expected, "score": pytest.approx(expected["score"], abs=1e-4)}
+
+
+def test_a_file_says_what_it_is(exported):
+    from pfberxit.onnx import Classifier
+
+    model, _, folder = exported
+    facts = Classifier(folder / "model.onnx").metadata
+    assert facts["id2label"] == ["a", "b", "c"] and facts["exit_layers"] == [2, 4, 6] and facts["max_length"] == 40
+    assert facts["operating_points"] == {"fast": model.config.operating_points["fast"]}  # those this file serves
+    assert facts["base_model"]["sha256"] == model.config.base_model_sha256 and facts["weights_sha256"]
+
+
+def test_a_file_of_8_bits_has_them_in_every_layer_says_how_it_compares_and_has_no_certificates(exported):
+    import onnx
+
+    from modeling_pfberxit.export.int8 import nodes_in
+    from pfberxit.onnx import Classifier
+
+    *_, folder = exported
+    small = onnx.load(folder / "model_int8.onnx")
+    kinds = [node.op_type for node in nodes_in(small.graph)]
+    assert kinds.count("MatMulInteger") == 6 * 9  # query, key, value, out, two of the FFN, three of the adapter
+    classify = Classifier(folder / "model_int8.onnx")
+    assert classify.metadata["operating_points"] == {"fast": {"criterion": "entropy", "threshold": 0.95}}
+    assert classify.metadata["int8"]["rows"] == 24 and len(classify.predict(["w1 w2"]).logits) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"threshold": float("nan")}, "threshold=nan"),
+        ({"patience": 2}, r"exit_policy=\['patience'\]: must be among \['threshold'\]"),
+        ("another rule", "exit_policy='another rule': must be one of this file's operating points: .*fast"),
+    ],
+)
+def test_a_request_the_file_cannot_serve_ends_in_one_clear_error(exported, asked, message):
+    from pfberxit.onnx import Classifier
+
+    with pytest.raises(ValueError, match=message):
+        Classifier(exported[2] / "model.onnx").predict(["w1"], asked)
+
+
+def test_damaged_files_and_wrong_arrays_end_in_one_clear_error(exported, tmp_path):
+    from pfberxit.onnx import Classifier
+
+    classify = Classifier(exported[2] / "model.onnx")
+    good = {"input_ids": np.full((2, 5), 7), "attention_mask": np.ones((2, 5), int)}
+    wrong = {
+        "input_ids='rows of 90 tokens'": {name: np.tile(value, 18) for name, value in good.items()},
+        "of two dimensions": {name: value[0] for name, value in good.items()},
+        "input_ids=120: must be from 0 to 119": {**good, "input_ids": np.full((2, 5), 120)},
+        "pad on the right": {**good, "attention_mask": np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])},
+    }
+    for message, arrays in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            classify.run(arrays)
+    (tmp_path / "model.onnx").write_bytes((exported[2] / "model.onnx").read_bytes()[:5000])
+    with pytest.raises(ValueError, match="model.onnx: no ONNX file, or a damaged one"):
+        Classifier(tmp_path / "model.onnx")

@@ -19,6 +19,7 @@ from ..model.persistence import replacing
 from ..model.validation import refuse
 from .compose import File, Rule
 from .exportable import check_exportable, check_tokenizer, exportable_policy
+from .int8 import agreement, products, quantised, without_certificates
 from .loops import LoopFile, loops
 from .metadata import metadata_of
 from .segments import Segments, rule_of_rows, segments_of
@@ -35,11 +36,13 @@ class Exported(NamedTuple):
     path: Path
     policy: ExitPolicy
     compared: Compared
+    int8: dict[str, Any] | None = None  # of the second file, how it compares with the first
 
 
 def export_file(
     model: PFBerxitForSequenceClassification, tokenizer: PreTrainedTokenizerBase | None, path: str | Path,
-    policy: Any = None, max_length: int | None = None, single: bool = False, runner: Path | None = None,
+    policy: Any = None, max_length: int | None = None, single: bool = False, int8: bool = False,
+    runner: Path | None = None,
 ) -> Exported:  # fmt: skip
     """Write one ONNX file that exits by itself, with `tokenizer.json` and the runner beside it.
 
@@ -47,6 +50,7 @@ def export_file(
         policy: as a call's `exit_policy`; None: the model's own.
         max_length: tokens of a text; None: as the tokenizer was saved.
         single: for one row at a time, a little faster.
+        int8: write a second file of 8-bit weights, `..._int8.onnx`.
         runner: a Python file that runs it, copied beside it as `classifier.py`.
 
     Raises:
@@ -62,9 +66,14 @@ def export_file(
     proto = one_file(segments, rule, single)
     facts = {**metadata_of(model, tokenizer, rule, int(length)), "single": single}
     onnx.helper.set_model_props(proto, {METADATA: json.dumps(facts)})
-    compared = check(proto, segments, rule, single, str(path))
-    write(proto, tokenizer, path, runner)
-    return Exported(path, rule, compared)
+    session = opened(proto, str(path))
+    compared = check(session, segments, rule, single, str(path))
+    small, measured = in_8_bits(proto, session, segments, rule, facts) if int8 else (None, None)
+    write_beside(tokenizer, path, runner)
+    write(proto, path)
+    if small is not None:
+        write(small, path.with_name(f"{path.stem}_int8.onnx"))
+    return Exported(path, rule, compared, measured)
 
 
 def checked(path: str | Path) -> Path:
@@ -83,22 +92,36 @@ def one_file(segments: Segments, policy: ExitPolicy, single: bool = False) -> on
     return kind(segments, rule, single).build()
 
 
-def check(proto: onnx.ModelProto, segments: Segments, policy: ExitPolicy, single: bool, path: str) -> Compared:
-    """Hold a file against its model; refuse one that differs or that is too large."""
+def opened(proto: onnx.ModelProto, path: str) -> Any:
+    """A session of onnxruntime; refuses what one file cannot hold."""
     import onnxruntime
 
     if proto.ByteSize() > MOST_BYTES:
         refuse("onnx", path, "of less than 2 GB: larger models cannot be exported yet")
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def check(session: Any, segments: Segments, policy: ExitPolicy, single: bool, path: str) -> Compared:
+    """Hold a file against its model; refuse one that differs."""
     model = segments.model
-    sizes = (1,) if single else (1, 7)
-    found = compare(session, model, made_up(model), settings(policy, model), sizes)
+    found = compare(session, model, made_up(model), settings(policy, model), (1,) if single else (1, 7))
     check_same(found, path)
     return found
 
 
-def write(proto: onnx.ModelProto, tokenizer: PreTrainedTokenizerBase | None, path: Path, runner: Path | None) -> None:
-    """The file, its tokenizer and its runner, each in one move."""
+def in_8_bits(
+    proto: onnx.ModelProto, session: Any, segments: Segments, policy: ExitPolicy, facts: dict[str, Any]
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The file in 8 bits, and how it compares with the one in float32, which is in its metadata."""
+    small, batch = quantised(proto), made_up(segments.model)
+    measured = agreement(session, opened(small, "int8"), batch, policy, 1 if facts["single"] else 8)
+    measured["products"] = products(small)
+    onnx.helper.set_model_props(small, {METADATA: without_certificates(facts, measured)})
+    return small, measured
+
+
+def write_beside(tokenizer: PreTrainedTokenizerBase | None, path: Path, runner: Path | None) -> None:
+    """The tokenizer and the runner, each in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         with replacing(path.parent / "tokenizer.json") as draft:
@@ -106,5 +129,9 @@ def write(proto: onnx.ModelProto, tokenizer: PreTrainedTokenizerBase | None, pat
     if runner is not None:
         with replacing(path.parent / RUNNER) as draft:
             shutil.copyfile(runner, draft)
+
+
+def write(proto: onnx.ModelProto, path: Path) -> None:
+    """A file, in one move."""
     with replacing(path) as draft:
         draft.write_bytes(proto.SerializeToString())
