@@ -3,7 +3,7 @@
 The arithmetic is the model's; here are only the names under which tensors go from one part to the next:
 
     states (B, n, d)    mask (B, n), 1 for tokens    shares (B, 1, n), what each weighs in a mean
-    context.KIND.FIELD, what layers of a kind attend in
+    context.KIND.FIELD, what layers of a kind attend in; .0 and .1 behind it where a field holds two tensors
 
 and of the rule's memory, `past` and `count`, as `ExitState` has them.
 """
@@ -48,12 +48,8 @@ class Start(nn.Module):
         super().__init__()
         self.model = model
         self.kinds = list(dict.fromkeys(layer.kind for layer in layers_of(model)))
-        self.fields = [
-            f"context.{kind}.{name}"
-            for kind in self.kinds
-            for name, value in self.context(self.rows(*examples(model).values()), kind)._asdict().items()
-            if value is not None
-        ]
+        rows = self.rows(*examples(model).values())
+        self.fields = [f"context.{kind}.{name}" for kind in self.kinds for name in named(self.context(rows, kind))]
 
     def rows(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Rows:
         """The batch in front of the first layer, its mask in any case."""
@@ -71,8 +67,8 @@ class Start(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """In the order of `outputs`."""
         rows = self.rows(*inputs)
-        contexts = {kind: self.context(rows, kind)._asdict() for kind in self.kinds}
-        found = [contexts[kind][name] for kind, name in (field.split(".")[1:] for field in self.fields)]
+        contexts = {kind: named(self.context(rows, kind)) for kind in self.kinds}
+        found = [contexts[kind][name] for kind, name in (field.split(".", 2)[1:] for field in self.fields)]
         assert rows.mean_weights is not None
         return rows.hidden_states, rows.mean_weights, *found
 
@@ -80,6 +76,25 @@ class Start(nn.Module):
     def outputs(self) -> list[str]:
         """The names of its results."""
         return ["states", "shares", *self.fields]
+
+
+def named(context: Context) -> dict[str, Tensor]:
+    """The tensors of a context by name: those of a field that holds two are numbered."""
+    found: dict[str, Tensor] = {}
+    for name, value in context._asdict().items():
+        if isinstance(value, tuple):
+            found |= {f"{name}.{number}": part for number, part in enumerate(value)}
+        elif value is not None:
+            found[name] = value
+    return found
+
+
+def context_of(tensors: Mapping[str, Tensor]) -> Context:
+    """The way back."""
+    fields: dict[str, Any] = {name: value for name, value in tensors.items() if "." not in name}
+    for name in dict.fromkeys(name.partition(".")[0] for name in tensors if "." in name):
+        fields[name] = tuple(tensors[each] for each in sorted(tensors) if each.startswith(f"{name}."))
+    return Context(**fields)
 
 
 def layers_of(model: PFBerxitForSequenceClassification) -> list[Any]:
@@ -116,7 +131,7 @@ class Layer(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """(B, n, d) -> (B, n, d)."""
         given = dict(zip(self.inputs, inputs, strict=True))
-        context = Context(**{field.split(".")[2]: given[field] for field in self.fields})
+        context = context_of({field.split(".", 2)[2]: given[field] for field in self.fields})
         return self.model.depths[self.number](given["states"], context, given.get("mask"), self.view)[0]
 
 
