@@ -78,7 +78,7 @@ def compare(
                 own, same = expected.logits[start : start + size], exits == expected.exit_layer[start : start + size]
                 rows, layers = rows + len(exits), layers + int((~same).sum())
                 labels += int((logits.argmax(-1) != own.argmax(-1)).sum())
-                apart = (logits - own).abs().amax(-1)[same]
+                apart = (logits - own).abs().amax(-1)[same].nan_to_num(torch.inf)  # NaN is as far as can be
                 farthest = max(farthest, float(apart.max()) if len(apart) else 0.0)
     return Compared(rows, layers, labels, farthest)
 
