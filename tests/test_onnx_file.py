@@ -332,3 +332,23 @@ def test_damaged_files_and_wrong_arrays_end_in_one_clear_error(exported, tmp_pat
     (tmp_path / "model.onnx").write_bytes((exported[2] / "model.onnx").read_bytes()[:5000])
     with pytest.raises(ValueError, match="model.onnx: no ONNX file, or a damaged one"):
         Classifier(tmp_path / "model.onnx")
+
+
+def test_the_quantised_rival_of_the_benchmark_has_its_products_in_8_bits(tmp_path):
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    from modeling_pfberxit.benchmark.baselines import hold_weights
+
+    weight = onnx.numpy_helper.from_array(np.eye(8, dtype=np.float32), "weight")
+    nodes = [  # as the exporter leaves a linear layer
+        onnx.helper.make_node("Transpose", ["weight"], ["turned"], perm=[1, 0], name="turn"),
+        onnx.helper.make_node("MatMul", ["x", "turned"], ["y"], name="product"),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", 8]) for name in "xy"]
+    graph = onnx.helper.make_graph(nodes, "linear", ends[:1], ends[1:], [weight])
+    hold_weights(graph)
+    assert [tensor.name for tensor in graph.initializer] == ["turned"]
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    quantize_dynamic(model, tmp_path / "int8.onnx")
+    assert "MatMulInteger" in [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
