@@ -275,6 +275,26 @@ def same(found, expected):
         assert found == {**expected, "score": pytest.approx(expected["score"], abs=1e-4)}
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "classifier.py"])
+def test_nothing_of_anothers_is_overwritten(exported, tmp_path, name):
+    from pfberxit.cli import main
+
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(SystemExit, match=f"{name} is another"):
+        main(["export", exported[2].parent / "saved", "--onnx", tmp_path / "model.onnx"])
+    assert [file.name for file in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "{}"
+
+
+def test_a_folder_is_exported_into_twice(exported):
+    from pathlib import Path
+
+    from modeling_pfberxit.export.beside import check_beside
+    from pfberxit import export
+
+    _, tokenizer, folder = exported
+    check_beside(folder / "another.onnx", tokenizer, Path(export.__file__).with_name("onnx.py"))
+
+
 def test_a_file_says_what_it_is(exported):
     from pfberxit.onnx import Classifier
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing
 from ..model.validation import refuse
+from .beside import check_beside, write_beside
 from .compose import File, Rule
 from .exportable import check_exportable, check_tokenizer, exportable_policy
 from .int8 import agreement, products, quantised, without_certificates
@@ -26,7 +26,6 @@ from .segments import Segments, rule_of_rows, segments_of
 from .verification import Compared, check_same, compare, made_up, settings
 
 METADATA = "pfberxit"  # the key of the file's properties under which everything stands, as JSON
-RUNNER = "classifier.py"
 MOST_BYTES = 2**31 - 2**20  # of one protobuf file
 
 
@@ -54,11 +53,13 @@ def export_file(
         runner: a Python file that runs it, copied beside it as `classifier.py`.
 
     Raises:
-        ValueError: what cannot be exported; a file that would differ from the model.
+        ValueError: what cannot be exported; a folder with another tokenizer or program of the names beside it; a file
+            that would differ from the model.
     """
     path = checked(path)
     check_exportable(model)
     check_tokenizer(tokenizer)
+    check_beside(path, tokenizer, runner)
     rule = exportable_policy(policy, model)
     longest = longest_input(model.config.encoder_config())
     length = min(longest, 512) if tokenizer is None else length_of(tokenizer, longest, max_length)
@@ -69,7 +70,7 @@ def export_file(
     session = opened(proto, str(path))
     compared = check(session, segments, rule, single, str(path))
     small, measured = in_8_bits(proto, session, segments, rule, facts) if int8 else (None, None)
-    write_beside(tokenizer, path, runner)
+    write_beside(path, tokenizer, runner)
     write(proto, path)
     if small is not None:
         write(small, path.with_name(f"{path.stem}_int8.onnx"))
@@ -118,17 +119,6 @@ def in_8_bits(
     measured["products"] = products(small)
     onnx.helper.set_model_props(small, {METADATA: without_certificates(facts, measured)})
     return small, measured
-
-
-def write_beside(tokenizer: PreTrainedTokenizerBase | None, path: Path, runner: Path | None) -> None:
-    """The tokenizer and the runner, each in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None:
-        with replacing(path.parent / "tokenizer.json") as draft:
-            tokenizer.backend_tokenizer.save(str(draft))
-    if runner is not None:
-        with replacing(path.parent / RUNNER) as draft:
-            shutil.copyfile(runner, draft)
 
 
 def write(proto: onnx.ModelProto, path: Path) -> None:
