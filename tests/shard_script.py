@@ -1,6 +1,7 @@
 """Sharded training and early exits under `torchrun`, beside the same in one piece; writes how far they are apart."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -74,4 +75,6 @@ if __name__ == "__main__":
     mesh = init_device_mesh("cpu", (2,))
     found = {family: difference(family, mesh) for family in settings["families"]}
     Path(settings["output"], f"{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # threads of gloo that are still ending would abort an interpreter that shuts down, now and then

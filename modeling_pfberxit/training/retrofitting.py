@@ -17,6 +17,7 @@ from ..evaluation.calibration import agreement
 from ..evaluation.recording import Recording
 from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, Exits
 from ..model.families import exit_heads
+from ..model.heads import POOLINGS
 from ..model.identity import rebuilt
 from ..model.losses import distillation_losses, lte_loss, problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
@@ -213,5 +214,5 @@ def recorded(
 def head_in_words(config: PreTrainedConfig) -> str:
     """The exits' heads in one line."""
     head = exit_heads(config, config.encoder_config(), 2)[0]
-    what = {"cls": "first token", "mean": "mean", "both": "first token and mean"}[head.pooling]
+    what = f"the {POOLINGS[head.pooling].words} of the tokens"
     return f"{what}, linear" if head.dense is None else f"{what}, norm, {head.dense} {head.activation} units, linear"
