@@ -72,6 +72,7 @@ def promise(
     from modeling_pfberxit.evaluation import certifying
     from modeling_pfberxit.evaluation.claims import needs_labels
     from modeling_pfberxit.evaluation.saved_model import asked_policy
+    from modeling_pfberxit.evaluation.used_texts import used
     from modeling_pfberxit.model.losses import problem_type_of
     from modeling_pfberxit.training.certificate_card import add_section
 
@@ -81,10 +82,12 @@ def promise(
     choosing = rule is None or not rule.is_active(problem_type_of(loaded.config))
     certifying.check_enough(texts, differ, confidence, choosing)
     say(texts, read)
+    if "train" not in used(folder):
+        print(f"{folder} does not say which texts trained it; none of these may be among them.", flush=True)
     kept = certifying.recorded_texts(loaded, tokenizer, texts, read)
-    made, used = certifying.certify_texts(kept, texts.numbers, differ, confidence, seed, policy=rule, **options)
+    made, numbers = certifying.certify_texts(kept, texts.numbers, differ, confidence, seed, policy=rule, **options)
     facts = {"max_length": read, "columns": list(texts.names), **certifying.origin(loaded)}
-    points = certifying.keep(folder, made, used, **facts)
+    points = certifying.keep(folder, made, numbers, **facts)
     certifying.read_as_certified(folder, read)
     add_section(folder, points)
     for each in made:

@@ -1,5 +1,6 @@
 """Certificates hold: 1,000 simulated calibrations break no bound more often than its confidence allows."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -197,6 +198,12 @@ def test_several_labels_differ_where_any_decision_flips_and_a_label_where_it_is_
     assert counted(kept, "flips") == {"": [0, 0.5, 0.5]} and counted(kept, "newly_wrong") == {"": [0, 1, 0]}
 
 
+def test_a_row_without_an_answer_is_lost_for_each_of_its_labels_and_flips_all():
+    kept = tables([[[math.nan, math.nan], [2, -2]], [[1, -1], [1, -1]]], MULTI_LABEL)
+    assert counted(kept, per_label=True) == {"": [1, 0], "benign": [1, 0], "attack": []}
+    assert counted(kept, "flips") == {"": [1, 0]}
+
+
 def test_values_differ_where_they_are_farther_apart_than_the_tolerance_which_must_be_given():
     kept = tables([[[1.0], [1.2]], [[1.0], [1.4]]], REGRESSION, [1.0, 1.0])
     assert counted(kept, tolerance=0.3) == {"": [0, 1]}
@@ -228,6 +235,16 @@ def test_a_rule_that_is_given_is_kept_and_a_whole_policy_is_tested_alone():
     assert rule.policy.criterion == "entropy" and rule.policy.min_layer == 2 and rule.policy.threshold is not None
     (alone,) = certify(*kept, policy=ExitPolicy("entropy", threshold=1e-6))
     assert alone.passed and alone.policy == ExitPolicy("entropy", threshold=1e-6) and alone.tested == 1
+
+
+def test_rows_in_the_order_of_their_labels_win_no_bet():
+    """First the rows that gained, then those that lost as many: the mean is 0.05, whatever a bet made on the way."""
+    answers = torch.tensor([[0, 1]] * 450 + [[0, 0]] * 1000 + [[1, 0]] * 550)  # at the first exit, at the last
+    logits = torch.nn.functional.one_hot(answers, 2).float()
+    right = torch.zeros(2000, dtype=torch.long)
+    kept = Recording(Evidence(logits), torch.full((2000,), 5), right, [1, 2], SINGLE_LABEL)
+    (made,) = certify(None, kept, (0.04,), policy=static(1), claim="accuracy_drop")
+    assert not made.passed
 
 
 def test_none_passes_is_full_depth():

@@ -15,9 +15,12 @@ from transformers import AutoTokenizer
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.data.tasks import load_task
 from modeling_pfberxit.evaluation.bounds import evidence
+from modeling_pfberxit.evaluation.checking import State, look
+from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evaluation.settings import Setting
 from modeling_pfberxit.evaluation.used_texts import hashes, remember, used
-from modeling_pfberxit.model.exit_policy import FULL_DEPTH
+from modeling_pfberxit.model.exit_policy import FULL_DEPTH, static
+from modeling_pfberxit.model.exits import SINGLE_LABEL, Evidence
 from modeling_pfberxit.training.certificate_card import section
 from modeling_pfberxit.training.model_card import write_card
 from pfberxit.cli import main
@@ -115,6 +118,14 @@ def test_texts_that_trained_are_left_out_and_this_is_said(folder, model, capsys)
     assert len(used(model)["choose"]) + len(used(model)["certify"]) == len(texts) - 100
 
 
+def test_a_model_that_does_not_say_what_trained_it_is_told_so(folder, model, capsys):
+    main(["certify", model, str(folder / "texts.csv"), "--differ", "0.2"])
+    assert "does not say which texts trained it; none of these may be among them" in capsys.readouterr().out
+    remember(model, train=hashes(["one"]))
+    main(["certify", model, str(folder / "new.csv"), "--differ", "0.2"])
+    assert "does not say" not in capsys.readouterr().out
+
+
 def test_none_passes_is_said_saved_as_full_depth_and_ends_with_3(folder, model, capsys):
     rule = json.dumps({"criterion": "appointed", "appointed_layer": 1})
     with pytest.raises(SystemExit) as ended:
@@ -154,6 +165,20 @@ def test_new_texts_are_counted_once_however_often_one_looks(certified, folder, t
     assert rows == len(kept["texts"]) == len(set(kept["texts"]))
     assert f"{rows:,} texts are left out: checked before" in said
     assert said.count("no evidence against it") == 4 and "holds" not in said
+
+
+def test_texts_in_the_order_of_their_labels_are_the_same_evidence():
+    misses = torch.zeros(400, dtype=torch.long)
+    misses[:8] = 1
+    logits = torch.nn.functional.one_hot(torch.stack([misses, torch.zeros_like(misses)], 1), 2).float()
+    kept = Recording(Evidence(logits), torch.full((400,), 5), None, [1, 2], SINGLE_LABEL)
+    point = {**static(1).stated(), "certificate": {"claim": "differ", "epsilon": 0.02}}
+    numbers = hashes(f"text {number}" for number in range(400))
+    states = []
+    for order in (torch.arange(400), torch.randperm(400, generator=torch.Generator().manual_seed(0))):
+        states.append(State())
+        look(states[-1], kept.select(order), numbers[order], {"certified": point})
+    assert states[0] == states[1] and states[0].certificates["certified"].most < 20
 
 
 def test_a_broken_certificate_is_called_broken_for_good(certified, folder, tmp_path, capsys):

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import example, given
+from hypothesis import strategies as st
 from test_classifiers import PROBLEMS, save_classifier
 from tiny import VOCABULARY, tiny_batch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit.evaluation.bounds import rows_needed
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.used_texts import used
 from modeling_pfberxit.training.exit_states import Pass
@@ -220,9 +223,15 @@ def test_parts_are_random_disjoint_and_all_there_is():
     assert torch.equal(numbers.sort().values, torch.arange(12_000))
     assert (len(parts.choose), len(parts.certify)) == (1000, 2000)
     assert not torch.equal(parts.certify, parts_of(12_000, [0.01], 0.95, seed=1).certify)
-    for rows in range(449, 2000, 50):  # few texts: certifying comes first, and learning is left enough
-        few = parts_of(rows, [0.01], 0.95)
-        assert min(len(few.certify) - 299, len(few.choose) - 50, len(few.train) - 90) >= 0
+
+
+@example(0, 0.001)
+@example(100, 0.01)
+@given(st.integers(0, 5000), st.floats(0.0005, 0.9))
+def test_the_fewest_texts_and_any_more_leave_every_part_enough(more, epsilon):
+    least = rows_needed(epsilon, 0.95)
+    few = parts_of(least + 150 + more, [epsilon], 0.95)
+    assert min(len(few.certify) - least, len(few.choose) - 50, len(few.train) - 100) >= 0
 
 
 def test_too_few_texts_are_told_how_many_it_takes():

@@ -14,6 +14,7 @@ from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
+from modeling_pfberxit.evaluation.used_texts import hashes, is_used
 from modeling_pfberxit.training import session
 from modeling_pfberxit.training.fields import training_fields
 from modeling_pfberxit.training.session import balanced_weights
@@ -88,6 +89,12 @@ def test_the_printed_score_of_every_exit_is_that_of_the_saved_model_on_rows_it_d
     rows = encode(task, parts["validation"], AutoTokenizer.from_pretrained(folder), 12)
     for depth, score in zip(model.exit_depths, layer_scores(record(model, rows), "accuracy")):
         assert f"| {depth} | {score:.3f} |" in printed
+
+
+def test_texts_that_trained_or_chose_are_remembered_with_the_model_so_that_none_certifies(trained, data):
+    _, parts = load_task(data, text="message", label="intent")
+    found = is_used(trained[0], hashes(parts["train"]["message"]))
+    assert found["train"].sum() >= 44 and (found["train"] | found["choose"]).all()
 
 
 def test_it_is_what_predict_reads(trained, data, tmp_path):

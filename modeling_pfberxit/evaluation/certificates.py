@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
+
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.validation import refuse
 from .bounds import rows_needed, share
@@ -146,6 +148,7 @@ def certify(
     least = rows_needed(min(share("differ", epsilon) for epsilon in differ), 1 - delta)
     if len(certify) < least:
         refuse("certify", f"{len(certify)} rows", f"at least {least} for {min(differ):g} at {1 - delta:.4g}")
+    certify = shuffled(certify)
     counter = Counter(certify, claim, tolerance, per_label)
     if policy is not None and policy.is_active(certify.problem_type):
         settings_for = always(policy)
@@ -166,6 +169,11 @@ def certify(
         found = tested(certify, settings_for(test), counter, test)
         made.append(Certificate(name=name, epsilon=epsilon, chosen_on=len(choose or ()), **found, **facts))
     return made
+
+
+def shuffled(recording: Recording) -> Recording:
+    """The rows in a random order, always the same one: a file may be sorted, and bets want an order without a plan."""
+    return recording.select(torch.randperm(len(recording), generator=torch.Generator().manual_seed(0)))
 
 
 def always(policy: ExitPolicy) -> Callable[[AtMost], list[ExitPolicy]]:

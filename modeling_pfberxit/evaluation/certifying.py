@@ -26,7 +26,7 @@ from ..model.validation import refuse
 from .bounds import rows_needed, share
 from .certificates import Certificate, certify
 from .recording import Recording, record
-from .used_texts import fingerprint, first_of_each, hashes, is_used, remember
+from .used_texts import fingerprint, first_of_each, hashes_of, is_used, remember
 
 CHOOSE_SHARE = 0.3  # of the texts, where a rule or its threshold is to be chosen; the others certify
 
@@ -69,7 +69,7 @@ def fresh_texts(
     else:
         texts = load_texts(dataset, config, **columns, split=split)
         names, rows = texts.names, texts.rows.select_columns(list(texts.names))
-    numbers = hashes(zip(*(rows[name] for name in names))) if len(names) > 1 else hashes(rows[names[0]])
+    numbers = hashes_of(rows, names)
     reasons = {"repeated": ~first_of_each(numbers)}
     reasons |= {f"used to {purpose}": found for purpose, found in is_used(folder, numbers).items()}
     if seen is not None:

@@ -120,11 +120,13 @@ def check_alike(points: dict[str, dict[str, Any]], origin: dict[str, Any], read:
 
 
 def look(state: State, recording: Recording, numbers: Tensor, points: dict[str, dict[str, Any]]) -> None:
-    """Add new texts, in their order, to the evidence against each certificate.
+    """Add new texts to the evidence against each certificate, in the order of their hashes: a file may be sorted.
 
     Args:
         recording: of texts that are new to the state, with their hashes (N,).
     """
+    numbers, order = numbers.sort()
+    recording = recording.select(order)
     for name, point in points.items():
         known = state.certificates.setdefault(name, Evidence(point))
         if known.point != point:

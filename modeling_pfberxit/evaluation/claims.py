@@ -13,7 +13,7 @@ from ..model.validation import refuse
 from .bounds import mean_p_value, rate_p_value
 from .exit_patterns import correct
 from .recording import Recording
-from .replay import same_answers
+from .replay import answered, same_answers
 
 
 def differs(recording: Recording, answers: Tensor, tolerance: float) -> Tensor:
@@ -34,8 +34,9 @@ def accuracy_lost(recording: Recording, answers: Tensor, tolerance: float) -> Te
 
 
 def flips(recording: Recording, answers: Tensor, tolerance: float) -> Tensor:
-    """(N, C) -> (N,) the share of a row's decisions that are not full depth's."""
-    return ((answers > 0) != (recording.evidence.logits[:, -1] > 0)).double().mean(1)
+    """(N, C) -> (N,) the share of a row's decisions that are not full depth's; all, where there is no answer."""
+    flipped = (answers > 0) != (recording.evidence.logits[:, -1] > 0)
+    return (flipped | ~answered(answers)[:, None]).double().mean(1)
 
 
 class Claim(NamedTuple):
@@ -105,7 +106,7 @@ class Counter:
     """What is counted on a recording, for any policy: of all rows, and of each label's own.
 
     A label's own rows are those that full depth gives it. There another label counts; with several labels, that this
-    one is lost.
+    one is lost, as it is where there is no answer.
 
     Args:
         per_label: True: all rows and every label's; names: those labels' rows alone.
@@ -133,7 +134,7 @@ class Counter:
         values = self.claim.of(self.recording, answers, self.tolerance)
         found = {EVERY: values.numpy()} if self.whole else {}
         for label, rows in self.own.items():
-            lost = (answers[:, self.numbers[label]] <= 0).double() if self.several else values
+            lost = (~(answers[:, self.numbers[label]] > 0)).double() if self.several else values
             found[label] = lost[rows].numpy()
         return found
 

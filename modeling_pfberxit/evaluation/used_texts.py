@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,6 +25,12 @@ Text = str | Sequence[str]
 def hashes(texts: Iterable[Text]) -> Tensor:
     """One number for each text, or pair of texts, (N,) of int64; equal for equal texts alone."""
     return torch.tensor([hash_of(text) for text in texts], dtype=torch.int64)
+
+
+def hashes_of(rows: Dataset, names: Sequence[str]) -> Tensor:
+    """One number for each row's text in one column, or pair of texts in two, (N,)."""
+    columns = [rows[name] for name in names]
+    return hashes(columns[0] if len(columns) == 1 else zip(*columns, strict=True))
 
 
 def hash_of(text: Text) -> int:

@@ -21,7 +21,7 @@ from ..evaluation.bounds import rows_needed, share
 from ..evaluation.certifying import policy_asked_for
 from ..evaluation.recording import Recording
 from ..evaluation.saved_model import asked_policy, check_device, tokens_read
-from ..evaluation.used_texts import first_of_each, hashes
+from ..evaluation.used_texts import first_of_each, hashes_of
 from ..model.exit_policy import ExitPolicy
 from ..model.exits import REGRESSION
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
@@ -58,6 +58,7 @@ def parts_of(rows: int, differ: Sequence[float], confidence: float, seed: int = 
         why += f", {LEAST_CHOOSE} to choose on, {LEAST_TRAIN} to learn from"
         refuse("dataset", f"{rows} different texts", f"at least {needed}: {why}")
     choosing = max(min(round(CHOOSE_SHARE * rows), MOST_CHOOSE), LEAST_CHOOSE)
+    choosing = min(choosing, rows - least - LEAST_TRAIN)
     certifying = max(min(round(CERTIFY_SHARE * rows), MOST_CERTIFY), round(1.5 * least))
     certifying = max(min(certifying, rows - LEAST_TRAIN - choosing), least)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
@@ -143,8 +144,7 @@ def check_tolerance(problem_type: str, tolerance: float | None) -> None:
 
 def different(texts: Texts) -> tuple[Dataset, Tensor]:
     """Rows of different texts, and the texts' hashes."""
-    columns = [texts.rows[name] for name in texts.names]
-    numbers = hashes(columns[0] if len(columns) == 1 else zip(*columns))
+    numbers = hashes_of(texts.rows, texts.names)
     kept = first_of_each(numbers).nonzero().squeeze(1)
     return texts.rows.select(kept.tolist()), numbers[kept]
 

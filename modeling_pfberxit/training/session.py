@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from ..data.labels import CLASS
@@ -23,6 +24,7 @@ from ..evaluation.frontier import layer_scores
 from ..evaluation.recording import Recording, record
 from ..evaluation.settings import Setting, as_table, measure
 from ..evaluation.tables import table
+from ..evaluation.used_texts import hashes_of, remember
 from ..model.backbones import longest_input
 from ..model.criteria import CRITERIA, able
 from ..model.exit_policy import ExitPolicy, configured_policy, describe
@@ -43,11 +45,12 @@ BALANCED = {SINGLE_LABEL: "class_weights", MULTI_LABEL: "pos_weight"}  # the con
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows, no row in two parts."""
+    """Encoded rows, no row in two parts, and the hashes of the texts that train and choose, by purpose."""
 
     train: Dataset
     chosen_on: Dataset
     reported_on: Dataset
+    used: dict[str, Tensor]
 
 
 def run_session(plan: Plan, say: Callable[[str], None]) -> bool:
@@ -66,7 +69,9 @@ def run_session(plan: Plan, say: Callable[[str], None]) -> bool:
     longest = longest_input(model.config.encoder_config())
     usual = longest if plan.max_length else min(longest, MAX_LENGTH)
     tokenizer.model_max_length = max_length = length_of(tokenizer, usual, plan.max_length)
-    rows = Rows(*(encode(task, part, tokenizer, max_length) for part in (*parts, data[task.evaluation_split])))
+    encoded = (encode(task, part, tokenizer, max_length) for part in (*parts, data[task.evaluation_split]))
+    used = {purpose: hashes_of(part, task.texts) for purpose, part in zip(("train", "choose"), parts)}
+    rows = Rows(*encoded, used=used)
     resume = checkpoint_to_resume(plan, facts_of(plan, content_hash(task, parts[0])))
     counts = f"{len(rows.train)} rows to train, {len(rows.chosen_on)} to choose on"
     say(f"\n{task.name}: {counts}, {len(rows.reported_on)} of {task.evaluation_split} to report on")
@@ -165,7 +170,7 @@ def finish(
     say("\n" + as_table(settings, task.metric) + "\n")
     for name, policy in policies.items():
         say(f"{name}: {describe(policy)}")
-    save(plan, model, task, tokenizer, settings, recording, in_words(plan, task, rows, arguments))
+    save(plan, model, task, tokenizer, settings, recording, in_words(plan, task, rows, arguments), rows.used)
     size = os.path.getsize(Path(plan.output, "model.safetensors")) / 1e6
     say(f"\nWrote {plan.output} ({size:.2f} MB of weights), ready to be pushed; checkpoints are in {plan.scratch}.")
 
@@ -178,12 +183,16 @@ def in_words(plan: Plan, task: Task, rows: Rows, arguments: TrainingArguments) -
 
 def save(
     plan: Plan, model: PFBerxitForSequenceClassification, task: Task, tokenizer: PreTrainedTokenizerBase,
-    settings: list[Setting], recording: Recording, training: str,
+    settings: list[Setting], recording: Recording, training: str, used: dict[str, Tensor],
 ) -> None:  # fmt: skip
-    """Model, tokenizer, card and pictures in the output folder; the config, without which nothing loads, comes last."""
+    """Model, tokenizer, hashes of used texts, card and pictures in the output folder; the config comes last.
+
+    Without it nothing loads: half of a folder is no model.
+    """
     draft, folder = plan.scratch / "finished" / Path(plan.output).resolve().name, Path(plan.output)
     draft.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(draft)
+    remember(draft, **used)
     groups = {"all": settings[len(settings) // 2].depths}
     finished.save(draft, model, task, settings, recording, training=training, texts=EXAMPLES, groups=groups)
     folder.mkdir(parents=True, exist_ok=True)
