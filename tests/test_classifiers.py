@@ -104,6 +104,15 @@ def test_another_classifier_of_the_same_shape_is_refused(classifier, tmp_path):
         PFBerxitForSequenceClassification.from_pretrained(tmp_path / "saved", base_model_name_or_path=other)
 
 
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}])
+def test_another_classifiers_head_is_refused_beside_a_shared_encoder(options, classifier, tmp_path):
+    model = from_classifier(classifier)
+    model.save_pretrained(tmp_path / "saved")
+    options |= {"backbone": model.backbone, "base_model_name_or_path": save_classifier(tmp_path / "other", seed=9)}
+    with pytest.raises(OSError, match="sha256"):
+        PFBerxitForSequenceClassification.from_pretrained(tmp_path / "saved", **options)
+
+
 def test_a_moved_head_is_not_saved_without_it(classifier, tmp_path):
     model = from_classifier(classifier)
     with torch.no_grad():
@@ -124,6 +133,16 @@ def test_fewer_exits_and_a_shared_encoder_keep_the_head(classifier, tmp_path):
     assert torch.equal(again(**batch).exit_logits, model(**batch).exit_logits[:, [1, 5]])
 
 
+def test_of_two_exits_the_last_alone_has_no_bypass(classifier, tmp_path):
+    batch, knobs = tiny_batch(4), {"adapter_placement": "bypass", "adapter_dim": 8}
+    model = from_classifier(classifier, exit_layers=[3, 6], **knobs)
+    for parameter in model.exits.bypass_adapters.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path)
+    alone = PFBerxitForSequenceClassification.from_pretrained(tmp_path, exit_layers=[6]).eval()
+    torch.testing.assert_close(alone(**batch).logits, stock_logits(classifier, batch), rtol=1e-4, atol=1e-5)
+
+
 def test_training_leaves_the_last_exit_as_it_is(classifier):
     model, batch = from_classifier(classifier).train(), tiny_batch(4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -132,6 +151,36 @@ def test_training_leaves_the_last_exit_as_it_is(classifier):
     optimizer.step()
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and not any(name.startswith("backbone") or ".5." in name for name in moved)
+
+
+def test_training_resumes_and_loads_its_best_model(classifier, tmp_path):
+    from train_script import new_trainer, tiny_data, weights
+
+    every = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 4}
+    best = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    torch.manual_seed(0)
+    model, data = from_classifier(classifier), tiny_data(8)
+    trainer = new_trainer(model, tmp_path, evaluation=data, **every, **best)
+    trainer.train()
+    chosen = PFBerxitForSequenceClassification.from_pretrained(trainer.state.best_model_checkpoint)
+    assert all(map(torch.equal, weights(model).values(), weights(chosen).values()))
+    again = from_classifier(classifier)
+    resumed = new_trainer(again, tmp_path, **every)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    last = PFBerxitForSequenceClassification.from_pretrained(tmp_path / "checkpoint-3")
+    assert all(map(torch.equal, weights(again).values(), weights(last).values()))
+
+
+def test_weights_without_the_kept_head_or_with_it_are_taken_and_others_refused(classifier, tmp_path):
+    from safetensors.torch import load_file
+
+    model = from_classifier(classifier)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    for given in (stored, model.state_dict()):
+        model.load_state_dict(given, strict=False)
+    with pytest.raises(ValueError, match="exits.classifiers.0.bias, they lack one"):
+        model.load_state_dict({name: each for name, each in stored.items() if "s.0.bias" not in name}, strict=False)
 
 
 def test_token_first_reads_one_position_at_the_last_layer_and_answers_alike(classifier):
@@ -161,6 +210,7 @@ def test_what_is_no_classifier_or_exits_early_already_is_refused_by_name(classif
 @pytest.mark.parametrize(("name", "value"), [
     ("adapter_placement", "ffn"), ("prompt_generator", "table"), ("last_exit", "alike"), ("num_labels", 5),
     ("problem_type", "regression"), ("exit_shared", True), ("exit_pooler", "backbone"), ("exit_pooler_dimm", 3),
+    ("token_exits", True), ("system", "hashee"), ("system", "pabee"),
 ])  # fmt: skip
 def test_knobs_that_would_change_the_classifier_are_refused_by_name(name, value, classifier):
     with pytest.raises(ValueError, match=name):

@@ -1,6 +1,7 @@
 """What users say about leaving early: which values are taken, which are refused and how, who has the last word."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from tiny import tiny_batch, tiny_model
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.model.configuration_pfberxit import CHECKS
 from modeling_pfberxit.model.criteria import CRITERIA, MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.model.exit_policy import POLICY_CHECKS, resolve_policy
+from modeling_pfberxit.model.exit_policy import FULL_DEPTH, POLICY_CHECKS, resolve_policy
 from modeling_pfberxit.model.exits import DIVERGENCE_ALIASES, DIVERGENCES
 
 LAYERS = 6
@@ -323,6 +324,40 @@ def test_an_operating_point_is_used_by_its_name(watched):
     assert watched.layers("fast") == [2] * 3
     assert watched.layers("careful") == [5] * 3
     assert watched.layers() == [LAYERS] * 3
+
+
+LATER = {
+    "answer": {"answer": "abstain", "unsure_below": 1.0, "window": 1},
+    "labels": {"label_thresholds": {"0": None, "1": None}},
+    "threshold": {"threshold": 5.0, "min_layer": 3},
+}
+
+
+@pytest.mark.parametrize("later", LATER)
+@pytest.mark.parametrize("measured", [
+    ExitPolicy("entropy", threshold=0.8), ExitPolicy("entropy", label_thresholds={"1": 0.8}), FULL_DEPTH,
+], ids=["threshold", "label", "full depth"])  # fmt: skip
+def test_a_measured_point_stays_what_was_measured_whatever_the_config_says_later(later, measured):
+    model = tiny_model("bert", num_labels=3)
+    model.config.operating_points = json.loads(json.dumps({"point": measured.stated()}))
+    model.config.exit_policy = {"criterion": "entropy", "threshold": 0.3, **LATER[later]}
+    batch = tiny_batch(24)
+    asked, by_name = model(**batch, exit_policy=measured), model(**batch, exit_policy="point")
+    assert torch.equal(by_name.exit_layer, asked.exit_layer) and torch.equal(by_name.logits, asked.logits)
+    model.config.exit_policy = "point"
+    assert torch.equal(model(**batch).exit_layer, asked.exit_layer)
+
+
+def test_a_point_without_a_criterion_changes_the_config_s_policy_as_a_dict_does():
+    point, knobs = (
+        {"threshold": 0.2, "patience": 1},
+        {"exit_criterion": "pcee", "exit_ensemble": "run", "num_labels": 3},
+    )
+    config = PFBerxitConfig(operating_points={"mine": {**point, "score": 0.9}}, exit_patience=3, **knobs)
+    depths = list(range(1, LAYERS + 1))
+    by_name = resolve_policy("mine", config, depths, SINGLE_LABEL)
+    assert by_name == resolve_policy(point, config, depths, SINGLE_LABEL)
+    assert by_name == ExitPolicy("pcee", threshold=0.2, patience=1, ensemble="run")
 
 
 # ---- off ------------------------------------------------------------------------------------------------------------

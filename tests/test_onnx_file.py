@@ -305,6 +305,14 @@ def test_a_file_says_what_it_is(exported):
     assert facts["base_model"]["sha256"] == model.config.base_model_sha256 and facts["weights_sha256"]
 
 
+def test_a_point_without_a_patience_has_the_default_and_not_the_files():
+    from modeling_pfberxit.export.metadata import points_of
+
+    point = {"criterion": "divergence_v1", "threshold": 0.2}
+    model = tiny_model(exit_threshold=0.3, exit_patience=4, operating_points={"mine": point})
+    assert points_of(model, model.config.exit_policy) == {"mine": {**point, "patience": 2}}
+
+
 def test_a_file_of_8_bits_has_them_in_every_layer_says_how_it_compares_and_has_no_certificates(exported):
     import onnx
 

@@ -76,7 +76,8 @@ def points_of(model: PFBerxitForSequenceClassification, policy: ExitPolicy) -> d
     for name in names:
         other = resolve_policy(name, model.config, model.exit_depths, problem_type_of(model.config))
         if other is not None and served(policy, other):
-            found[name] = dict(model.config.operating_points[name])
+            asked = {field: value for field, value in other.stated().items() if field in PER_ROW}
+            found[name] = {**asked, **model.config.operating_points[name]}
     return found
 
 

@@ -205,7 +205,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
                 model.exits.init_poolers(encoder)
             encoder.pooler = None
         model.attach_backbone(encoder)
-        load_head(model, **options)
+        load_head(model, checked=True, **options)
         return model
 
     @classmethod
@@ -268,13 +268,13 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
                 logger.warning_once("The config has no base_model_sha256, so the encoder cannot be checked against it.")
             if backbone is not None:
                 check_shared(self.config, backbone)
-                backbone = share(backbone).to(self.dtype)
+                encoder = share(backbone).to(self.dtype)
             else:
-                backbone = load_backbone(self.config, reads_backbone_pooler(self.config), dtype=self.dtype, **options)
-            self.attach_backbone(backbone)
+                encoder = load_backbone(self.config, reads_backbone_pooler(self.config), dtype=self.dtype, **options)
+            self.attach_backbone(encoder)
             identity = getattr(self.backbone, "identity", None)
             self.config.base_model_sha256 = identity and identity.file_sha256
-            load_head(self, **options)
+            load_head(self, checked=backbone is None, **options)
         layers = stored_depths(wanted)
         if layers != self.exit_depths:
             keep_exits(self, layers)

@@ -132,7 +132,7 @@ class ExitPolicy(PolicyFields):
         values = {name: getattr(self, name) for name in ("criterion", *rule_of(self).reads(self))}
         if self.label_thresholds:
             values["label_thresholds"] = dict(self.label_thresholds)
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None or name == "criterion"}
 
 
 FULL_DEPTH = ExitPolicy(criterion=None)
@@ -191,7 +191,7 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
 def requested_policy(request: Any, config: Any) -> ExitPolicy:
     """An `ExitPolicy`, a dict of fields to change in the config's policy, or the name of an operating point."""
     if isinstance(request, str):
-        request = operating_point(request, config)
+        return operating_point(request, config)
     # Remote code has an ExitPolicy class of its own; any of them will do.
     if is_dataclass(request) and not isinstance(request, type):
         return ExitPolicy(**asdict(request))
@@ -202,13 +202,18 @@ def requested_policy(request: Any, config: Any) -> ExitPolicy:
     return replace(configured_policy(config), **request)
 
 
-def operating_point(name: str, config: Any) -> dict[str, Any]:
-    """The policy stored in the config under a name; its measured score and cost are left out."""
+def operating_point(name: str, config: Any) -> ExitPolicy:
+    """The policy stored in the config under a name; its measured score and cost are left out.
+
+    One that names its criterion, as all that were measured do, is whole: what it leaves out has its default, whatever
+    the config says by now. One without a criterion changes the config's policy, as a dict does.
+    """
     if name not in config.operating_points:
         refuse(
             "exit_policy", name, f"one of this model's operating points: {sorted(config.operating_points) or 'none'}"
         )
-    return {field: value for field, value in config.operating_points[name].items() if field in POLICY_CHECKS}
+    point = {field: value for field, value in config.operating_points[name].items() if field in POLICY_CHECKS}
+    return ExitPolicy(**point) if "criterion" in point else replace(configured_policy(config), **point)
 
 
 # ---- published systems -----------------------------------------------------------------------------------------------

@@ -313,7 +313,8 @@ class Exits(nn.Module):
         """Leave only the exits with these numbers (0-based, the last one among them)."""
         self.heads = [self.heads[number] for number in numbers] if len(self.heads) > 1 else self.heads
         for name in ("bypass_adapters", "poolers", "pooler_norms", "classifiers", "ltes", "prototypes"):
-            if len(parts := getattr(self, name)) > 1:  # one is shared by all exits
+            # One is shared by all exits, but a bypass never is.
+            if len(parts := getattr(self, name)) > 1 or name == "bypass_adapters":
                 setattr(self, name, nn.ModuleList(parts[number] for number in numbers if number < len(parts)))
         if self.loss_weights is not None:
             self.loss_weights.theta = nn.Parameter(self.loss_weights.theta.detach()[numbers[:-1]])

@@ -257,10 +257,10 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
     Trainer resumes like that: heads of other exits would be taken for those with the same numbers.
     """
-    own = model.state_dict().keys()
+    own, left_out = model.state_dict().keys(), set(model._keys_to_ignore_on_save or ())  # read from the base
     for part in ("depths", "exits", "prompts", "token_exits"):
         given = {name for name in state_dict if name.startswith(f"{part}.")}
-        if given and (odd := given ^ {name for name in own if name.startswith(f"{part}.")}):
+        if given and (odd := (given ^ {name for name in own if name.startswith(f"{part}.")}) - left_out):
             place = "this model has none" if min(odd) in given else "they lack one this model has"
             raise ValueError(f"state_dict: its {part} are those of a model of another config: {min(odd)}, {place}.")
 

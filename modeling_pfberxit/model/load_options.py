@@ -211,9 +211,12 @@ def read_classifier(field: str, name: str | os.PathLike, **options: Any) -> dict
 # What a classifier becomes by default: exits beside it that change nothing on the way, and learn from it.
 BESIDE_CLASSIFIER = {
     "last_exit": "classifier", "adapter_placement": "none", "exit_pooling": "both", "exit_pooler": "bottleneck",
-    "distillation": 1.0, "dtype": "auto",
+    "distillation": 1.0,
 }  # fmt: skip
-HARMLESS = {"last_exit": ("classifier",), "adapter_placement": ("none", "bypass"), "prompt_generator": ("none",)}
+HARMLESS = {
+    "last_exit": ("classifier",), "adapter_placement": ("none", "bypass"), "prompt_generator": ("none",),
+    "token_exits": (False,), "system": (None,),
+}  # fmt: skip
 OF_CROSS_ENCODERS = ("sentence_transformers", "sbert_ce_default_activation_function")  # what a reranker's values mean
 
 
@@ -235,8 +238,10 @@ def as_last_exit(classifier: str | os.PathLike, knobs: dict[str, Any]) -> tuple[
     for name, value in {"num_labels": config.num_labels, **own}.items():
         if name in knobs and knobs[name] != value:
             refuse(name, knobs[name], f"left out: the classifier's own is {value!r}")
+    if (dtype := take_dtype(knobs, default="auto")) == "auto":  # as `transformers` loads the classifier
+        dtype = config.dtype or "auto"
     kept = {name: stored[name] for name in OF_CROSS_ENCODERS if name in stored}
-    return {**BESIDE_CLASSIFIER, **knobs, **own, "revision": where["revision"]}, kept
+    return {**BESIDE_CLASSIFIER, **knobs, **own, "dtype": dtype, "revision": where["revision"]}, kept
 
 
 def is_encoder(config: dict[str, Any]) -> bool:

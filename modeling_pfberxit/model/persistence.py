@@ -152,8 +152,11 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
 
 
 @torch.no_grad()
-def load_head(model: PreTrainedModel, **options: Any) -> None:
+def load_head(model: PreTrainedModel, checked: bool, **options: Any) -> None:
     """Read the head of the classifier that is the model's base into its last exit, where that is what it has.
+
+    Args:
+        checked: the base's file was held against its hash already; not where the encoder was handed over in memory.
 
     Raises:
         OSError: the base has no such head.
@@ -162,7 +165,7 @@ def load_head(model: PreTrainedModel, **options: Any) -> None:
     if exits is None or not (kept := exits.kept_weights()):
         return
     name = config.base_model_name_or_path
-    if is_shared(model.backbone):  # then its file has not been looked at
+    if not checked:
         check_pinned(config, **options)
     files = weight_files(name, revision=config.base_model_revision, **options)
     found, weights = read_tensors(files, kept), dict(exits.named_parameters())
