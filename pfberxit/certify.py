@@ -77,6 +77,7 @@ def promise(
     from modeling_pfberxit.training.certificate_card import add_section
 
     folder, *_, loaded = asked
+    certifying.check_length(loaded.config.operating_points, differ, read)
     rule = certifying.policy_asked_for(asked_policy(policy), loaded.config)
     texts = certifying.fresh_texts(*asked, labelled=needs_labels(options["claim"]))
     choosing = rule is None or not rule.is_active(problem_type_of(loaded.config))
@@ -107,10 +108,11 @@ def look(asked: Asked, tokenizer: Any, read: int, policy: str | None, confidence
 
     folder, *_, loaded = asked
     points = checking.certified_points(loaded.config.operating_points, policy)
-    checking.check_alike(points, certifying.origin(loaded), read)
     kept = checking.State.load(state, loaded.config.weights_sha256)
     labelled = any(needs_labels(point["certificate"]["claim"]) for point in points.values())
     texts = certifying.fresh_texts(*asked, labelled=labelled, seen=kept.seen)
+    facts = {"max_length": read, "columns": list(texts.names), **certifying.origin(loaded)}
+    checking.check_alike(points, facts)
     say(texts, read)
     if len(texts):
         checking.look(kept, certifying.recorded_texts(loaded, tokenizer, texts, read), texts.numbers, points)

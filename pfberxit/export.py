@@ -35,11 +35,14 @@ def run(model: str, onnx: str, policy: str | None, single: bool, int8: bool, max
     print(f"Wrote {made.path}, {made.path.stat().st_size / 2**20:,.1f} MB: {describe(made.policy)}")
     print(
         f"Held against the model on {found.rows:,} rows: {found.layers_apart} left after another layer, "
-        f"{found.labels_apart} got another label, logits up to {found.farthest:.1g} apart."
+        f"{found.answers_apart} got another answer, logits up to {found.farthest:.1g} apart."
     )
     if made.int8 is not None:
-        print(
-            "In 8 bits, of {rows} drawn rows {layer_as_float32} leave after the same layer, {label_as_float32} get the "
-            "same label, and beside others {layer_alone_as_in_batch} leave as they do alone. Its thresholds are "
-            "those of float32, and no certificate speaks of it.".format(**made.int8)
+        far = made.int8.get("farthest_as_float32")
+        same = "{label_as_float32} get the same answer" if far is None else f"values are up to {far:.2g} apart"
+        words = (
+            f"In 8 bits, of {{rows}} drawn rows {{layer_as_float32}} leave after the same layer, {same}, and beside "
+            "others {layer_alone_as_in_batch} leave as they do alone. Its thresholds are those of float32, and no "
+            "certificate speaks of it."
         )
+        print(words.format(**made.int8))

@@ -29,6 +29,8 @@ def run(
 ) -> None:  # fmt: skip
     """Write the answers in the rows' order, then print how many there are, how fast they came, what was cut."""
     from modeling_pfberxit.data.survey import open_rows
+    from modeling_pfberxit.evaluation.certifying import origin
+    from modeling_pfberxit.evaluation.checking import void
     from modeling_pfberxit.evaluation.prediction import Predictor
     from modeling_pfberxit.evaluation.saved_model import asked_policy, load_model, tokens_read
     from modeling_pfberxit.model.exit_policy import FULL_DEPTH, describe, resolve_policy
@@ -40,6 +42,10 @@ def run(
     predictor = Predictor(loaded, tokenizer, rule, tokens_read(loaded, tokenizer, max_length), batch_size)
     source = open_rows(dataset, config, **columns, split=split)
     print(f"{source.survey.rows:,} rows, text in {' and '.join(source.names)}; {describe(rule)}", flush=True)
+    facts = {"max_length": predictor.max_length, **origin(loaded)}
+    for name, kept in void(loaded.config.operating_points, rule, facts).items():
+        other = ", ".join(f"{fact}={value}, here {facts[fact]}" for fact, value in kept.items())
+        print(f"The certificate {name} does not hold for these answers: it was made at {other}.", flush=True)
     found = predictor.run(source, output)
     if found.before:
         print(f"Went on behind row {found.before:,}, where a former run had stopped.")

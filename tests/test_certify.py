@@ -200,6 +200,7 @@ def test_a_broken_certificate_is_called_broken_for_good(certified, folder, tmp_p
     ("more", "message"),
     [
         (["--check", "--max-length", "32"], "max_length=32: must be as certified-10% was certified, 16"),
+        (["--differ", "0.2", "--max-length", "32"], "max_length=32: must be 16, as certified-10% was certified"),
         (["--check", "--policy", "fast"], "policy='fast': must be one of the certificates"),
         (["--state", "x"], "state='x': must be given together with --check"),
     ],
@@ -207,3 +208,32 @@ def test_a_broken_certificate_is_called_broken_for_good(certified, folder, tmp_p
 def test_a_check_of_something_else_is_refused(certified, folder, more, message):
     with pytest.raises(SystemExit, match=message):
         main(["certify", str(certified), str(folder / "new.csv"), *more])
+
+
+def test_a_check_of_another_column_is_refused(certified, folder, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text((folder / "new.csv").read_text().replace("text", "message", 1))
+    with pytest.raises(SystemExit, match="columns=.'message'.: must be as certified-10% was certified, .'text'."):
+        main(["certify", str(certified), str(other), "--check"])
+
+
+@pytest.mark.parametrize(("length", "said"), [("16", False), ("32", True)])
+def test_answers_at_another_length_are_said_to_be_without_the_certificate(
+    certified, folder, tmp_path, capsys, length, said
+):
+    output = str(tmp_path / "answers.csv")
+    main(["predict", str(certified), str(folder / "new.csv"), "--output", output, "--max-length", length])
+    words = "The certificate certified-5% does not hold for these answers: it was made at max_length=16, here 32."
+    assert (words in capsys.readouterr().out) == said
+
+
+def test_a_claim_about_labels_reads_all_rows_of_a_file(folder, model, tmp_path, capsys):
+    with open(folder / "texts.csv") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    data = tmp_path / "labelled.csv"
+    with open(data, "w", newline="") as file:
+        csv.writer(file).writerows(
+            [["text", "label"], *([text, ["benign", "attack"][len(text) % 2]] for text in texts)]
+        )
+    main(["certify", model, str(data), "--label", "label", "--claim", "newly_wrong", "--differ", "0.3"])
+    assert f"{len(texts):,} texts in text" in capsys.readouterr().out

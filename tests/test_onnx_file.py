@@ -310,7 +310,40 @@ def test_a_point_without_a_patience_has_the_default_and_not_the_files():
 
     point = {"criterion": "divergence_v1", "threshold": 0.2}
     model = tiny_model(exit_threshold=0.3, exit_patience=4, operating_points={"mine": point})
-    assert points_of(model, model.config.exit_policy) == {"mine": {**point, "patience": 2}}
+    assert points_of(model, model.config.exit_policy, 128) == {"mine": {**point, "patience": 2}}
+
+
+@pytest.mark.parametrize(("length", "kept"), [(40, True), (16, False)])
+def test_a_certificate_of_texts_of_another_length_is_not_in_the_file(length, kept):
+    from modeling_pfberxit.export.metadata import points_of
+
+    point = {"criterion": "entropy", "threshold": 0.3, "certificate": {"epsilon": 0.01, "max_length": 40}}
+    model = tiny_model("bert", num_labels=3, operating_points={"certified": point})
+    found = points_of(model, ExitPolicy("entropy", threshold=0.5), length)
+    assert ("certificate" in found["certified"]) is kept and "certificate" in model.config.operating_points["certified"]
+
+
+def test_answers_of_several_labels_and_values_are_compared_as_what_they_are(monkeypatch):
+    from modeling_pfberxit.export import int8
+
+    logits, others = np.array([[3.0, -1.0], [2.0, 1.0]]), np.array([[3.0, 1.0], [2.0, 1.5]])  # arg maxima are the same
+    monkeypatch.setattr(int8, "rows_by", lambda session, *asked: [session, np.ones(2)])
+    asked = (logits, others, {}, ExitPolicy("entropy"), 1)
+    assert int8.agreement(*asked, "multi_label_classification")["label_as_float32"] == 1
+    assert int8.agreement(*asked, "regression")["farthest_as_float32"] == 2
+
+
+@torch.no_grad()
+def test_a_decision_that_flips_in_a_file_is_counted(monkeypatch):
+    from modeling_pfberxit.export import verification
+
+    model = tiny_model("bert", num_labels=2, problem_type="multi_label_classification")
+    policy, batch = ExitPolicy(criterion=None), tiny_batch(4)
+    own = model(**batch, exit_policy=policy)
+    lowest = own.logits.amin(-1, keepdim=True)
+    logits = torch.where(lowest > 0, own.logits - 100, own.logits + 100)  # decisions flip, the arg max stays
+    monkeypatch.setattr(verification, "run", lambda *asked: (logits.numpy(), own.exit_layer.numpy()))
+    assert verification.compare(None, model, batch, [policy], sizes=(4,)).answers_apart == 4
 
 
 def test_a_file_of_8_bits_has_them_in_every_layer_says_how_it_compares_and_has_no_certificates(exported):

@@ -256,6 +256,14 @@ def test_a_text_that_is_no_string_and_a_broken_line_are_named_before_the_first_a
     assert [file.name for file in tmp_path.iterdir()] == ["new.jsonl"]
 
 
+def test_half_of_a_surrogate_pair_is_named_by_its_row_before_the_first_answer(tmp_path, model):
+    data = tmp_path / "new.jsonl"
+    data.write_text('{"text": "w1"}\n{"text": "w2", "note": "a\\ud83d"}\n')
+    with pytest.raises(SystemExit, match=r"row 1='.ud83d': must be characters of UTF-8"):
+        predict(model, str(data), tmp_path / "a.csv")
+    assert [file.name for file in tmp_path.iterdir()] == ["new.jsonl"]
+
+
 def test_a_stock_classifier_is_refused_and_told_of_retrofit(tmp_path):
     folder = save_backbone(tmp_path / "stock")
     AutoModelForSequenceClassification.from_config(tiny_config()).save_pretrained(folder)

@@ -18,11 +18,12 @@ from tiny import VOCABULARY, tiny_batch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit.data.texts import Texts
 from modeling_pfberxit.evaluation.bounds import rows_needed
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.used_texts import used
 from modeling_pfberxit.training.exit_states import Pass
-from modeling_pfberxit.training.retrofit_plan import parts_of
+from modeling_pfberxit.training.retrofit_plan import labels_of, parts_of
 from modeling_pfberxit.training.retrofitted import retrofit
 from modeling_pfberxit.training.retrofitting import Training, kinds, learn, recorded
 from pfberxit.cli import main
@@ -284,6 +285,14 @@ def test_values_want_a_tolerance_before_the_pass(tmp_path):
     folder = save_classifier(tmp_path / "reranker", **PROBLEMS["a reranker"])
     with pytest.raises(ValueError, match="tolerance"):
         retrofit(folder, str(write_texts(tmp_path / "texts.csv", 500)), tmp_path / "faster")
+
+
+def test_several_labels_in_one_string_are_read_as_the_classifier_has_them(tmp_path):
+    names = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    model = from_classifier(save_classifier(tmp_path / "several", problem_type="multi_label_classification", **names))
+    rows = Dataset.from_dict({"text": ["w1", "w2", "w3"], "topics": ["a;b", "c", ""]})
+    found = labels_of(Texts(("text",), "topics", rows, "train"), rows, model)
+    assert found.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
 
 
 def test_pairs_and_repeated_texts(classifier, tmp_path):

@@ -94,7 +94,7 @@ def surveyed(rows: Iterable[Row]) -> Survey:
     """Read all rows once."""
     found, digest, columns = Survey(), hashlib.sha256(), dict[str, None]()
     for number, row in enumerate(rows):
-        digest.update(json.dumps(row, default=str).encode())
+        digest.update(in_utf8(row, number))
         columns.update(dict.fromkeys(row))
         found.rows = number + 1
         for name, value in row.items():
@@ -104,3 +104,12 @@ def surveyed(rows: Iterable[Row]) -> Survey:
                 found.odd.setdefault(name, (number, value))
     found.sha256, found.columns = digest.hexdigest(), list(columns)
     return found
+
+
+def in_utf8(row: Row, number: int) -> bytes:
+    """A row as JSON; refuses half of a surrogate pair, which JSON can escape and no file of answers can hold."""
+    text = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        return refuse(f"row {number}", text[error.start : error.end], "characters of UTF-8 (rows counted from 0)")

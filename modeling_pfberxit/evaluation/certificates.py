@@ -163,12 +163,16 @@ def certify(
         "whole": counter.whole,
     }
     made = []
-    for epsilon in differ:
+    for name, epsilon in zip(names_of(differ), differ):
         test = AtMost(counter.claim, epsilon, delta)
-        name = "certified" if len(differ) == 1 else f"certified-{100 * epsilon:g}%"
         found = tested(certify, settings_for(test), counter, test)
         made.append(Certificate(name=name, epsilon=epsilon, chosen_on=len(choose or ()), **found, **facts))
     return made
+
+
+def names_of(differ: Sequence[float]) -> list[str]:
+    """What the certificates of these rates are called: `certified`, or `certified-1%` where there are several."""
+    return ["certified"] if len(differ) == 1 else [f"certified-{100 * epsilon:g}%" for epsilon in differ]
 
 
 def shuffled(recording: Recording) -> Recording:

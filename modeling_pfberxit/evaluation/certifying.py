@@ -18,13 +18,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tasks import load_task, targets
-from ..data.texts import choose_split, encode_texts, load_texts
+from ..data.texts import choose_split, encode_texts, load_texts, read_any
 from ..model.exit_policy import ExitPolicy, requested_policy
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing, update_config
 from ..model.validation import refuse
 from .bounds import rows_needed, share
-from .certificates import Certificate, certify
+from .certificates import Certificate, certify, names_of
 from .recording import Recording, record
 from .used_texts import fingerprint, first_of_each, hashes_of, is_used, remember
 
@@ -62,7 +62,10 @@ def fresh_texts(
         seen: hashes of further texts to leave out, checked before.
     """
     if labelled:
-        task, data = load_task(dataset, config, **columns, model=model)
+        splits = list(read_any(dataset, config, tuple(columns.get(name) for name in ("text", "pair", "label"))))
+        split = splits[0] if len(splits) == 1 and split in (None, "all") else split  # or a part would be held out
+        named = None if split == "all" else split
+        task, data = load_task(dataset, config, **columns, split=named, model=model)
         split, rows = choose_split(data, split or task.evaluation_split)
         names = task.texts
         rows = rows.select_columns(list(names)).add_column("labels", targets(task, rows, split))
@@ -108,6 +111,20 @@ def check_enough(texts: Fresh, differ: Sequence[float], confidence: float, choos
         without = ", ".join(f"{number} {reason}" for reason, number in texts.left_out.items())
         words = f"{len(texts)} texts" + (f" ({without} left out)" if without else "")
         refuse("dataset", words, f"at least {least} texts that the model has not used, and that is without a miss")
+
+
+def check_length(points: dict[str, dict[str, Any]], differ: Sequence[float], read: int) -> None:
+    """Refuse to certify at another length of texts than the certificates that stay: a saved tokenizer has one.
+
+    Args:
+        points: a model's operating points; those that are certified anew do not stay.
+    """
+    for name, point in points.items():
+        certified = point.get("certificate", {}).get("max_length", read)
+        if certified != read and name not in names_of(differ):
+            refuse(
+                "max_length", read, f"{certified}, as {name} was certified; another length takes a copy of the model"
+            )
 
 
 def policy_asked_for(asked: str | dict[str, Any] | None, config: Any) -> ExitPolicy | None:

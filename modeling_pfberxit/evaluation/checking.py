@@ -110,13 +110,28 @@ def certified_points(points: dict[str, dict[str, Any]], named: str | None = None
     return able if named is None else {named: able[named]}
 
 
-def check_alike(points: dict[str, dict[str, Any]], origin: dict[str, Any], read: int) -> None:
-    """Refuse to check certificates under other weights, another dtype or another length of texts."""
-    now = {"max_length": read, **origin}
+def check_alike(points: dict[str, dict[str, Any]], now: dict[str, Any]) -> None:
+    """Refuse to check certificates under other facts: weights, dtype, length or columns of texts."""
     for name, point in points.items():
-        for fact in now.keys() & point["certificate"].keys():
-            if now[fact] != point["certificate"][fact]:
-                refuse(fact, now[fact], f"as {name} was certified, {point['certificate'][fact]}")
+        for fact, value in unlike(point, now).items():
+            refuse(fact, now[fact], f"as {name} was certified, {value}")
+
+
+def unlike(point: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The facts that a certificate was made under, by name, where they are not as they are now."""
+    about = point["certificate"]
+    return {fact: about[fact] for fact in now if fact in about and about[fact] != now[fact]}
+
+
+def void(points: dict[str, dict[str, Any]], rule: ExitPolicy, now: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The certificates of a rule that do not hold now, by name, with the facts that they were made under."""
+    certified = {name: point for name, point in points.items() if "certificate" in point and policy_of(point) == rule}
+    return {name: facts for name, point in certified.items() if (facts := unlike(point, now))}
+
+
+def policy_of(point: dict[str, Any]) -> ExitPolicy:
+    """The policy of an operating point."""
+    return ExitPolicy(**{name: value for name, value in point.items() if name in POLICY_CHECKS})
 
 
 def look(state: State, recording: Recording, numbers: Tensor, points: dict[str, dict[str, Any]]) -> None:
@@ -138,7 +153,7 @@ def look(state: State, recording: Recording, numbers: Tensor, points: dict[str, 
 def add(known: Evidence, recording: Recording) -> None:
     """Add rows to the evidence against one certificate: the mean of that against every group's rate."""
     about = known.point["certificate"]
-    policy = ExitPolicy(**{name: value for name, value in known.point.items() if name in POLICY_CHECKS})
+    policy = policy_of(known.point)
     labels = [name for name, group in about.get("labels", {}).items() if not group["needed"]]
     per_label = bool(labels) if about.get("whole", True) else labels
     counter = Counter(recording, about["claim"], about.get("tolerance"), per_label)

@@ -115,7 +115,8 @@ def in_8_bits(
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The file in 8 bits, and how it compares with the one in float32, which is in its metadata."""
     small, batch = quantised(proto), made_up(segments.model)
-    measured = agreement(session, opened(small, "int8"), batch, policy, 1 if facts["single"] else 8)
+    size = 1 if facts["single"] else 8
+    measured = agreement(session, opened(small, "int8"), batch, policy, size, facts["problem_type"])
     measured["products"] = products(small)
     onnx.helper.set_model_props(small, {METADATA: without_certificates(facts, measured)})
     return small, measured

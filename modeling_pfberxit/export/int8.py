@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import GraphProto, NodeProto
 from torch import Tensor
 
+from ..evaluation.replay import same_answers
 from ..model.exit_policy import ExitPolicy
+from ..model.exits import REGRESSION
 from .templates import quietly
 from .verification import run
 
@@ -52,15 +55,22 @@ def products(proto: onnx.ModelProto) -> int:
 
 
 def agreement(
-    full: Any, small: Any, batch: Mapping[str, Tensor], policy: ExitPolicy, batch_size: int
+    full: Any, small: Any, batch: Mapping[str, Tensor], policy: ExitPolicy, batch_size: int, problem_type: str
 ) -> dict[str, Any]:
-    """Of rows, how many leave after the same layer and get the same label: as in float32, and alone as in a batch."""
+    """Of rows, how many leave after the same layer and get the same answer: as in float32, and alone as in a batch.
+
+    Of values, how far they are apart at most.
+    """
     expected, alone = rows_by(full, batch, policy, 1), rows_by(small, batch, policy, 1)
     together = alone if batch_size == 1 else rows_by(small, batch, policy, batch_size)
     found: dict[str, Any] = {"rows": len(expected[0])}
     for name, one, other in (("as_float32", alone, expected), ("alone_as_in_batch", together, alone)):
         found[f"layer_{name}"] = int((one[1] == other[1]).sum())
-        found[f"label_{name}"] = int((one[0].argmax(-1) == other[0].argmax(-1)).sum())
+        if problem_type == REGRESSION:
+            found[f"farthest_{name}"] = float(np.abs(one[0] - other[0]).max())
+        else:
+            logits, others = torch.as_tensor(one[0]), torch.as_tensor(other[0])
+            found[f"label_{name}"] = int(same_answers(logits, others, problem_type, 0.0).sum())
     return found
 
 

@@ -36,7 +36,7 @@ def metadata_of(
         "policy": policy.stated(),
         "most_patience": most_patience(policy, model),
         "reads": [name for name in PER_ROW if reads(policy, name, problem_type_of(config))],
-        "operating_points": points_of(model, policy),
+        "operating_points": points_of(model, policy, max_length),
         "base_model": {"name": config.base_model_name_or_path, "revision": config.base_model_revision,
                        "sha256": config.base_model_sha256},
         "weights_sha256": config.weights_sha256,
@@ -70,14 +70,20 @@ def most_patience(policy: ExitPolicy, model: PFBerxitForSequenceClassification) 
     return max(able)
 
 
-def points_of(model: PFBerxitForSequenceClassification, policy: ExitPolicy) -> dict[str, Any]:
-    """The model's operating points that this file serves: those that differ from its policy in nothing built in."""
+def points_of(model: PFBerxitForSequenceClassification, policy: ExitPolicy, max_length: int) -> dict[str, Any]:
+    """The model's operating points that this file serves: those that differ from its policy in nothing built in.
+
+    A certificate of texts that were cut to another length than here is left out.
+    """
     names, found = list(model.config.operating_points), {}
     for name in names:
         other = resolve_policy(name, model.config, model.exit_depths, problem_type_of(model.config))
         if other is not None and served(policy, other):
             asked = {field: value for field, value in other.stated().items() if field in PER_ROW}
-            found[name] = {**asked, **model.config.operating_points[name]}
+            point = {**asked, **model.config.operating_points[name]}
+            if point.get("certificate", {}).get("max_length", max_length) != max_length:
+                del point["certificate"]
+            found[name] = point
     return found
 
 

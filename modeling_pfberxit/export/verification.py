@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..evaluation.replay import same_answers
 from ..model.criteria import fits
 from ..model.exit_policy import ExitPolicy
 from ..model.losses import problem_type_of
@@ -27,7 +28,7 @@ class Compared(NamedTuple):
 
     rows: int
     layers_apart: int
-    labels_apart: int
+    answers_apart: int  # another label, a decision that flips, a value that is not close
     farthest: float  # logits, where the layer is the same
 
 
@@ -68,7 +69,8 @@ def compare(
     policies: Iterable[ExitPolicy], sizes: Iterable[int] = (1, 7),
 ) -> Compared:  # fmt: skip
     """Every row under every policy, in batches of these sizes."""
-    rows, layers, labels, farthest = 0, 0, 0, 0.0
+    rows, layers, answers, farthest = 0, 0, 0, 0.0
+    problem_type = problem_type_of(model.config)
     for policy in policies:
         expected = model(**batch, exit_policy=policy)
         for size in sizes:
@@ -77,10 +79,10 @@ def compare(
                 logits, exits = (torch.as_tensor(found) for found in run(session, part, policy))
                 own, same = expected.logits[start : start + size], exits == expected.exit_layer[start : start + size]
                 rows, layers = rows + len(exits), layers + int((~same).sum())
-                labels += int((logits.argmax(-1) != own.argmax(-1)).sum())
+                answers += int((~same_answers(logits, own, problem_type, CLOSE)).sum())
                 apart = (logits - own).abs().amax(-1)[same].nan_to_num(torch.inf)  # NaN is as far as can be
                 farthest = max(farthest, float(apart.max()) if len(apart) else 0.0)
-    return Compared(rows, layers, labels, farthest)
+    return Compared(rows, layers, answers, farthest)
 
 
 def check_same(found: Compared, path: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.labels import label_column
+from ..data.separators import find_separator
 from ..data.tasks import Task, read_labels, targets
 from ..data.texts import Texts
 from ..evaluation.bounds import rows_needed, share
@@ -153,6 +154,9 @@ def labels_of(texts: Texts, rows: Dataset, model: PFBerxitForSequenceClassificat
     """The labels of the rows, by the classifier's own names, where a column of them was named."""
     if texts.label is None:
         return None
-    task = Task(texts.split, "", None, texts.names, label=texts.label)
-    task = read_labels(task, label_column(rows, texts.label, texts.split), None, None, model)
+    name, separator = texts.label, None
+    if isinstance(name, str):
+        separator = find_separator(rows, name, None, None, model)
+    task = Task(texts.split, "", None, texts.names, label=name, separator=separator)
+    task = read_labels(task, label_column(rows, name, texts.split, separator), None, None, model)
     return torch.tensor(targets(task, rows, texts.split))

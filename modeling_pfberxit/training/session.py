@@ -69,9 +69,10 @@ def run_session(plan: Plan, say: Callable[[str], None]) -> bool:
     longest = longest_input(model.config.encoder_config())
     usual = longest if plan.max_length else min(longest, MAX_LENGTH)
     tokenizer.model_max_length = max_length = length_of(tokenizer, usual, plan.max_length)
-    encoded = (encode(task, part, tokenizer, max_length) for part in (*parts, data[task.evaluation_split]))
+    sources = (*parts, data[task.evaluation_split])
+    trained_on, chosen_on, reported_on = (encode(task, each, tokenizer, max_length) for each in sources)
     used = {purpose: hashes_of(part, task.texts) for purpose, part in zip(("train", "choose"), parts)}
-    rows = Rows(*encoded, used=used)
+    rows = Rows(trained_on, chosen_on, reported_on, used)
     resume = checkpoint_to_resume(plan, facts_of(plan, content_hash(task, parts[0])))
     counts = f"{len(rows.train)} rows to train, {len(rows.chosen_on)} to choose on"
     say(f"\n{task.name}: {counts}, {len(rows.reported_on)} of {task.evaluation_split} to report on")
