@@ -134,6 +134,49 @@ def test_what_cannot_be_kept_to_is_refused(fields, problem_type, message):
         model(**tiny_batch(3), exit_policy={"criterion": "entropy", "threshold": 0.5, "answer": "abstain", **fields})
 
 
+OFF = {"criterion": "entropy", "threshold": None, "answer": "abstain"}
+
+
+@pytest.mark.parametrize(
+    "asked", [OFF, {**OFF, "criterion": None}, ExitPolicy(**OFF), ExitPolicy(None, answer="abstain")]
+)
+def test_abstaining_is_refused_where_early_exit_is_off(asked):
+    with pytest.raises(
+        ValueError, match="exit_answer='abstain': must be label without a criterion, or without the thr"
+    ):
+        tiny_model("bert", num_labels=3)(**tiny_batch(3), exit_policy=asked)
+
+
+def test_a_config_that_abstains_needs_its_threshold_and_runs_full_depth_when_told_to():
+    model = tiny_model("bert", num_labels=3, exit_criterion="entropy", exit_answer="abstain")
+    batch = tiny_batch(3)
+    with pytest.raises(ValueError, match="exit_answer='abstain'"):
+        model(**batch)
+    with pytest.raises(ValueError, match="exit_answer='abstain'"):
+        model.predict([{"input_ids": ids} for ids in rows_of(batch)], progress=False)
+    assert model(**batch, exit_policy={"criterion": None}).exit_layer.tolist() == [6] * 3
+    assert model(**batch, exit_policy=ExitPolicy(None)).exit_layer.tolist() == [6] * 3
+    model.config.exit_criterion = None  # as while a model is trained
+    assert model(**batch).exit_layer.tolist() == [6] * 3
+
+
+@pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL])
+def test_the_loss_is_that_of_the_rows_with_an_answer(problem_type):
+    model, batch = tiny_model("bert", num_labels=3, problem_type=problem_type), tiny_batch(24)
+    labels = torch.arange(24) % 3
+    labels = torch.eye(3)[labels] if problem_type == MULTI_LABEL else labels
+    stock = torch.nn.BCEWithLogitsLoss() if problem_type == MULTI_LABEL else torch.nn.CrossEntropyLoss()
+    policy = {"criterion": "entropy", "threshold": 0.8, "answer": "abstain", "unsure_below": 0.7, "window": 1}
+    output = model(**batch, labels=labels, exit_policy=policy)
+    kept = answered(output.logits)
+    assert 0 < kept.sum() < 24
+    torch.testing.assert_close(output.loss, stock(output.logits[kept], labels[kept]))
+    model.exit_loss = lambda logits, labels: 2 * stock(logits, labels)
+    torch.testing.assert_close(model(**batch, labels=labels, exit_policy=policy).loss, 2 * output.loss)
+    nobody = {**policy, "threshold": 1e-9, "unsure_below": 1.0}
+    assert model(**batch, labels=labels, exit_policy=nobody).loss == 0
+
+
 def test_files_and_pipelines_leave_the_label_empty(local_backbone, tmp_path, capsys):
     from transformers import AutoTokenizer
 

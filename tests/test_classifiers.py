@@ -72,6 +72,17 @@ def test_labels_problem_type_and_dtype_are_the_classifiers(problem, dtype, tmp_p
     torch.testing.assert_close(model(**batch).logits, stock(**batch).logits, rtol=close, atol=close)
 
 
+@pytest.mark.parametrize("asked", [{}, {"dtype": None}, {"dtype": "auto"}, {"torch_dtype": None}])
+@pytest.mark.parametrize(("said", "held"), [("float32", torch.float16), ("float16", torch.float32)])
+def test_what_the_classifiers_config_says_of_its_dtype_holds_as_in_transformers(said, held, asked, tmp_path):
+    folder = Path(save_classifier(tmp_path, dtype=held))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": said}))
+    stock, model = AutoModelForSequenceClassification.from_pretrained(folder), from_classifier(folder, **asked)
+    assert model.dtype == stock.dtype == getattr(torch, said)
+    assert from_classifier(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
 def test_a_checkpoint_holds_the_other_exits_alone_and_pins_the_classifier(classifier, tmp_path):
     from safetensors.torch import load_file
 

@@ -122,6 +122,24 @@ def test_what_cannot_be_kept_to_is_refused_before_a_layer_runs(fields, problem_t
         model(**tiny_batch(3), exit_policy=policy)
 
 
+@pytest.mark.parametrize("twice", [
+    {"attack": None, "1": 0.5}, {1: 0.5, "attack": None}, {1: 0.5, "1": None}, [("attack", 0.5), ("attack", None)],
+])  # fmt: skip
+def test_a_label_that_is_given_twice_is_refused_whatever_the_order(twice):
+    model = tiny_model("bert", num_labels=3, id2label=NAMES)
+    policy = {"criterion": "entropy", "threshold": 0.5, "label_thresholds": twice}
+    with pytest.raises(ValueError, match="label_thresholds=.*: must be every label once"):
+        model(**tiny_batch(3), exit_policy=policy)
+
+
+def test_unknown_labels_are_refused_also_where_early_exit_is_off():
+    model = tiny_model("bert", num_labels=3, id2label=NAMES)
+    with pytest.raises(ValueError, match="'typo': must be a label"):
+        model(**tiny_batch(3), exit_policy={"criterion": "entropy", "label_thresholds": {"typo": None}})
+    known = {"criterion": "entropy", "label_thresholds": {"attack": None}}
+    assert model(**tiny_batch(3), exit_policy=known).exit_layer.tolist() == [6] * 3
+
+
 @pytest.mark.parametrize("value", [{}, {"attack": -1}, {"attack": "low"}, "attack", [("attack",)], {1.5: None}])
 def test_values_that_can_never_be_right_are_refused(value):
     with pytest.raises(ValueError, match="label_thresholds"):

@@ -148,10 +148,11 @@ def test_what_was_measured_on_exits_that_are_gone_is_left_behind_with_a_warning(
 def test_what_was_measured_on_other_heads_is_left_behind(tmp_path, local_backbone):
     model = new_model(local_backbone, class_weights=[1.0, 2.0, 3.0], problem_type="single_label_classification")
     model.config.exit_threshold, model.config.operating_points = 0.3, {"fast": {"threshold": 0.3}}
+    model.config.exit_label_thresholds = {"LABEL_2": 0.1}
     model.save_pretrained(tmp_path)
     again = by_class(tmp_path, num_labels=1, ignore_mismatched_sizes=True).config
     assert (again.exit_threshold, again.operating_points, again.class_weights) == (None, {}, None)
-    assert again.problem_type is None
+    assert again.problem_type is None and again.exit_label_thresholds is None
     assert by_class(tmp_path, adapter_scaling=2.0).config.operating_points == model.config.operating_points
 
 

@@ -311,4 +311,7 @@ def numbered(policy: Policy, names: Sequence[str]) -> Policy:
             refuse("exit_label_thresholds", label, f"a label, {', '.join(map(str, names))}, or its number")
         if label in numbers.values() and known[label] != label:
             refuse("exit_label_thresholds", label, "a name or a number, not one label's name and another's number")
+    found = [known[label] for label, _ in policy.label_thresholds]
+    if len(set(found)) < len(found):
+        refuse("exit_label_thresholds", dict(policy.label_thresholds), "every label once, by its name or its number")
     return replace(policy, label_thresholds=[(known[label], tau) for label, tau in policy.label_thresholds])

@@ -181,11 +181,21 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
         ValueError: an unknown field or name, or fields that do not fit each other or this model.
     """
     policy = configured_policy(config) if request is None else requested_policy(request, config)
+    known = numbered(policy, [config.id2label[number] for number in range(config.num_labels)])
     if not policy.is_active(problem_type):
+        check_abstains(policy, inherited=request is None or isinstance(request, Mapping) and "answer" not in request)
         return None
     check_fit(policy, exit_depths, problem_type)
     check_evidence(policy, config, problem_type)
-    return numbered(policy, [config.id2label[number] for number in range(config.num_labels)])
+    return known
+
+
+def check_abstains(policy: ExitPolicy, inherited: bool) -> None:
+    """Refuse to abstain while early exit is off; only a config's answer may wait while its criterion is None."""
+    if policy.answer == ABSTAIN and not (inherited and policy.criterion is None):
+        refuse(
+            "exit_answer", ABSTAIN, "label without a criterion, or without the threshold it needs: early exit is off"
+        )
 
 
 def requested_policy(request: Any, config: Any) -> ExitPolicy:

@@ -294,7 +294,7 @@ def drop_measured(stored: PreTrainedConfig, wanted: PreTrainedConfig, given: Ite
     if gone & {layer for group in wanted.exit_groups or () for layer in group}:
         dropped["exit_groups"] = None
     if new_heads:  # one value for each class that was
-        dropped |= {"class_weights": None, "pos_weight": None}
+        dropped |= {"class_weights": None, "pos_weight": None, "exit_label_thresholds": None}
     if new_heads and wanted.problem_type == (SINGLE_LABEL if wanted.num_labels == 1 else REGRESSION):
         dropped["problem_type"] = None
     dropped = {

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .exits import DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
 from .strategies import Phase, check_peft, in_use, own_parameters, refuse_frozen, saved_by_peft
-from .validation import is_readable, is_watched, refuse
+from .validation import ABSTAIN, PolicyFields, is_readable, is_watched, refuse
 
 ExitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (B, C) of one exit, the labels -> its loss, a scalar
 WEIGHTS = {"class_weights": SINGLE_LABEL, "pos_weight": MULTI_LABEL}  # fields of the config, and for which problem
@@ -205,6 +205,22 @@ def task_losses(
             "exit_loss", exit_loss, "a function of logits (B, C) and labels that returns one number, a scalar tensor"
         )
     return torch.stack(losses).float()
+
+
+def answer_loss(
+    logits: Tensor, labels: Tensor, problem_type: str, config: PreTrainedConfig, exit_loss: ExitLoss | None,
+    policy: PolicyFields,
+) -> Tensor:  # fmt: skip
+    """The loss of the answers where rows leave early: logits (B, C), labels (B,) or (B, C) -> scalar.
+
+    Under a policy that abstains it is that of the rows with an answer, and 0 where none has one.
+    """
+    if policy.answer == ABSTAIN:
+        kept = (~logits.isnan().any(-1)).nonzero().squeeze(1)  # on an accelerator it waits, as the exits did before
+        if not len(kept):
+            return logits.new_zeros((), dtype=torch.float)
+        logits, labels = logits[kept], labels[kept]
+    return task_losses(logits[:, None], labels, problem_type, config, exit_loss)[0]
 
 
 def check_weights(config: PreTrainedConfig, problem_type: str | None) -> None:

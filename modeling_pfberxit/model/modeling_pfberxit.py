@@ -26,12 +26,12 @@ from .load_options import as_last_exit
 from .loop import Encoding, Loop
 from .losses import (
     ExitLoss,
+    answer_loss,
     check_labels,
     check_objective,
     check_trained,
     check_weights,
     problem_type_of,
-    task_losses,
     training_loss,
     watch_gradients,
 )
@@ -50,7 +50,7 @@ class PFBerxitOutput(ModelOutput):
 
     Args:
         loss: of the exits that learn in this step; in evaluation of those that learn in the run, as they weigh in the
-            end, or of the answers, where rows leave early.
+            end, or of the answers, where rows leave early; rows that leave as unsure have none.
         logits: (B, C) each row's answer.
         exit_layer: (B,) how many layers were executed for it.
         exit_logits: (B, exits, C) of every exit, in training and while early exit is off, else None.
@@ -260,7 +260,9 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         record = CallRecord.of(want_states, want_attentions)
         self.new_loop(self, record, policy, phase, problem_type).run(rows)
         output = as_output(record, token_layers)
-        if labels is not None:
+        if labels is not None and policy is not None:
+            output.loss = answer_loss(output.logits, labels, problem_type, self.config, self.exit_loss, policy)
+        elif labels is not None:
             output.loss = self._loss(record, labels, phase, problem_type)
         if phase is not None:
             watch_gradients(output, phase)
@@ -329,9 +331,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         return None if self.exits.loss_weights is None else self.exits.loss_weights()
 
     def _loss(self, record: CallRecord, labels: Tensor, phase: Phase | None, problem_type: str) -> Tensor:
-        """Of the exits that learn in this phase, or in the whole run; where rows left early, of their answers."""
-        if not record.evidence:
-            return task_losses(record.collect()[0][:, None], labels, problem_type, self.config, self.exit_loss)[0]
+        """Of the exits that learn in this phase, or in the whole run."""
         phase = phase or whole_objective(self.config, self.exit_depths, self._learned_weights())
         return training_loss(record.evidence, labels, problem_type, self.config, phase, self.exit_loss)
 

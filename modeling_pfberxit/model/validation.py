@@ -134,6 +134,8 @@ def by_label(field: str, value: Any) -> dict[str, float | None]:
         if isinstance(pair, str) or not isinstance(pair, Iterable) or len(pair := tuple(pair)) != 2:
             refuse(field, value, allowed)
         label = pair[0] if isinstance(pair[0], str) and pair[0] else str(whole(0)(f"{field}'s label", pair[0]))
+        if label in found:
+            refuse(field, value, "every label once, by its name or its number")
         found[label] = optional(real(0.0))(f"{field}[{label!r}]", pair[1])
     return found or refuse(field, value, "left out, or with a label at least")
 
