@@ -42,15 +42,19 @@ def run(output: str, push: str | None, others: Sequence[str] = (), **options: An
     """Train, print the scores of all exits and the settings that were chosen, save, perhaps push."""
     from modeling_pfberxit.training.session import run_session
 
-    plan, repo = plan_of(output, others, **options), None
-    if push is not None:
-        from huggingface_hub import create_repo
+    plan, repos = plan_of(output, others, **options), list[str]()
 
-        repo = create_repo(push or plan.name, exist_ok=True).repo_id
-    if run_session(plan, print) and repo is not None:
+    def create() -> None:
+        """The repository, which is refused before hours of training rather than after them."""
+        if push is not None:
+            from huggingface_hub import create_repo
+
+            repos.append(create_repo(push or plan.name, exist_ok=True).repo_id)
+
+    if run_session(plan, print, create) and repos:
         from huggingface_hub import upload_folder
 
-        print(f"Pushed to {upload_folder(repo_id=repo, folder_path=output).repo_url}")
+        print(f"Pushed to {upload_folder(repo_id=repos[0], folder_path=output).repo_url}")
 
 
 def plan_of(

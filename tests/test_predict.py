@@ -1,6 +1,7 @@
 """`pfberxit predict`: every row with the model's own answer, in order, whatever the file, after any interruption."""
 
 import csv
+import datetime
 import io
 import json
 import os
@@ -254,6 +255,22 @@ def test_a_text_that_is_no_string_and_a_broken_line_are_named_before_the_first_a
     with pytest.raises(SystemExit, match="new.jsonl, line 2=.*must be UTF-8"):
         predict(model, str(data), tmp_path / "a.csv")
     assert [file.name for file in tmp_path.iterdir()] == ["new.jsonl"]
+
+
+def test_dates_of_parquet_are_written_as_they_are_and_lists_as_json(tmp_path, model):
+    day = datetime.date(2024, 5, 1)
+    pq.write_table(pa.table({"text": ["w1"], "day": [day], "many": [[1, 2]]}), tmp_path / "new.parquet")
+    (row,) = predict(model, str(tmp_path / "new.parquet"), tmp_path / "a.csv", "--text", "text")
+    assert (row["day"], row["many"]) == ("2024-05-01", "[1, 2]")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_table_with_other_separators_is_no_column_of_text_unless_it_is_named(tmp_path, model, separator):
+    data = tmp_path / "new.csv"
+    data.write_text(f"text{separator}id\nw1 w2{separator}7\n")
+    with pytest.raises(SystemExit, match="dataset=.*must be a table with commas between cells"):
+        predict(model, str(data), tmp_path / "a.csv")
+    assert len(predict(model, str(data), tmp_path / "a.csv", "--text", f"text{separator}id")) == 1
 
 
 def test_half_of_a_surrogate_pair_is_named_by_its_row_before_the_first_answer(tmp_path, model):

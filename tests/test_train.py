@@ -293,6 +293,20 @@ def test_a_finished_folder_is_not_overwritten(trained, data, local_backbone):
     assert (trained[0] / "model.safetensors").read_bytes() == before
 
 
+def test_no_repository_is_made_for_a_run_that_is_refused(data, local_backbone, hub, tmp_path):
+    with pytest.raises(SystemExit, match="held_out=48"):
+        train(data, local_backbone, tmp_path / "out", "--held-out", "48", "--push", "acme/never")
+    assert hub.sha("acme/never") is None and not hub.requests
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_one_row_of_every_class_is_refused_as_too_few(own, local_backbone, tmp_path):
+    for name in ("train", "dev") if own else ("train",):
+        csv_of(tmp_path / f"{name}.csv", ["message", "intent"], [["w1", "no"], ["w2", "yes"], ["w3", "rare"]])
+    with pytest.raises(SystemExit, match="dataset='3 rows, each of another class': must be two rows of one class"):
+        train(str(tmp_path / "*.csv"), local_backbone, tmp_path / "out")
+
+
 def test_pushed_is_what_the_folder_has_and_no_checkpoint(data, hub_backbone, hub, tmp_path, capsys):
     train(data, hub_backbone, tmp_path / "out", "--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no",
           "--push", "acme/pushed-by-train")  # fmt: skip

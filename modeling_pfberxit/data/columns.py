@@ -70,6 +70,8 @@ def choose_texts(
     others = [name for name in features if name not in (labels or LABELS)]
     fitting = [names for names in WELL_KNOWN if set(names) <= set(others)]
     fitting = [names for names in fitting if not any(set(names) < set(wider) for wider in fitting)]
+    if not fitting and len(features) == 1 and any(separator in others[0] for separator in ";\t"):
+        refuse("dataset", others, f"a table with commas between cells (.tsv: tabs), or its one column is {HOW_TEXT}")
     if len(fitting) == 1 or len(others) == 1:
         return check_texts(fitting[0] if fitting else (others[0],), features, labels)
     refuse("dataset", list(features), f"one whose text is certain by its name (text, sentence, …), or {HOW_TEXT}")

@@ -101,10 +101,10 @@ class GrowingFile:
 
 
 def in_cell(value: Any) -> str:
-    """A value as a cell's text: strings as they are, nothing as an empty cell, lists and objects as JSON."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, ensure_ascii=False, default=str)
+    """A value as a cell's text: nothing as an empty cell, what JSON has but strings as JSON, all else as it prints."""
+    if isinstance(value, (bool, int, float, list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return "" if value is None else str(value)
 
 
 def beside(columns: Sequence[str], own: Sequence[str]) -> dict[str, str]:

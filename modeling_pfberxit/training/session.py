@@ -53,8 +53,12 @@ class Rows:
     used: dict[str, Tensor]
 
 
-def run_session(plan: Plan, say: Callable[[str], None]) -> bool:
+def run_session(plan: Plan, say: Callable[[str], None], begins: Callable[[], None] = lambda: None) -> bool:
     """Train, measure and save what `plan` says; whether this process is the one that saved.
+
+    Args:
+        say: called with what a person would like to read meanwhile.
+        begins: called when all is checked and nothing is trained yet.
 
     Raises:
         ValueError, OSError: data, options or folder that do not fit, before anything is trained.
@@ -74,6 +78,7 @@ def run_session(plan: Plan, say: Callable[[str], None]) -> bool:
     used = {purpose: hashes_of(part, task.texts) for purpose, part in zip(("train", "choose"), parts)}
     rows = Rows(trained_on, chosen_on, reported_on, used)
     resume = checkpoint_to_resume(plan, facts_of(plan, content_hash(task, parts[0])))
+    begins()
     counts = f"{len(rows.train)} rows to train, {len(rows.chosen_on)} to choose on"
     say(f"\n{task.name}: {counts}, {len(rows.reported_on)} of {task.evaluation_split} to report on")
     model.print_trainable_parameters()
@@ -100,6 +105,10 @@ def split_rows(plan: Plan, task: Task, rows: Dataset, seed: int) -> tuple[Datase
     if not 0 < held < len(rows):
         refuse("held_out", held, f"at least 1 and fewer than the {len(rows)} training rows")
     classes = targets(task, rows, "train") if task.form == CLASS else None
+    if classes is not None and len(set(classes)) == len(rows):
+        refuse(
+            "dataset", f"{len(rows)} rows, each of another class", "two rows of one class at least, one to choose on"
+        )
     mask = np.zeros(len(rows), dtype=bool)
     mask[drawn(len(rows), held, seed, classes)] = True
     train_rows = np.flatnonzero(~mask)[: plan.rows or None]
