@@ -90,7 +90,7 @@ def promise(
     facts = {"max_length": read, "columns": list(texts.names), **certifying.origin(loaded)}
     points = certifying.keep(folder, made, numbers, **facts)
     certifying.read_as_certified(folder, read)
-    add_section(folder, points)
+    add_section(folder, certifying.stored_points(folder))
     for each in made:
         print(f"\n{each.name}: {each.in_words()}")
         if each.passed:

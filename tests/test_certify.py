@@ -94,6 +94,13 @@ def test_the_card_says_it_in_plain_words_once(certified):
     assert about["texts"] in card and about["date"] in card
 
 
+def test_certificates_of_an_earlier_run_stay_in_the_card(certified, folder, tmp_path):
+    model = shutil.copytree(certified, tmp_path / "model")
+    main(["certify", str(model), str(folder / "new.csv"), "--differ", "0.2"])
+    card = (model / "README.md").read_text()
+    assert set(points(model)) == {"certified-5%", "certified-10%", "certified"} and section(points(model)) in card
+
+
 def test_a_card_that_is_written_anew_says_it_again(certified, tmp_path):
     task, _ = load_task("support_desk", "intent")
     model = PFBerxitForSequenceClassification.from_pretrained(certified)

@@ -173,13 +173,17 @@ def keep(
     """
     remember(folder, **used)
     facts = {"date": date.today().isoformat(), "texts": fingerprint(used["certify"]), **facts}
-    stored = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("operating_points") or {}
     points = {each.name: each.as_point(**facts) for each in made if each.passed}
-    others = {name: point for name, point in stored.items() if name not in {each.name for each in made}}
+    others = {name: point for name, point in stored_points(folder).items() if name not in {each.name for each in made}}
     rule = min(made, key=lambda each: (not each.passed, each.epsilon)).policy
     fields = {f"exit_{name}": value for name, value in asdict(rule).items()}
     update_config(folder, operating_points={**others, **points}, **fields)
     return points
+
+
+def stored_points(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """The operating points of a saved model, as its config has them."""
+    return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("operating_points") or {}
 
 
 def read_as_certified(folder: str | os.PathLike, max_length: int) -> None:
