@@ -130,8 +130,7 @@ class ExitPolicy(PolicyFields):
     def stated(self) -> dict[str, Any]:
         """The fields that make a difference under this policy, as an operating point keeps them."""
         values = {name: getattr(self, name) for name in ("criterion", *rule_of(self).reads(self))}
-        if self.label_thresholds:
-            values["label_thresholds"] = dict(self.label_thresholds)
+        values["label_thresholds"] = dict(self.label_thresholds or ()) or None
         return {name: value for name, value in values.items() if value is not None or name == "criterion"}
 
 
