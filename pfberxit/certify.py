@@ -3,27 +3,18 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from .options import add_execution, add_model, add_policy, add_source, add_split, add_text_columns
+from .options import NONE_PASSED, add_execution, add_model, add_policy, add_promise, add_texts
 
 HELP = "certify how often answers differ from full depth's, and store the settings with the model"
-NONE_PASSED, BROKEN = 3, 4  # exit codes
+BROKEN = 4  # exit code
 Asked = tuple[str, str, str | None, str | None, dict[str, Any], Any]  # folder, data and its columns, loaded model
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """A saved model, texts it has not used, and what is to be promised of it."""
     add_model(parser, "folder of a fine-tuned model; certificates are stored in it")
-    add_source(parser)
-    add_text_columns(parser)
-    add_split(parser, "which rows; needed where the data set has several splits; all: every row")
-    parser.add_argument(
-        "--differ", type=float, nargs="+", default=[0.01], metavar="SHARE",
-        help="of the answers, at most; several are stored side by side and share the confidence (default: 0.01)",
-    )  # fmt: skip
-    parser.add_argument("--confidence", type=float, default=0.95, help="of all that is promised (default: %(default)s)")
-    parser.add_argument(
-        "--tolerance", type=float, help="how far values may lie apart and still be the same; regression"
-    )
+    add_texts(parser)
+    add_promise(parser)
     parser.add_argument(
         "--per-label", nargs="*", metavar="LABEL",
         help="the texts of every label must pass on their own as well; or those of these labels alone",

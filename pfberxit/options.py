@@ -15,6 +15,7 @@ class ColumnOption(Action):
         namespace.columns = {**namespace.columns, self.option_strings[0][2:].replace("-", "_"): values}
 
 
+NONE_PASSED = 3  # exit code of commands that certify
 FORMS = "a file (csv, tsv, json, jsonl, parquet, txt), a folder, a glob, - for stdin, or a Hub id"
 
 
@@ -88,6 +89,25 @@ def add_split(parser: ArgumentParser, help: str | None = None) -> None:  # noqa:
 def add_policy(parser: ArgumentParser, help: str = "when rows exit: an operating point's name, or JSON") -> None:  # noqa: A002
     """`--policy`, read by `evaluation.saved_model.asked_policy`."""
     parser.add_argument("--policy", metavar="NAME_OR_JSON", help=f"{help} (default: the model's own rule)")
+
+
+def add_texts(parser: ArgumentParser) -> None:
+    """`DATA`, its columns and split, where texts are read without asking for labels."""
+    add_source(parser)
+    add_text_columns(parser)
+    add_split(parser, "which rows; needed where the data set has several splits; all: every row")
+
+
+def add_promise(parser: ArgumentParser) -> None:
+    """`--differ`, `--confidence`, `--tolerance`: what a certificate says."""
+    parser.add_argument(
+        "--differ", type=float, nargs="+", default=[0.01], metavar="SHARE",
+        help="of the answers, at most; several are stored side by side and share the confidence (default: 0.01)",
+    )  # fmt: skip
+    parser.add_argument("--confidence", type=float, default=0.95, help="of all that is promised (default: %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, help="how far values may lie apart and still be the same; regression"
+    )
 
 
 def add_execution(parser: ArgumentParser) -> None:

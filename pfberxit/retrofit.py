@@ -4,26 +4,16 @@ from argparse import ArgumentParser
 from functools import partial
 from typing import Any
 
-from .options import add_execution, add_policy, add_source, add_split, add_text_columns
+from .options import NONE_PASSED, add_execution, add_policy, add_promise, add_texts
 
 HELP = "make a fine-tuned classifier exit early, from texts without labels, and certify it"
-NONE_PASSED = 3  # exit code
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """A classifier, texts like those it will be given, and what is to be promised."""
     parser.add_argument("model", help="folder or Hub id of a fine-tuned ...ForSequenceClassification")
-    add_source(parser)
-    add_text_columns(parser)
-    add_split(parser, "which rows; needed where the data set has several splits; all: every row")
-    parser.add_argument(
-        "--differ", type=float, nargs="+", default=[0.01], metavar="SHARE",
-        help="of the answers, at most; several are stored side by side and share the confidence (default: 0.01)",
-    )  # fmt: skip
-    parser.add_argument("--confidence", type=float, default=0.95, help="of all that is promised (default: %(default)s)")
-    parser.add_argument(
-        "--tolerance", type=float, help="how far values may lie apart and still be the same; regression"
-    )
+    add_texts(parser)
+    add_promise(parser)
     add_policy(parser, "a rule, as JSON, whose threshold is to be chosen")
     add_execution(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the three parts of the texts, and of learning")

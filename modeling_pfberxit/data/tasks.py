@@ -103,16 +103,14 @@ def load_task(
         config: for `support_desk` one of intent, topics, urgency; for GLUE the task.
         text, pair, label: the columns of the text, of the second text, and of the label or of each label.
         problem_type: where numbers could be classes or values, which.
-        label_form: where lists could be ids or a 0 or 1 for every label, `lists` or `vectors`; where one string has
-            several labels, what stands between them: `;`, `|` or `,`.
+        label_form: `lists` (of ids), `vectors` (of 0 and 1), or what separates labels in one string: `;`, `|` or `,`.
         split: to evaluate on, instead of `validation` or what else is called like one.
         model: a saved model: the data's labels are found among its own, and no split `train` is needed.
 
     Raises:
         ValueError, OSError: the data set is not there, or what its columns mean is not certain.
     """
-    optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION))("problem_type", problem_type)
-    optional(one_of(*FORMS))("label_form", label_form)
+    check_kinds(problem_type, label_form)
     dataset = os.fspath(dataset)
     data, known = find(dataset, config, (text, pair, label))
     evaluation = split_named(data, split) if split else evaluation_split(data, known, trains=model is None)
@@ -121,23 +119,51 @@ def load_task(
     name = choose_label(features, known.label if known and label is None else label)
     texts = known.texts if known and text is None and pair is None else choose_texts(features, text, pair, name)
     if known is None or name != known.label or problem_type not in (None, known.problem_type):
-        known = Task(name_of(dataset) if config in (None, "default") else config, dataset, config, texts)
+        known = new_task(dataset, config, texts)
     else:
         problem_type = known.problem_type
     task = replace(known, dataset=dataset, texts=texts, label=name, evaluation_split=evaluation or "validation")
-    if isinstance(name, str) and known.form == CLASS:
-        task = replace(task, separator=find_separator(data[first], name, problem_type, label_form, model))
-    label_form = None if task.separator else label_form
+    task, label_form = separated(task, data[first], problem_type, label_form, model)
     columns = {part: checked_labels(task, data[part], part) for part in dict.fromkeys((first, evaluation or first))}
     task = read_labels(task, columns[first], problem_type, label_form, model)
-    for column in columns.values():
-        check_alike(columns[first], column, task.labels)
-        read_targets(column, task.form, task.labels)
+    check_columns(task, columns, columns[first])
     if evaluation is None:
-        classes = list(map(str, columns[first].values)) if task.form == CLASS else None
-        data = DatasetDict({**data, **hold_out(data["train"], classes)})
+        data = DatasetDict({**data, **hold_out(data["train"], classes_of(task, columns[first]))})
     report_shared(data, task.evaluation_split, task.texts)
     return task, data
+
+
+def check_kinds(problem_type: str | None, label_form: str | None) -> None:
+    """Refuse a problem type and a form of labels that there is not."""
+    optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION))("problem_type", problem_type)
+    optional(one_of(*FORMS))("label_form", label_form)
+
+
+def new_task(dataset: str, config: str | None, texts: tuple[str, ...]) -> Task:
+    """A task that is none of those known here, called after its configuration or its data."""
+    return Task(name_of(dataset) if config in (None, "default") else config, dataset, config, texts)
+
+
+def separated(
+    task: Task, rows: Dataset, problem_type: str | None, label_form: str | None,
+    model: PFBerxitForSequenceClassification | None,
+) -> tuple[Task, str | None]:  # fmt: skip
+    """The task with what stands between several labels in one string, and the form of labels that is left to read."""
+    if isinstance(task.label, str) and task.form == CLASS:
+        task = replace(task, separator=find_separator(rows, task.label, problem_type, label_form, model))
+    return task, None if task.separator else label_form
+
+
+def check_columns(task: Task, columns: dict[str, LabelColumn], first: LabelColumn) -> None:
+    """Refuse splits whose labels are not written as the first one's, or are none of the task's."""
+    for column in columns.values():
+        check_alike(first, column, task.labels)
+        read_targets(column, task.form, task.labels)
+
+
+def classes_of(task: Task, column: LabelColumn) -> list[str] | None:
+    """Every row's class, in whose proportions rows are held out; None where rows have none."""
+    return list(map(str, column.values)) if task.form == CLASS else None
 
 
 def split_named(data: DatasetDict, split: str) -> str:

@@ -142,8 +142,7 @@ def certify(
     Raises:
         ValueError: values out of range, a claim that cannot be made, fewer rows than any certificate takes.
     """
-    if not differ or len(set(differ)) < len(differ):
-        refuse("differ", list(differ), "one rate or several, none twice")
+    names = names_of(differ)
     delta = round((1 - share("confidence", confidence)) / len(differ), 12)
     least = rows_needed(min(share("differ", epsilon) for epsilon in differ), 1 - delta)
     if len(certify) < least:
@@ -155,23 +154,21 @@ def certify(
     else:
         choose = choose or refuse("choose", None, "rows to choose on, where no whole policy is given")
         settings_for = planned(choose, Counter(choose, claim, tolerance, per_label), len(certify), criteria, policy)
-    facts: dict[str, Any] = {
-        "claim": claim,
-        "confidence": confidence,
-        "delta": delta,
-        "tolerance": tolerance,
-        "whole": counter.whole,
-    }
+    facts: dict[str, Any] = {"claim": claim, "confidence": confidence, "delta": delta, "tolerance": tolerance}
     made = []
-    for name, epsilon in zip(names_of(differ), differ):
+    for name, epsilon in zip(names, differ):
         test = AtMost(counter.claim, epsilon, delta)
         found = tested(certify, settings_for(test), counter, test)
-        made.append(Certificate(name=name, epsilon=epsilon, chosen_on=len(choose or ()), **found, **facts))
+        made.append(
+            Certificate(name=name, epsilon=epsilon, chosen_on=len(choose or ()), whole=counter.whole, **found, **facts)
+        )
     return made
 
 
 def names_of(differ: Sequence[float]) -> list[str]:
-    """What the certificates of these rates are called: `certified`, or `certified-1%` where there are several."""
+    """What the certificates of these rates are called: `certified`, or `certified-1%` for each of several."""
+    if not differ or len(set(differ)) < len(differ):
+        refuse("differ", list(differ), "one rate or several, none twice")
     return ["certified"] if len(differ) == 1 else [f"certified-{100 * epsilon:g}%" for epsilon in differ]
 
 

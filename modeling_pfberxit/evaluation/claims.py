@@ -119,7 +119,7 @@ class Counter:
         if per_label and (name != ONE_LABEL or recording.problem_type == REGRESSION):
             refuse("per_label", per_label, f"left out for {name} and {recording.problem_type}: it is for {ONE_LABEL} "
                    "and labels")  # fmt: skip
-        full, labels = recording.evidence.logits[:, -1], label_names(recording)
+        full, labels = recording.evidence.logits[:, -1], recording.names
         self.several = recording.problem_type == MULTI_LABEL
         given = full > 0 if self.several else full.argmax(1)[:, None] == torch.arange(full.shape[1])
         wanted = labels if per_label is True else list(per_label or ())
@@ -137,8 +137,3 @@ class Counter:
             lost = (~(answers[:, self.numbers[label]] > 0)).double() if self.several else values
             found[label] = lost[rows].numpy()
         return found
-
-
-def label_names(recording: Recording) -> list[str]:
-    """What the model calls its labels, or their numbers."""
-    return recording.label_names or [f"label {number}" for number in range(recording.evidence.logits.shape[-1])]

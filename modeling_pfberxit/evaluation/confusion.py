@@ -56,19 +56,12 @@ def class_scores(recording: Recording, policy: ExitPolicy | None = None) -> Clas
     """Precision, recall and F1 of every class or label."""
     given, true = given_and_true(recording, policy)
     both, said, rows = (given & true).sum(0), given.sum(0), true.sum(0)
-    return ClassScores(
-        names_of(recording, true.shape[1]), rows, share(both, said), share(both, rows), share(2 * both, said + rows)
-    )
+    return ClassScores(recording.names, rows, share(both, said), share(both, rows), share(2 * both, said + rows))
 
 
 def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """The ratio part / whole, 0 where whole is 0."""
     return np.divide(part, whole, out=np.zeros(len(part)), where=whole != 0)
-
-
-def names_of(recording: Recording, classes: int) -> list[str]:
-    """The classes' names, or their numbers where a recording knows none."""
-    return recording.label_names or [f"label {number}" for number in range(classes)]
 
 
 # ---- as tables -------------------------------------------------------------------------------------------------------

@@ -63,6 +63,11 @@ class Recording:
         return self.scores.of(policy).decide(numbered(policy, names), self.exit_depths)
 
     @property
+    def names(self) -> list[str]:
+        """What the model calls its classes or labels, or their numbers where that was not recorded."""
+        return self.label_names or [f"label {number}" for number in range(self.evidence.logits.shape[-1])]
+
+    @property
     def known_labels(self) -> Tensor:
         """The labels, (N,) or (N, C).
 

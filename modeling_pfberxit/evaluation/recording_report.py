@@ -11,7 +11,7 @@ from ..model.exit_policy import FULL_DEPTH, ExitPolicy, describe
 from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.validation import refuse
 from . import plots
-from .confusion import class_scores, confusion, confusion_table, names_of, scores_table
+from .confusion import class_scores, confusion, confusion_table, scores_table
 from .exit_patterns import Drift, exits_by_class, exits_by_length, overthinking, settled_depth
 from .recording import Recording
 from .tables import header, line
@@ -65,9 +65,7 @@ def leaving(recording: Recording, policy: ExitPolicy) -> Groups:
     """Executed layers of the rows by class, where they have one, and by length."""
     groups = {"By length": exits_by_length(recording, policy)}
     if recording.labels is not None and recording.problem_type != REGRESSION:
-        several = recording.problem_type == MULTI_LABEL
-        classes = recording.labels.shape[1] if several else recording.evidence.logits.shape[-1]
-        by_label = exits_by_class(recording, policy, names_of(recording, classes))
+        by_label = exits_by_class(recording, policy, recording.names)
         groups["By label"] = {name: depths for name, depths in by_label.items() if len(depths)}
     return groups
 

@@ -77,10 +77,8 @@ def quickstart(
     folder = Path(output) / f"pfberxit-{task.name}"
     training = f"{task.dataset}, {len(train)} rows, {epochs:g} epochs, seed {seed}"
     tokenizer.save_pretrained(folder)
-    save(
-        folder, model, task, settings, record(model, evaluation), training=training, texts=SENTENCES, groups=groups,
-        notes=notes,
-    )  # fmt: skip
+    facts: dict[str, Any] = {"training": training, "texts": SENTENCES, "groups": groups, "notes": notes}
+    save(folder, model, task, settings, record(model, evaluation), **facts)
     say(f"\nWrote {folder} ({os.path.getsize(folder / 'model.safetensors') / 1e6:.2f} MB of weights).")
     say(classify_in_a_fresh_process(folder, task, middle.name if policies else None))
 

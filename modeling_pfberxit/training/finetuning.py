@@ -90,6 +90,7 @@ def new_trainer(
     """
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        """The task's metric of the last exit, and its mean over all exits where these are given."""
         logits, labels = np.asarray(prediction.predictions), prediction.label_ids
         if logits.ndim < 3:
             return {task.metric: score(task.metric, logits, labels)}
