@@ -16,7 +16,8 @@ ORDER = {
     "studies": 4,
     "benchmark": 4,
     "export": 4,
-    "pfberxit": 5,
+    "serving": 5,
+    "pfberxit": 6,
 }
 FRONT_DOORS = {
     "modeling_pfberxit",

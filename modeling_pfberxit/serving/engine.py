@@ -1,0 +1,285 @@
+"""The engine: one thread that forms batches of waiting rows, runs them, and hands every request its answers.
+
+A request is answered, refused when it comes (`Busy`, `Closed`), given up at its deadline (`Late`), or fails with a
+reason (`Failed`): never dropped. Rows of requests that are late or whose client has gone leave the queue unrun.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from functools import partial
+from typing import Any, TypeVar
+
+from .batching import Limits, Waiting, form
+from .calls import FULL, Answer, Meter, Point, Request, Row, Served
+from .pace import Pace
+from .rungs import chosen_points
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+Job = tuple[list[Row], list[Point]]
+
+
+class Busy(RuntimeError):
+    """The queue is full; `retry_after` seconds from now it should have room."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("the queue is full")
+        self.retry_after = retry_after
+
+
+class Closed(RuntimeError):
+    """The engine takes no more requests, or has given up those it had."""
+
+
+class Late(TimeoutError):
+    """The request's deadline passed before it was answered."""
+
+
+class Failed(RuntimeError):
+    """The model could not answer a row."""
+
+
+class Engine:
+    """Answers requests from one thread of its own.
+
+    Args:
+        limits: of batches and the queue.
+        meter: told what happens.
+        clock: seconds, as `time.monotonic`.
+    """
+
+    def __init__(
+        self, limits: Limits | None = None, meter: Meter | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.limits, self.meter, self.clock, self.pace = limits or Limits(), meter, clock, Pace()
+        self.changed = threading.Condition()
+        self.queue: list[Row] = []
+        self.tasks: list[Callable[[], None]] = []
+        self.watched: list[Served] = []
+        self.draining = self.stopped = False
+        self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
+
+    # ---- asked by others -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self.thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it answers and takes requests."""
+        return self.thread.is_alive() and not self.draining
+
+    @property
+    def waiting(self) -> int:
+        """Rows in the queue."""
+        return len(self.queue)
+
+    def oldest_wait(self, now: float) -> float:
+        """Seconds that the oldest row has waited; 0 where none waits."""
+        with self.changed:
+            return now - self.queue[0].request.arrived if self.queue else 0.0
+
+    def submit(self, request: Request) -> Future[list[Answer]]:
+        """Queue all rows of a request; its future has the answers in their order. Never blocks.
+
+        Raises:
+            Busy: the rows do not all fit. Closed: the engine is draining, or was never started.
+        """
+        with self.changed:
+            if not self.alive:
+                raise Closed("the server is shutting down")
+            if len(self.queue) + len(request.rows) > self.limits.queue:
+                raise Busy(self.pace.retry_after(len(self.queue)))
+            if request.model.watcher is not None:
+                for row in request.rows:
+                    request.model.watcher.arrived(row)
+            self.queue += request.rows
+            self.changed.notify()
+        return request.done
+
+    def call(self, function: Callable[[], Result]) -> Future[Result]:
+        """Have the engine's thread call a function between two batches."""
+        done: Future[Result] = Future()
+
+        def task() -> None:
+            try:
+                settle(done, function())
+            except Exception as error:
+                settle(done, error)
+
+        with self.changed:
+            if not self.alive:
+                raise Closed("the server is shutting down")
+            self.tasks.append(task)
+            self.changed.notify()
+        return done
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more requests and answer those there are; what is left after the time is given up.
+
+        Returns:
+            Whether all were answered.
+        """
+        with self.changed:
+            self.draining = True
+            self.changed.notify()
+        if self.thread.ident is not None:
+            self.thread.join(seconds)
+        with self.changed:
+            self.stopped, left, self.queue = True, self.queue, []
+            self.changed.notify()
+        for row in left:
+            settle(row.request.done, Closed("the server has shut down"))
+        return not left and not self.thread.is_alive()
+
+    # ---- the thread ------------------------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Run jobs until drained."""
+        while (job := self.next_job()) is not None:
+            rows, points = job
+            if rows:
+                self.run(rows, points)
+
+    def next_job(self) -> Job | None:
+        """Wait for a batch; None once drained. An empty one where something else was done."""
+        with self.changed:
+            while not self.tasks:
+                now = self.clock()
+                self.leave_out(now)
+                if self.queue:
+                    job, pause = self.formed(now)
+                elif self.draining or self.stopped:
+                    return None
+                else:
+                    job, pause = self.shadow(now, idle=True), None
+                if job is not None:
+                    return job
+                self.changed.wait(pause)
+            task = self.tasks.pop(0)
+        task()
+        return [], []
+
+    def leave_out(self, now: float) -> None:
+        """Take rows of requests that are gone or late out of the queue."""
+        for row in self.queue:
+            if now >= row.request.deadline:
+                settle(row.request.done, Late("the deadline has passed"))
+        for row in self.queue:
+            if row.request.done.done():
+                self.count_left(row)
+        self.queue = [row for row in self.queue if not row.request.done.done()]
+
+    def formed(self, now: float) -> tuple[Job | None, float]:
+        """The next batch, out of the queue; or None and the seconds after which to look again."""
+        waited = now - self.queue[0].request.arrived
+        if (job := self.shadow(now, idle=False)) is not None:
+            return job, 0.0
+        points = chosen_points(self.queue, now, self.pace, self.limits.tokens)
+        model = self.queue[0].request.model.predictor
+        batch = form([waiting(row, point) for row, point in zip(self.queue, points)], self.limits, model.together)
+        if not (batch.full or self.draining or waited >= self.limits.wait):
+            return None, self.limits.wait - waited
+        taken = set(batch.places)
+        rows = [self.queue[place] for place in batch.places]
+        self.queue = [row for place, row in enumerate(self.queue) if place not in taken]
+        return (rows, [points[place] for place in batch.places]), 0.0
+
+    def run(self, rows: list[Row], points: list[Point]) -> None:
+        """Answer a batch; where it fails, each of its rows alone, so that one row cannot fail others."""
+        served, started = rows[0].request.model, self.clock()
+        try:
+            found = served.predictor.run([row.tokens for row in rows], points)
+        except Exception as error:
+            report(error, len(rows))
+            if len(rows) > 1:
+                for row, point in zip(rows, points):
+                    self.run([row], [point])
+            else:
+                settle(rows[0].request.done, Failed("the model could not answer"))
+                self.count_left(rows[0])
+            return
+        seconds, longest = self.clock() - started, max(row.length for row in rows)
+        self.pace.saw(seconds, len(rows), longest, found.exit_layer)
+        answers = [
+            Answer(logits, int(layer), point.name, started - row.request.arrived, seconds)
+            for row, point, logits, layer in zip(rows, points, found.logits, found.exit_layer)
+        ]
+        self.deliver(rows, answers)
+        self.tell(served, rows, answers, longest * len(rows), seconds)
+
+    def deliver(self, rows: Sequence[Row], answers: Sequence[Answer]) -> None:
+        """Hand each request its answers as soon as it has them all."""
+        for row, answer in zip(rows, answers):
+            row.request.answers[row.number] = answer
+        for request in dict.fromkeys(row.request for row in rows):
+            if None not in (found := request.answers):
+                settle(request.done, list(found))
+
+    def tell(self, served: Served, rows: Sequence[Row], answers: Sequence[Answer], tokens: int, seconds: float) -> None:
+        """Tell meter and watcher; what they raise is reported and fails nobody's request."""
+        try:
+            if self.meter is not None:
+                self.meter.batch(served.name, rows, answers, tokens, seconds)
+            if served.watcher is not None:
+                for row, answer in zip(rows, answers):
+                    served.watcher.answered(row, answer, answer.rung)
+        except Exception as error:
+            report(error, len(rows))
+
+    def count_left(self, row: Row) -> None:
+        """Tell the meter that a row leaves without an answer, and why."""
+        if self.meter is not None:
+            done = row.request.done
+            why = "gone" if done.cancelled() else "late" if isinstance(done.exception(0), Late) else "failed"
+            self.meter.left(row.request.model.name, 1, why)
+
+    # ---- rows that are held against full depth ---------------------------------------------------------------------
+
+    def shadow(self, now: float, idle: bool) -> Job | None:
+        """Run what a watcher is due at full depth, if anything; an empty job then."""
+        for served in self.watched:
+            if served.watcher is not None and (rows := list(served.watcher.due(now, idle))):
+                self.tasks.append(partial(self.judge, served, rows))
+                return [], []
+        return None
+
+    def judge(self, served: Served, rows: list[Row]) -> None:
+        """Run rows to full depth and give their answers to the watcher."""
+        try:
+            full = served.predictor.point(FULL)
+            found = served.predictor.run([row.tokens for row in rows], [full] * len(rows))
+            for row, logits, layer in zip(rows, *found):
+                served.watcher.judged(row, Answer(logits, int(layer), full.name))
+        except Exception as error:
+            report(error, len(rows))
+
+
+def waiting(row: Row, point: Point) -> Waiting:
+    """A row as batches see it: rows of one model share them, under one point unless its predictor mixes points."""
+    served = row.request.model
+    return Waiting((id(served), None if served.predictor.mixes else point), row.length)
+
+
+def settle(future: Future, result: Any) -> None:
+    """Give a future its result or exception, unless it has one or was cancelled."""
+    try:
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+    except InvalidStateError:
+        pass
+
+
+def report(error: Exception, rows: int) -> None:
+    """Log where something went wrong; not what the error says, which may hold a part of a text."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s with a batch of %d rows\n%s", type(error).__name__, rows, where)
