@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # As many test processes as cores; torch runs one thread in each.
 WORKERS ?= auto
 
-.PHONY: help install quickstart test test-slow test-oldest test-newest test-onnx style style-check types docs clean
+.PHONY: help install quickstart test test-slow test-oldest test-newest test-onnx test-serve style style-check types docs clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,10 @@ test-newest:  ## the tests on the newest transformers 5 there is
 test-onnx: install  ## the tests of exported files, which the others skip where onnx is not installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[onnx]"
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_onnx_file.py tests/test_export.py
+
+test-serve: install  ## the tests of the server, which the others skip where fastapi is not installed
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[serve,onnx]" httpx schemathesis
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_serving*.py
 
 style: install  ## sort imports, format, mend what can be mended
 	$(BIN)/ruff check --fix .

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tasks import Task, encode, load_task
 from ..data.texts import length_of
@@ -17,13 +17,14 @@ from .recording import Recording, record
 
 
 def load_model(
-    name: str, device: str | None = None, dtype: str | None = None
+    name: str, device: str | None = None, dtype: str | None = None, backbone: PreTrainedModel | None = None
 ) -> tuple[PFBerxitForSequenceClassification, PreTrainedTokenizerBase]:
     """A saved model in evaluation mode and its tokenizer.
 
     Args:
         device: for `torch.device`; default: a GPU where there is one.
         dtype: of the weights; default: as they were saved.
+        backbone: another model's, which it is to stand on instead of one of its own.
 
     Raises:
         ValueError, OSError: it is another kind of model; a device that is not there.
@@ -32,7 +33,8 @@ def load_model(
     if kind != PFBerxitConfig.model_type:
         refuse("model", name, f"a PF-BERxiT model; this is a plain {kind}, which `pfberxit retrofit` makes one of")
     place = check_device(device)
-    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    options |= {} if backbone is None else {"backbone": backbone}
     model = PFBerxitForSequenceClassification.from_pretrained(name, **options)
     return model.to(place).eval(), AutoTokenizer.from_pretrained(name, padding_side="right")
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..model.validation import refuse
+
 Tokens = Mapping[str, Sequence[int]]  # `input_ids` and, where the model reads them, `token_type_ids`, without padding
 OWN, FULL = "default", "full-depth"  # names of the model's own rule, and of no early exit
 
@@ -54,11 +56,13 @@ class Row:
 
     Args:
         number: its place in the request.
+        watched: whether it was drawn, when it came, to be held against full depth.
     """
 
     request: Request
     number: int
     tokens: Tokens = field(repr=False)
+    watched: bool = field(default=False, init=False)
 
     @property
     def length(self) -> int:
@@ -96,6 +100,11 @@ class Request:
         self.answers = [None] * len(self.rows)
 
 
+def named_point(name: str) -> str:
+    """The name of an operating point; refused where the server means something else by it."""
+    return name if name not in (OWN, FULL) else refuse("operating_points", name, f"named otherwise than {OWN}, {FULL}")
+
+
 # ---- who is asked ----------------------------------------------------------------------------------------------------
 
 
@@ -130,8 +139,8 @@ class Predictor(Protocol):
     def point(self, asked: str | Mapping[str, Any] | None) -> Point:
         """A name or fields of a policy, checked; raises a ValueError that names the field."""
 
-    def read(self, texts: Sequence[str | tuple[str, str]]) -> tuple[list[Tokens], list[int]]:
-        """The tokens of texts or pairs, cut to `max_length`, and how many tokens each had. May be called anywhere."""
+    def read(self, texts: Sequence[str | tuple[str, str]]) -> tuple[list[Tokens], list[bool]]:
+        """The tokens of texts or pairs, cut to `max_length`, and whether each was cut. May be called by any thread."""
 
     def run(self, rows: Sequence[Tokens], points: Sequence[Point]) -> Found:
         """Answer a batch, each row under its point."""
@@ -179,6 +188,9 @@ class Meter(Protocol):
 
     def left(self, model: str, rows: int, why: str) -> None:
         """Rows left the queue without an answer: `gone`, `late`, `failed`."""
+
+    def text(self) -> tuple[bytes, str]:
+        """All that was counted, as Prometheus reads it, and its media type."""
 
 
 @dataclass(eq=False)

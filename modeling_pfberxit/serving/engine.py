@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from .batching import Limits, Waiting, form
-from .calls import FULL, Answer, Meter, Point, Request, Row, Served
+from .calls import FULL, Answer, Meter, Point, Request, Row, Served, Watcher
 from .pace import Pace
 from .rungs import chosen_points
 
@@ -247,17 +247,17 @@ class Engine:
         """Run what a watcher is due at full depth, if anything; an empty job then."""
         for served in self.watched:
             if served.watcher is not None and (rows := list(served.watcher.due(now, idle))):
-                self.tasks.append(partial(self.judge, served, rows))
+                self.tasks.append(partial(self.judge, served, served.watcher, rows))
                 return [], []
         return None
 
-    def judge(self, served: Served, rows: list[Row]) -> None:
+    def judge(self, served: Served, watcher: Watcher, rows: list[Row]) -> None:
         """Run rows to full depth and give their answers to the watcher."""
         try:
             full = served.predictor.point(FULL)
             found = served.predictor.run([row.tokens for row in rows], [full] * len(rows))
             for row, logits, layer in zip(rows, *found):
-                served.watcher.judged(row, Answer(logits, int(layer), full.name))
+                watcher.judged(row, Answer(logits, int(layer), full.name))
         except Exception as error:
             report(error, len(rows))
 

@@ -1,0 +1,75 @@
+"""The application: routes behind the limits, an engine that starts and drains with it, errors as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from ..export.metadata import library_version
+from .bodies import Invalid
+from .documents import KINDS
+from .engine import Busy, Closed, Failed, Late
+from .limits import Guard
+from .routes import routes_of
+from .service import Service
+
+
+def make_app(service: Service, drain: float = 30.0) -> FastAPI:
+    """The routes of a service; its engine runs as long as the application.
+
+    Args:
+        drain: seconds in which open requests are answered at the end.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.engine.start()
+        threading.Thread(target=service.models.warm_up, name="warm-up", daemon=True).start()
+        yield
+        await asyncio.to_thread(service.engine.drain, drain)
+        service.readers.shutdown(wait=False)
+
+    app = FastAPI(
+        title="pfberxit", version=library_version(), lifespan=lifespan, docs_url=None, redoc_url=None,
+        description="Text classifiers that let each text leave after the layer that is sure of it.",
+    )  # fmt: skip
+    for kind in ERRORS:
+        app.add_exception_handler(kind, refusal)
+    app.include_router(routes_of(service))
+    return app
+
+
+def guarded(app: FastAPI, service: Service) -> Guard:
+    """The application as it is served: behind the limits."""
+    return Guard(app, service.limits, service.meter)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+ERRORS: dict[type[Exception], Callable[[Any], int]] = {
+    Invalid: lambda error: error.status,
+    Busy: lambda error: 429,
+    Closed: lambda error: 503,
+    Late: lambda error: 504,
+    Failed: lambda error: 500,
+    HTTPException: lambda error: error.status_code,
+}
+
+
+async def refusal(request: Request, error: Any) -> Response:
+    """An error as JSON: in words, its kind, and the field that is wrong."""
+    status = next(status(error) for kind, status in ERRORS.items() if isinstance(error, kind))
+    body = {"error": str(getattr(error, "detail", error)), "error_type": KINDS.get(status, "Error")}
+    if getattr(error, "field", ""):
+        body["field"] = error.field
+    headers = dict(getattr(error, "headers", None) or {})
+    if isinstance(error, (Busy, Closed)):
+        headers["Retry-After"] = str(getattr(error, "retry_after", 1))
+    return JSONResponse(body, status, headers)

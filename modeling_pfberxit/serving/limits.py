@@ -1,0 +1,171 @@
+"""What stands before the routes: the bearer token, the size of bodies, and how long a client may take to send one."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..model.validation import above_zero, refuse, whole
+from .calls import Meter
+
+logger = logging.getLogger(__name__)
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+OPEN = ("/health",)  # asked by those who start and stop servers, without a token
+
+
+@dataclass(frozen=True)
+class HttpLimits:
+    """What one request may be.
+
+    Args:
+        body: bytes.
+        texts: of a batch.
+        characters: of a text, both of a pair together.
+        upload: seconds in which a request must have been sent.
+        deadline: seconds in which it is answered, or given up.
+        connections: that may be open.
+        token: that every request must bear; None: anybody may ask.
+    """
+
+    body: int = 2_000_000
+    texts: int = 64
+    characters: int = 100_000
+    upload: float = 10.0
+    deadline: float = 30.0
+    connections: int = 1024
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("body", "texts", "characters", "connections"):
+            whole(1)(name, getattr(self, name))
+        for name in ("upload", "deadline"):
+            above_zero(name, getattr(self, name))
+        if self.token is not None and not (self.token and self.token.isascii() and self.token.isprintable()):
+            refuse("token", "...", "printable ASCII characters")
+
+
+class Refused(Exception):
+    """A request that does not reach its route."""
+
+    def __init__(self, status: int, message: str, kind: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind, self.headers = status, message, kind, headers
+
+
+class Guard:
+    """Middleware: refuses what is beyond the limits, counts what is answered, and logs errors without their words.
+
+    Args:
+        app: what it stands before.
+        meter: told of every request.
+    """
+
+    def __init__(self, app: App, limits: HttpLimits, meter: Meter | None = None) -> None:
+        self.app, self.limits, self.meter = app, limits, meter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status = time.monotonic(), 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            self.check_token(scope)
+            body = await asyncio.wait_for(self.read(scope, receive), self.limits.upload)
+            await self.app(scope, replayed(body, receive), noted)
+        except asyncio.TimeoutError:
+            await answer(noted, Refused(408, "the request took too long to arrive", "Timeout", Connection="close"))
+        except Refused as error:
+            await answer(noted, error)
+        except Gone:
+            status = 499
+        except Exception as error:
+            where = "".join(traceback.format_tb(error.__traceback__))  # what the error says may hold a part of a text
+            logger.error("%s\n%s", type(error).__name__, where)
+            if not status:
+                await answer(noted, Refused(500, "the server failed", "Internal"))
+        finally:
+            if self.meter is not None:
+                self.meter.request(route_of(scope), status, time.monotonic() - began)
+
+    def check_token(self, scope: Scope) -> None:
+        """Refuse a request without the token."""
+        if self.limits.token is None or scope["path"] in OPEN:
+            return
+        given = header(scope, b"authorization")
+        expected = f"Bearer {self.limits.token}".encode()
+        if not hmac.compare_digest(given, expected):
+            raise Refused(
+                401, "the bearer token is missing, or another", "Unauthorized", **{"WWW-Authenticate": "Bearer"}
+            )
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """The body, while it is within the limit."""
+        declared = header(scope, b"content-length")
+        too_large = Refused(413, f"the body is larger than {self.limits.body} bytes", "Validation", Connection="close")
+        if declared.isdigit() and int(declared) > self.limits.body:
+            raise too_large
+        parts, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            parts.append(message.get("body", b""))
+            size, more = size + len(parts[-1]), message.get("more_body", False)
+            if size > self.limits.body:
+                raise too_large
+        return b"".join(parts)
+
+
+class Gone(Exception):
+    """The client has closed the connection."""
+
+
+def header(scope: Scope, name: bytes) -> bytes:
+    """A header's value; empty where there is none."""
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """What gives a body that was read already, and then what comes after it."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def route_of(scope: Scope) -> str:
+    """The route's pattern, so that no client can make up new ones; `other` where there is none."""
+    return getattr(scope.get("route"), "path", "other")
+
+
+async def answer(send: Send, refused: Refused) -> None:
+    """Send an error as the routes do."""
+    body = json.dumps({"error": refused.message, "error_type": refused.kind}).encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refused.headers}
+    encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refused.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,95 @@
+"""The models that are served, by name: the first at `/`, and further task adapters that stand on its encoder."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from ..model.validation import refuse
+from .calls import Served
+from .engine import Engine
+from .warming import warm
+
+DEFAULT = "default"
+ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+class Models:
+    """Models by name, added and dropped while the engine runs.
+
+    Args:
+        first: what answers requests that name no model.
+        load: a folder's adapter over the first one's encoder, under a name; None: no other can be loaded.
+        root: the folder that adapters may be loaded from while serving; None: from nowhere.
+    """
+
+    def __init__(
+        self, engine: Engine, first: Served, load: Callable[[str, str], Served] | None = None, root: str | None = None
+    ) -> None:
+        self.engine, self.load, self.root = engine, load, root
+        self.served = {first.name: first}
+        self.first, self.loading = first, threading.Lock()
+        self.warm = False
+        engine.watched = [first]
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(list(self.served.values()))
+
+    def get(self, name: str | None) -> Served | None:
+        """The model of a name, or the first; None where there is none."""
+        return self.first if name is None else self.served.get(name)
+
+    def add(self, name: str, folder: str) -> Served:
+        """Load a folder's adapter and put it in place of what had the name; requests that wait keep the old one.
+
+        Raises:
+            ValueError, OSError: a name or folder that will not do; nothing has changed then.
+        """
+        if not name or name == self.first.name or not set(name) <= ALLOWED:
+            refuse("name", name[:40], f"of letters, digits, dot, dash, underscore, and not {self.first.name}")
+        if self.load is None:
+            refuse("model", name, "left out: an exported file stands on no encoder that others could share")
+        with self.loading:
+            served = self.load(name, folder)
+            if self.warm:
+                self.engine.call(partial(warm, self.engine, served)).result()
+            self.served = {**self.served, name: served}
+            self.engine.watched = list(self.served.values())
+        return served
+
+    def drop(self, name: str) -> bool:
+        """Take a model away; requests that wait are answered. False where there is none of the name.
+
+        Raises:
+            ValueError: it is the first.
+        """
+        if name == self.first.name:
+            refuse("name", name, "another: the first model stays as long as the server runs")
+        with self.loading:
+            found = name in self.served
+            self.served = {other: served for other, served in self.served.items() if other != name}
+            self.engine.watched = list(self.served.values())
+        return found
+
+    def inside(self, folder: str) -> str:
+        """A folder below the root, by its path from there.
+
+        Raises:
+            ValueError: there is no root, or the folder is not in it.
+        """
+        if self.root is None:
+            refuse("folder", folder[:80], "left out: this server was started without a folder to load models from")
+        root = Path(self.root).resolve()
+        path = Path(os.path.realpath(root / folder)) if "\0" not in folder else root
+        if root not in path.parents or not path.is_dir():
+            refuse("folder", folder[:80], "a folder inside the one that the server loads models from")
+        return str(path)
+
+    def warm_up(self) -> None:
+        """Run the first batches of all models; ready when this returns."""
+        for served in self:
+            self.engine.call(partial(warm, self.engine, served)).result()
+        self.warm = True

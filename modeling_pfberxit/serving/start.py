@@ -1,0 +1,123 @@
+"""From a model to a server: predictor, rule, further adapters, limits, and uvicorn in front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+
+from ..evaluation.saved_model import load_model, tokens_read
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import above_zero, refuse, whole
+from .app import guarded, make_app
+from .batching import Limits
+from .calls import Meter, Predictor, Served
+from .connections import patient_for
+from .engine import Engine
+from .limits import HttpLimits
+from .models import DEFAULT, Models
+from .onnx_predictor import OnnxPredictor
+from .service import Service
+from .torch_predictor import TorchPredictor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How rows leave whose request does not say.
+
+    Args:
+        policy: an operating point's name or fields of a policy; None: each model's own rule.
+    """
+
+    policy: str | Mapping[str, Any] | None = None
+
+    def served(self, name: str, predictor: Predictor) -> Served:
+        """A model under its name and this rule; raises a ValueError where it cannot follow it."""
+        return Served(name, predictor, predictor.point(self.policy))
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How models are loaded.
+
+    Args:
+        max_length, device, dtype: as `load_model` and `tokens_read` take them.
+    """
+
+    max_length: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def first(self, model: str) -> TorchPredictor:
+        """A saved model, with an encoder of its own."""
+        loaded, tokenizer = load_model(model, self.device, self.dtype)
+        return TorchPredictor(loaded, tokenizer, tokens_read(loaded, tokenizer, self.max_length))
+
+    def adapter(self, folder: str, first: PFBerxitForSequenceClassification) -> TorchPredictor:
+        """A saved model on another one's encoder; raises a ValueError where it was trained on another encoder."""
+        loaded, tokenizer = load_model(folder, str(first.device), self.dtype, backbone=first.backbone)
+        return TorchPredictor(loaded, tokenizer, tokens_read(loaded, tokenizer, self.max_length))
+
+
+def make_service(
+    first: Predictor, rule: Rule, loading: Loading, more: Mapping[str, str], root: str | None = None,
+    limits: Limits | None = None, http: HttpLimits | None = None, meter: Meter | None = None,
+) -> Service:  # fmt: skip
+    """A service that has not begun.
+
+    Args:
+        first: what answers requests that name no model.
+        more: further adapters on its encoder, their folders by name.
+        root: the folder that adapters may be loaded from while it serves.
+    """
+    limits, http = limits or Limits(), http or HttpLimits()
+    if http.texts > limits.queue:
+        refuse("queue", limits.queue, f"at least {http.texts}, the texts of one request")
+    load = None
+    if isinstance(first, TorchPredictor):
+        encoder = first.model
+
+        def load(name: str, folder: str) -> Served:
+            return rule.served(name, loading.adapter(folder, encoder))
+
+    models = Models(Engine(limits, meter), rule.served(DEFAULT, first), load, root)
+    for name, folder in more.items():
+        models.add(name, folder)
+    return Service(models.engine, models, http, meter)
+
+
+def open_file(classifier: Any, loading: Loading) -> OnnxPredictor:
+    """An exported file as a predictor; refuses options that only a saved model has."""
+    for name, value in vars(loading).items():
+        if value is not None:
+            refuse(name, value, "left out: an exported file has its own, and runs on the CPU")
+    return OnnxPredictor(classifier)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens, and how long it takes leave.
+
+    Args:
+        drain: seconds in which open requests are answered after SIGTERM.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    drain: int = field(default=30)
+
+    def __post_init__(self) -> None:
+        whole(0, 65535)("port", self.port)
+        above_zero("drain", whole(1)("drain", self.drain))
+
+
+def server_of(service: Service, place: Place) -> uvicorn.Server:
+    """The server; `run` serves until SIGTERM or SIGINT. Nothing of a request is logged, its path least of all."""
+    config = uvicorn.Config(
+        guarded(make_app(service, place.drain), service), host=place.host, port=place.port, access_log=False,
+        http=patient_for(service.limits.upload), ws="none", limit_concurrency=service.limits.connections,
+        timeout_graceful_shutdown=place.drain, server_header=False, log_level="info",
+    )  # fmt: skip
+    return uvicorn.Server(config)
