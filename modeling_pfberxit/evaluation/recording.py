@@ -123,12 +123,14 @@ def record(
     model: PFBerxitForSequenceClassification,
     rows: Dataset | Iterable[dict[str, Tensor]],
     batch_size: int = 128,
+    progress: bool = True,
     **source: Any,
 ) -> Recording:
     """Run a model at full depth over encoded rows and keep its exits' evidence, in the rows' order.
 
     Args:
         rows: a data set with `input_ids` and, if known, `labels`, as `data.tasks.encode` makes it; or batches.
+        progress: whether a bar shows it, on a terminal.
         source: facts of the data to keep, such as `dataset="nyu-mll/glue", config="sst2", split="train"`.
     """
     model.eval()
@@ -137,7 +139,7 @@ def record(
         order = torch.tensor([len(ids) for ids in rows["input_ids"]]).argsort(descending=True, stable=True)
         total = -(-len(rows) // batch_size)
         rows = padded_batches(rows, order, batch_size, model.config.pad_token_id or 0)
-    for batch in tqdm(rows, desc="Recording", leave=False, disable=None, total=total):
+    for batch in tqdm(rows, desc="Recording", leave=False, disable=None if progress else True, total=total):
         labels = batch.pop("labels", None)
         batch = {name: values.to(model.device) for name, values in batch.items()}
         output = model(**batch, exit_policy=FULL_DEPTH)
