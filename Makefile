@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # As many test processes as cores; torch runs one thread in each.
 WORKERS ?= auto
 
-.PHONY: help install quickstart test test-slow test-oldest test-newest test-onnx test-serve style style-check types docs clean
+.PHONY: help install quickstart test test-slow test-oldest test-newest test-onnx test-serve test-ray style style-check types docs clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,10 @@ test-onnx: install  ## the tests of exported files, which the others skip where 
 test-serve: install  ## the tests of the server, which the others skip where fastapi is not installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[serve,onnx]" httpx schemathesis
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_serving*.py
+
+test-ray: install  ## the tests on a Ray cluster of this machine, which the others skip where ray is not installed
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[ray]" psutil
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_ray_data.py
 
 style: install  ## sort imports, format, mend what can be mended
 	$(BIN)/ruff check --fix .

@@ -32,14 +32,11 @@ def run(
     from modeling_pfberxit.evaluation.certifying import origin
     from modeling_pfberxit.evaluation.checking import void
     from modeling_pfberxit.evaluation.prediction import Predictor
-    from modeling_pfberxit.evaluation.saved_model import asked_policy, load_model, tokens_read
-    from modeling_pfberxit.model.exit_policy import FULL_DEPTH, describe, resolve_policy
-    from modeling_pfberxit.model.losses import problem_type_of
+    from modeling_pfberxit.evaluation.saved_model import asked_policy
+    from modeling_pfberxit.model.exit_policy import describe
 
-    loaded, tokenizer = load_model(model, device, dtype)
-    problem_type = problem_type_of(loaded.config)
-    rule = resolve_policy(asked_policy(policy), loaded.config, loaded.exit_depths, problem_type) or FULL_DEPTH
-    predictor = Predictor(loaded, tokenizer, rule, tokens_read(loaded, tokenizer, max_length), batch_size)
+    predictor = Predictor.load(model, asked_policy(policy), max_length, device, dtype, batch_size)
+    loaded, rule = predictor.model, predictor.policy
     source = open_rows(dataset, config, **columns, split=split)
     print(f"{source.survey.rows:,} rows, text in {' and '.join(source.names)}; {describe(rule)}", flush=True)
     facts = {"max_length": predictor.max_length, **origin(loaded)}

@@ -58,9 +58,7 @@ class GrowingFile:
     def resumed(self) -> tuple[int, int]:
         """How many rows and bytes a former run of the same kind has written for sure."""
         kept = json.loads(self.state.read_text(encoding="utf-8"))
-        names = sorted({*kept["run"], *self.run})
-        if other := [name for name in names if kept["run"].get(name) != self.run.get(name)]:
-            refuse("output", str(self.path), f"another: {self.part} was begun with another {', '.join(other)}")
+        check_same_run(self.path, self.part, kept["run"], self.run)
         if self.part.stat().st_size < kept["bytes"]:
             refuse("output", str(self.path), f"another: {self.part} is shorter than it was; delete it to begin anew")
         return kept["rows"], kept["bytes"]
@@ -98,6 +96,12 @@ class GrowingFile:
         """Give the whole file its name."""
         os.replace(self.part, self.path)
         self.state.unlink()
+
+
+def check_same_run(path: Path, part: Path, kept: dict[str, Any], run: dict[str, Any]) -> None:
+    """Refuse an output that was begun by another run, and say what differs."""
+    if other := [name for name in sorted({*kept, *run}) if kept.get(name) != run.get(name)]:
+        refuse("output", str(path), f"another: {part} was begun with another {', '.join(other)}")
 
 
 def in_cell(value: Any) -> str:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from datasets import Features, Value
@@ -82,12 +83,17 @@ def reader(dataset: str, config: str | None, split: str | None, named: list[str]
     if files is None:
         _, rows = choose_split(read_any(dataset, config), split)
         return lambda: iter(rows)
+    paths = files_of(files, split)
+    return lambda: rows_of(paths)
+
+
+def files_of(files: dict[str, list[Path]], split: str | None) -> list[Path]:
+    """The files of the split that is named, of the only one, or of `all`."""
     if split is None and len(files) == 1:
         split = next(iter(files))
     if split != "all" and split not in files:
         refuse("split", split, f"one of {', '.join(files)}, or all")
-    paths = list(chain.from_iterable(files.values())) if split == "all" else files[split]
-    return lambda: rows_of(paths)
+    return list(chain.from_iterable(files.values())) if split == "all" else files[split or ""]
 
 
 def surveyed(rows: Iterable[Row]) -> Survey:

@@ -16,7 +16,7 @@ from ..data.outputs import GrowingFile, beside
 from ..data.separators import separator_for
 from ..data.survey import Source
 from ..data.texts import CUT, has_texts, tokenise
-from ..model.exit_policy import FULL_DEPTH, ExitPolicy
+from ..model.exit_policy import FULL_DEPTH, ExitPolicy, resolve_policy
 from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
@@ -24,6 +24,7 @@ from ..model.streams import WINDOW
 from ..model.validation import whole
 from .recording import provenance
 from .replay import answered
+from .saved_model import load_model, tokens_read
 
 ANSWER = ("label", "score", "exit_layer")
 
@@ -71,6 +72,21 @@ class Predictor:
 
     def __post_init__(self) -> None:
         whole(1)("batch_size", self.batch_size)
+
+    @classmethod
+    def load(
+        cls, name: str, policy: ExitPolicy | dict[str, Any] | str | None = None, max_length: int | None = None,
+        device: str | None = None, dtype: str | None = None, batch_size: int = 32,
+    ) -> "Predictor":  # fmt: skip
+        """A saved model, asked by a policy of its own or one that is given, as `load_model` and a call take them.
+
+        Raises:
+            ValueError, OSError: as there; a policy that the model does not have, a length that it does not take.
+        """
+        model, tokenizer = load_model(name, device, dtype)
+        problem_type = problem_type_of(model.config)
+        rule = resolve_policy(policy, model.config, model.exit_depths, problem_type) or FULL_DEPTH
+        return cls(model, tokenizer, rule, tokens_read(model, tokenizer, max_length), batch_size)
 
     def run(self, source: Source, output: str) -> Totals:
         """Write every row of a source with its answer to a file (.csv, .tsv, .jsonl), in their order.
