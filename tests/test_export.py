@@ -182,7 +182,8 @@ def test_a_trace_holds_for_other_batches_whatever_the_model_is_made_of(name):
         ("prompts of a row's tokens", {"rows": Dim.AUTO, "tokens": Dim.AUTO}),
         ("hashed tokens", {"rows": Dim.DYNAMIC, "tokens": Dim.DYNAMIC}),
         pytest.param("self-attention, one token", {}, marks=slow),
-        pytest.param("bypass, one token", {"strict": True}, marks=slow),
+        # the stricter way makes a program that holds from one token more than the adapter beside the exit reads
+        pytest.param("bypass, one token", {"strict": True, "tokens": Dim("tokens", min=3, max=64)}, marks=slow),
     ],
 )
 def test_an_exported_program_holds_for_other_batches_whatever_the_model_is_made_of(name, dims):
