@@ -1,19 +1,16 @@
-"""A server on loopback in a thread of this process, and a model that stands in for real ones."""
+"""A server on loopback in a thread of this process, and models for it."""
 
 import socket
 import threading
-import time
-from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import numpy as np
+from scripted import wait_until
 from tiny import save_backbone, tiny_model
 from transformers import AutoTokenizer
 
 from modeling_pfberxit.serving.batching import Limits
-from modeling_pfberxit.serving.calls import FULL, OWN, Found, Point
 from modeling_pfberxit.serving.limits import HttpLimits
 from modeling_pfberxit.serving.start import Loading, Place, Rule, make_service, server_of
 
@@ -34,38 +31,6 @@ def saved(folder: Path, names=("refund", "delivery", "other"), backbone: str | N
     tokenizer.model_max_length = WORDS
     tokenizer.save_pretrained(folder)
     return str(folder)
-
-
-class Scripted:
-    """A predictor whose answer to a row is its first token, and that can be held up.
-
-    Args:
-        seconds: that a batch takes.
-    """
-
-    labels, activation, depth, max_length, together, mixes = ["no", "yes"], "softmax", 6, 64, None, False
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds, self.batches, self.points = seconds, [], {}
-        self.free = threading.Event()
-        self.free.set()
-
-    def point(self, asked) -> Point:
-        return Point(asked or OWN, asked, 6.0 if asked == FULL else 2.0)
-
-    def read(self, texts: Sequence):
-        return [{"input_ids": [int(word) if word.isdigit() else 1 for word in text.split()]} for text in texts], [
-            False for _ in texts
-        ]
-
-    def run(self, rows, points) -> Found:
-        self.free.wait(20)
-        time.sleep(self.seconds)
-        ids = [list(row["input_ids"]) for row in rows]
-        self.batches.append((ids, [point.name for point in points]))
-        if any(row[0] == 666 for row in ids):
-            raise RuntimeError("w1 w2 is a secret text")
-        return Found(np.array([[0.0, row[0]] for row in ids], np.float32), [len(row) for row in ids])
 
 
 def service_of(first, limits=None, http=None, rule=None, more=None, root=None, loading=None, **options):
@@ -99,10 +64,3 @@ def healthy(address: str) -> bool:
         return httpx.get(f"{address}/health", timeout=2).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def wait_until(holds, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from ..export.metadata import library_version
 from .bodies import Invalid
 from .documents import KINDS
-from .engine import Busy, Closed, Failed, Late
 from .limits import Guard
+from .outcomes import Busy, Closed, Failed, Late
 from .routes import routes_of
 from .service import Service
 

@@ -105,6 +105,12 @@ def named_point(name: str) -> str:
     return name if name not in (OWN, FULL) else refuse("operating_points", name, f"named otherwise than {OWN}, {FULL}")
 
 
+def with_own(points: Mapping[str, Point], policy: Any) -> dict[str, Point]:
+    """Points by name with the model's own rule among them: under the name of the first that is the same, if any is."""
+    same = (point for point in points.values() if point.policy == policy)
+    return {**points, OWN: next(same, Point(OWN, policy))}
+
+
 # ---- who is asked ----------------------------------------------------------------------------------------------------
 
 

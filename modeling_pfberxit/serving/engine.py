@@ -6,43 +6,21 @@ reason (`Failed`): never dropped. Rows of requests that are late or whose client
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .batching import Limits, Waiting, form
 from .calls import FULL, Answer, Meter, Point, Request, Row, Served, Watcher
+from .outcomes import Busy, Closed, Failed, Late, attempt, report, settle
 from .pace import Pace
 from .rungs import chosen_points
 
-logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Job = tuple[list[Row], list[Point]]
-
-
-class Busy(RuntimeError):
-    """The queue is full; `retry_after` seconds from now it should have room."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("the queue is full")
-        self.retry_after = retry_after
-
-
-class Closed(RuntimeError):
-    """The engine takes no more requests, or has given up those it had."""
-
-
-class Late(TimeoutError):
-    """The request's deadline passed before it was answered."""
-
-
-class Failed(RuntimeError):
-    """The model could not answer a row."""
 
 
 class Engine:
@@ -99,7 +77,7 @@ class Engine:
                 raise Busy(self.pace.retry_after(len(self.queue)))
             if request.model.watcher is not None:
                 for row in request.rows:
-                    request.model.watcher.arrived(row)
+                    attempt(request.model.watcher.arrived, row)
             self.queue += request.rows
             self.changed.notify()
         return request.done
@@ -172,17 +150,17 @@ class Engine:
         for row in self.queue:
             if now >= row.request.deadline:
                 settle(row.request.done, Late("the deadline has passed"))
-        for row in self.queue:
-            if row.request.done.done():
-                self.count_left(row)
-        self.queue = [row for row in self.queue if not row.request.done.done()]
+        queued, self.queue = self.queue, []
+        for row in queued:
+            self.count_left(row) if row.request.done.done() else self.queue.append(row)
 
     def formed(self, now: float) -> tuple[Job | None, float]:
         """The next batch, out of the queue; or None and the seconds after which to look again."""
         waited = now - self.queue[0].request.arrived
         if (job := self.shadow(now, idle=False)) is not None:
             return job, 0.0
-        points = chosen_points(self.queue, now, self.pace, self.limits.tokens)
+        points = attempt(chosen_points, self.queue, now, self.pace, self.limits.tokens)
+        points = points or [row.request.point or row.request.model.point for row in self.queue]
         model = self.queue[0].request.model.predictor
         batch = form([waiting(row, point) for row, point in zip(self.queue, points)], self.limits, model.together)
         if not (batch.full or self.draining or waited >= self.limits.wait):
@@ -198,7 +176,7 @@ class Engine:
         try:
             found = served.predictor.run([row.tokens for row in rows], points)
         except Exception as error:
-            report(error, len(rows))
+            report(error)
             if len(rows) > 1:
                 for row, point in zip(rows, points):
                     self.run([row], [point])
@@ -224,62 +202,39 @@ class Engine:
                 settle(request.done, list(found))
 
     def tell(self, served: Served, rows: Sequence[Row], answers: Sequence[Answer], tokens: int, seconds: float) -> None:
-        """Tell meter and watcher; what they raise is reported and fails nobody's request."""
-        try:
-            if self.meter is not None:
-                self.meter.batch(served.name, rows, answers, tokens, seconds)
-            if served.watcher is not None:
-                for row, answer in zip(rows, answers):
-                    served.watcher.answered(row, answer, answer.rung)
-        except Exception as error:
-            report(error, len(rows))
+        """Tell meter and watcher of a batch."""
+        if self.meter is not None:
+            attempt(self.meter.batch, served.name, rows, answers, tokens, seconds)
+        if served.watcher is not None:
+            for row, answer in zip(rows, answers):
+                attempt(served.watcher.answered, row, answer, answer.rung)
 
     def count_left(self, row: Row) -> None:
         """Tell the meter that a row leaves without an answer, and why."""
         if self.meter is not None:
             done = row.request.done
             why = "gone" if done.cancelled() else "late" if isinstance(done.exception(0), Late) else "failed"
-            self.meter.left(row.request.model.name, 1, why)
+            attempt(self.meter.left, row.request.model.name, 1, why)
 
     # ---- rows that are held against full depth ---------------------------------------------------------------------
 
     def shadow(self, now: float, idle: bool) -> Job | None:
         """Run what a watcher is due at full depth, if anything; an empty job then."""
         for served in self.watched:
-            if served.watcher is not None and (rows := list(served.watcher.due(now, idle))):
-                self.tasks.append(partial(self.judge, served, served.watcher, rows))
+            if served.watcher is not None and (rows := attempt(served.watcher.due, now, idle)):
+                self.tasks.append(partial(attempt, self.judge, served, served.watcher, list(rows)))
                 return [], []
         return None
 
     def judge(self, served: Served, watcher: Watcher, rows: list[Row]) -> None:
         """Run rows to full depth and give their answers to the watcher."""
-        try:
-            full = served.predictor.point(FULL)
-            found = served.predictor.run([row.tokens for row in rows], [full] * len(rows))
-            for row, logits, layer in zip(rows, *found):
-                watcher.judged(row, Answer(logits, int(layer), full.name))
-        except Exception as error:
-            report(error, len(rows))
+        full = served.predictor.point(FULL)
+        found = served.predictor.run([row.tokens for row in rows], [full] * len(rows))
+        for row, logits, layer in zip(rows, *found):
+            watcher.judged(row, Answer(logits, int(layer), full.name))
 
 
 def waiting(row: Row, point: Point) -> Waiting:
     """A row as batches see it: rows of one model share them, under one point unless its predictor mixes points."""
     served = row.request.model
     return Waiting((id(served), None if served.predictor.mixes else point), row.length)
-
-
-def settle(future: Future, result: Any) -> None:
-    """Give a future its result or exception, unless it has one or was cancelled."""
-    try:
-        if isinstance(result, BaseException):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-    except InvalidStateError:
-        pass
-
-
-def report(error: Exception, rows: int) -> None:
-    """Log where something went wrong; not what the error says, which may hold a part of a text."""
-    where = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("%s with a batch of %d rows\n%s", type(error).__name__, rows, where)

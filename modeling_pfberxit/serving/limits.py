@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import logging
 import time
-import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..model.validation import above_zero, refuse, whole
 from .calls import Meter
+from .outcomes import report
 
-logger = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -97,8 +95,7 @@ class Guard:
         except Gone:
             status = 499
         except Exception as error:
-            where = "".join(traceback.format_tb(error.__traceback__))  # what the error says may hold a part of a text
-            logger.error("%s\n%s", type(error).__name__, where)
+            report(error)
             if not status:
                 await answer(noted, Refused(500, "the server failed", "Internal"))
         finally:

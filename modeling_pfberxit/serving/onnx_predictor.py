@@ -10,7 +10,7 @@ import numpy as np
 from ..model.criteria import rule_of
 from ..model.exit_policy import ExitPolicy
 from ..model.validation import refuse
-from .calls import FULL, OWN, Found, Point, Tokens, named_point
+from .calls import FULL, OWN, Found, Point, Tokens, named_point, with_own
 
 NEVER = 1e9  # above every certainty
 
@@ -33,11 +33,10 @@ class OnnxPredictor:
         self.depth, self.max_length = metadata["layers"], metadata["max_length"]
         self.together = 1 if metadata["single"] else None
         self.points: Mapping[str, Mapping[str, Any]] = metadata["operating_points"]
-        self.known = {OWN: Point(OWN, classifier.point(None))}
-        if (full := full_depth(metadata)) is not None:
-            self.known[FULL] = Point(FULL, full, float(self.depth))
+        found = {} if (full := full_depth(metadata)) is None else {FULL: Point(FULL, full, float(self.depth))}
         for name, point in self.points.items():
-            self.known[named_point(name)] = Point(name, classifier.point(name), point.get("layers"))
+            found[named_point(name)] = Point(name, classifier.point(name), point.get("layers"))
+        self.known = with_own(found, classifier.point(None))
 
     def point(self, asked: str | Mapping[str, Any] | None) -> Point:
         """A name, or threshold and patience; raises a ValueError that names what is wrong."""

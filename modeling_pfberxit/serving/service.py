@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from .bodies import Asked, Invalid, Text
 from .calls import Answer, Meter, Point, Request, Served, Tokens
-from .engine import Engine, Late
+from .engine import Engine
 from .limits import Gone, HttpLimits, Message
 from .models import Models
+from .outcomes import Late
 
 Listen = Callable[[], Awaitable[Message]]
 
@@ -42,7 +43,7 @@ class Service:
             listen: gives the connection's next message; the request is forgotten when the client has gone.
 
         Raises:
-            Invalid: it cannot be answered. engine.Busy, Closed, Late, Failed: it was not. limits.Gone: nobody waits.
+            Invalid: it cannot be answered. outcomes.Busy, Closed, Late, Failed: it was not. limits.Gone: nobody waits.
         """
         arrived = self.engine.clock()
         self.check_size(asked.texts)

@@ -15,7 +15,7 @@ from ..model.exit_policy import FULL_DEPTH, ExitPolicy, resolve_policy
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.streams import pad_rows
-from .calls import FULL, OWN, Found, Point, Tokens, named_point
+from .calls import FULL, OWN, Found, Point, Tokens, named_point, with_own
 
 
 class TorchPredictor:
@@ -43,9 +43,10 @@ class TorchPredictor:
         self.activation, self.depth = activation_of(config), model.exit_depths[-1]
         self.points: Mapping[str, Mapping[str, Any]] = dict(config.operating_points)
         self.reading = threading.Lock()  # a tokenizer cuts as it was last told to
-        self.known = {FULL: Point(FULL, FULL_DEPTH, float(self.depth)), OWN: Point(OWN, self.resolved(None))}
+        found = {FULL: Point(FULL, FULL_DEPTH, float(self.depth))}
         for name, point in self.points.items():
-            self.known[named_point(name)] = Point(name, self.resolved(name), point.get("layers"))
+            found[named_point(name)] = Point(name, self.resolved(name), point.get("layers"))
+        self.known = with_own(found, self.resolved(None))
 
     def resolved(self, asked: str | Mapping[str, Any] | None) -> ExitPolicy:
         """The policy of a request, checked against the model."""
