@@ -91,8 +91,13 @@ def evidence(misses: np.ndarray, rows: np.ndarray, epsilon: float) -> np.ndarray
     The mean likelihood ratio of several larger rates. Under every rate up to epsilon it is a supermartingale, so that
     it ever reaches 1 / delta has probability delta at most, however often one looks and whenever one stops.
     """
-    rates = np.minimum(epsilon * np.array(ALTERNATIVES), (1 + epsilon) / 2)
-    hits, passed = np.log(rates / epsilon), np.log((1 - rates) / (1 - epsilon))
+    hits, passed = np.log(likelihood_ratios(epsilon))
     misses, rows = np.asarray(misses, float)[..., None], np.asarray(rows, float)[..., None]
     logs = misses * hits + (rows - misses) * passed
     return np.exp(np.minimum(logs, 700)).mean(-1)
+
+
+def likelihood_ratios(epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """What a row that misses, and one that does not, says for each larger rate and against epsilon, (A,) both."""
+    rates = np.minimum(epsilon * np.array(ALTERNATIVES), (1 + epsilon) / 2)
+    return rates / epsilon, (1 - rates) / (1 - epsilon)
