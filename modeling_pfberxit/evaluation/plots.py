@@ -177,6 +177,21 @@ def dots(
     axes.plot([], [], marker, color=colour, ms=3.5, label=label)
 
 
+def differences(found: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, title: str) -> Path:
+    """A panel per task: of every variant the mean difference and its interval, [mean, low, high]; dotted: none."""
+    names = list(dict.fromkeys(name for of_task in found.values() for name in of_task))
+    size = (2.4 + 2.4 * len(found), 1.2 + 0.24 * len(names))
+    figure, panels = panels_of(found, size, len(found), sharey=True)
+    for axes, of_task in zip(panels, found.values()):
+        axes.axvline(0, color=INK, ls=":", lw=1)
+        for name, (mean, low, high) in of_task.items():
+            around = [[100 * (mean - low)], [100 * (high - mean)]]
+            axes.errorbar(100 * mean, names.index(name), xerr=around, fmt="o", ms=3.5, lw=0.8, color=COLOURS[0])
+        axes.set(yticks=range(len(names)), yticklabels=names)
+    panels[-1].invert_yaxis()  # shared: the first variant on top
+    return finish_panels(figure, "points", "", path, title)
+
+
 # ---- panels ---------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from ..evaluation.tables import header, line, point_cell, spread
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
-from . import operating_points, paper_values
+from . import gap, operating_points, paper_values
 from .batch_sizes import GOALS, table6
 from .comparison_table import points
 from .paper_study import DIMENSIONS, PLACEMENTS, RULES, VARIANTS, Study
@@ -141,6 +141,7 @@ ITEMS = {
     "figure5": lambda study: speed_curves(study, DIVERGENCES, study.folder / "figure5.png", "Divergences"),
     "frontiers": frontiers,
     "points": operating_points.points,
+    "gap": lambda study: gap.gap(study, {**gap.ALL_WEIGHTS, **gap.VARIANTS}, "gap"),
 }
 
 

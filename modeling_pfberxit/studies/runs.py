@@ -23,6 +23,10 @@ from ..training.finetuning import new_model, new_tokenizer, new_trainer, start_a
 from ..training.model_card import display_name
 from ..training.strategies import train
 from ..training.token_exits import fit_by_frequency
+from .beside import with_peft
+
+# Fields of a budget that came later, and what had been before.
+AS_EVER = {"max_length": 128, "learning_rate": None, "depth_rate": 1.0, "beside": None}
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,16 @@ class Budget:
     batch_size: int = 32
     max_length: int = 128  # tokens a row is cut to
     dropout: bool = True  # in the encoder; without it a step on CPU takes six tenths of the time
+    learning_rate: float | None = None  # None: the usual one of adapters, or of all weights
+    depth_rate: float = 1.0  # what the rate of a layer is, times that of the layer above
+    beside: str | None = None  # what PEFT trains in the encoder, an entry of `BESIDE`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epochs", float(self.epochs))  # 3 and 3.0 are one budget, and one training
 
     def stated(self) -> dict[str, Any]:
-        """Its fields, by which trainings are known, without the usual length: older ones had no other."""
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("max_length", 128)}
+        """Its fields, by which trainings are known, without what is as it was before there was a field for it."""
+        return {name: value for name, value in asdict(self).items() if (name, value) not in AS_EVER.items()}
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,10 @@ def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recor
     if model.token_exits is not None:
         fit_by_frequency(model, rows, tokenizer.all_special_ids, config.token_exit_range)
     started = time.perf_counter()
+    whole = with_peft(model, run.budget.beside) if run.budget.beside else model
     with tempfile.TemporaryDirectory() as scratch:
-        runs = train(model, lambda: trainer_of(model, task, tokenizer, run, scratch, rows))
+        runs = train(model, lambda: trainer_of(whole, task, tokenizer, run, scratch, rows))
+    model = whole.merge_and_unload() if run.budget.beside else model
     facts = {
         **run.facts(),
         "train_rows": len(rows),
@@ -119,14 +128,35 @@ def trainer_of(
     rows: Dataset,
 ) -> Trainer:  # fmt: skip
     """A stock `Trainer` with the budget; a stage that trains only exits has the learning rate of new parameters."""
-    config = model.config
+    config, budget = model.config, run.budget
+    everything = config.train_backbone and not in_last_stage(config)
     arguments = training_arguments(
-        folder, train_backbone=config.train_backbone and not in_last_stage(config), num_train_epochs=run.budget.epochs,
-        seed=run.seed, per_device_train_batch_size=run.budget.batch_size, disable_tqdm=True, report_to="none",
-        logging_strategy="no",
+        folder, train_backbone=everything, num_train_epochs=budget.epochs, seed=run.seed,
+        per_device_train_batch_size=budget.batch_size, disable_tqdm=True, report_to="none", logging_strategy="no",
+        **{"learning_rate": budget.learning_rate} if budget.learning_rate and not in_last_stage(config) else {},
     )  # fmt: skip
     start_at_base_rates(model, rows["labels"])
-    return new_trainer(model, task, tokenizer, arguments, rows)
+    trainer = new_trainer(model, task, tokenizer, arguments, rows)
+    if budget.depth_rate != 1.0:
+        slow_down(trainer, budget.depth_rate)
+    return trainer
+
+
+def slow_down(trainer: Trainer, depth_rate: float) -> None:
+    """Give the adapters of every layer the learning rate of the layer above, times `depth_rate`."""
+    depths = trainer.model.depths
+    rates = {
+        parameter: depth_rate ** (len(depths) - 1 - number)
+        for number, depth in enumerate(depths)
+        for parameter in depth.parameters()
+    }
+    optimizer = trainer.create_optimizer()
+    for group in list(optimizer.param_groups):
+        moved = [each for each in group["params"] if each in rates]
+        group["params"] = [each for each in group["params"] if each not in rates]
+        for each in moved:
+            slower = {"lr": group["lr"] * rates[each], "weight_decay": group["weight_decay"]}
+            optimizer.add_param_group({"params": [each], **slower})
 
 
 @torch.no_grad()

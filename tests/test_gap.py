@@ -1,0 +1,83 @@
+"""`pfberxit reproduce gap`: variants beside training all weights, on the same rows and seeds."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny import save_backbone
+
+from modeling_pfberxit import PFBerxitConfig
+from modeling_pfberxit.evaluation.frontier import drawn_weights
+from modeling_pfberxit.model.exit_policy import FULL_DEPTH
+from modeling_pfberxit.studies import gap, runs, trainings
+from modeling_pfberxit.studies.gap import VARIANTS
+from modeling_pfberxit.studies.paper_study import Study
+from modeling_pfberxit.studies.runs import Budget, Run
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT still asks for it
+BUDGET = Budget(rows=24, epochs=1, held_out=40, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    folder = tmp_path_factory.mktemp("gap")
+    return Study("support_desk", ("urgency",), save_backbone(folder / "encoder"), (1, 2), BUDGET, folder)
+
+
+def test_the_table_tells_how_far_each_variant_is_ahead_on_the_same_rows_and_seeds(study, monkeypatch):
+    chosen = {name: VARIANTS[name] for name in ("twice as long", "lora")}
+    text = gap.gap(study, chosen, "gap")
+    found = json.loads((study.folder / "gap.json").read_text())
+    assert [each["variant"] for each in found] == [gap.REFERENCE, *chosen]
+    reference = found[0]
+    for each in found[1:]:
+        mean, low, high = each["full_ahead"]
+        assert mean == pytest.approx(np.mean(each["full"]) - np.mean(reference["full"])) and low <= mean <= high
+        assert 0 < each["share"] < reference["share"] and each["seeds"] == [1, 2]
+    assert reference["full_ahead"] == [0, 0, 0] and reference["share"] > 1  # the exits come on top
+    assert text.count("\n| ") == len(found) - 1 + 1 and "rows and seeds" in text
+    assert (study.folder / "gap.png").stat().st_size > 10_000
+    monkeypatch.setattr(trainings, "train_and_record", lambda *arguments: pytest.fail("trained again"))
+    assert gap.gap(study, chosen, "gap") == text
+
+
+def test_the_interval_is_that_of_rows_drawn_for_both_together(study):
+    one = replace(study, seeds=(1,))
+    (mine,), (other,) = (gap.models(one, knobs, "intent") for knobs in (VARIANTS["default"], {"system": "pabee"}))
+    right = [
+        kept.reported_on.replay(FULL_DEPTH)[0].argmax(-1).eq(kept.reported_on.known_labels).double().numpy()
+        for kept in (mine, other)
+    ]
+    (weights,) = drawn_weights(len(right[0]), gap.RESAMPLES, 0)
+    drawn = weights.T @ (right[0] - right[1]) / len(right[0])
+    mean, low, high = gap.ahead([mine], [gap.full_depth(mine)], [other], [gap.full_depth(other)])
+    assert mean == pytest.approx((right[0] - right[1]).mean())
+    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
+
+
+def test_a_variant_s_budget_is_part_of_the_key_and_the_usual_one_changes_no_key(study):
+    config = PFBerxitConfig.from_backbone(study.backbone)
+    run = Run(study.source("intent"), study.backbone, 1, BUDGET)
+    keys = [trainings.key_of(replace(run, budget=replace(BUDGET, **each)), config)["budget"] for each in (
+        {}, {"learning_rate": 2e-3}, {"depth_rate": 0.7}, {"beside": "lora"},
+    )]  # fmt: skip
+    assert set(keys[0]) == {"rows", "epochs", "held_out", "batch_size", "dropout"}
+    assert len({json.dumps(key) for key in keys}) == 4
+
+
+def test_layers_learn_at_their_own_rates(study, tmp_path):
+    run = Run(study.source("intent"), study.backbone, 1, replace(BUDGET, learning_rate=1e-3, depth_rate=0.5))
+    config = PFBerxitConfig.from_backbone(study.backbone)
+    task = run.source.task
+    tokenizer = runs.new_tokenizer(run.backbone)
+    rows = runs.encode(task, runs.split_rows(run)[1], tokenizer)
+    model = runs.new_model(config, task)
+    optimizer = runs.trainer_of(model, task, tokenizer, run, str(tmp_path), rows).create_optimizer()
+    rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    depths = list(model.depths)
+    for number, depth in enumerate(depths):
+        assert {rates[each] for each in depth.parameters()} == {1e-3 * 0.5 ** (len(depths) - 1 - number)}
+    assert {rates[each] for each in model.exits.parameters()} == {1e-3}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(rates)
+    assert {id(each) for each in rates} == {id(each) for each in model.parameters() if each.requires_grad}
