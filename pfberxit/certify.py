@@ -1,18 +1,19 @@
 """`pfberxit certify`: how often answers may differ from full depth's, with a confidence, stored with the model."""
 
 from argparse import ArgumentParser
+from pathlib import Path
 from typing import Any
 
 from .options import NONE_PASSED, add_execution, add_model, add_policy, add_promise, add_texts
 
 HELP = "certify how often answers differ from full depth's, and store the settings with the model"
 BROKEN = 4  # exit code
-Asked = tuple[str, str, str | None, str | None, dict[str, Any], Any]  # folder, data and its columns, loaded model
+Asked = tuple[Path, str, str | None, str | None, dict[str, Any], Any]  # folder, data and its columns, loaded model
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """A saved model, texts it has not used, and what is to be promised of it."""
-    add_model(parser, "folder of a fine-tuned model; certificates are stored in it")
+    add_model(parser, "folder of a fine-tuned model, in which certificates are stored, or with --output a Hub id")
     add_texts(parser)
     add_promise(parser)
     parser.add_argument(
@@ -26,6 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_policy(parser, "a rule, as JSON, whose threshold is to be chosen, or a whole setting (default: all rules)")
     add_execution(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the split into texts to choose on and to certify on")
+    parser.add_argument("--output", metavar="FOLDER", help="store certificates in a copy of the model, made there")
     parser.add_argument("--check", action="store_true", help="look for evidence against certificates on new texts")
     parser.add_argument("--state", metavar="FILE", help="with --check: evidence so far, read and written")
 
@@ -33,37 +35,36 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(
     model: str, dataset: str, config: str | None, columns: dict[str, Any], split: str | None, differ: list[float],
     confidence: float, tolerance: float | None, per_label: list[str] | None, claim: str, policy: str | None,
-    max_length: int | None, device: str | None, dtype: str | None, seed: int, check: bool, state: str | None,
+    max_length: int | None, device: str | None, dtype: str | None, seed: int, output: str | None, check: bool,
+    state: str | None,
 ) -> None:  # fmt: skip
     """Record the texts once, certify on those that chose nothing, and store what passed; or check what is stored."""
-    import os
-
+    from modeling_pfberxit.evaluation.certified_copy import check_place, local_folder
     from modeling_pfberxit.evaluation.saved_model import load_model, tokens_read
     from modeling_pfberxit.model.validation import refuse
 
-    if not os.path.isdir(model):
-        refuse("model", model, "a folder: what is certified is stored in it")
+    check_place(model, output, check)
     if state is not None and not check:
         refuse("state", state, "given together with --check")
     loaded, tokenizer = load_model(model, device, dtype)
-    asked = (model, dataset, config, split, columns, loaded)
+    asked = (local_folder(model), dataset, config, split, columns, loaded)
     read = tokens_read(loaded, tokenizer, max_length)
     if check:
         look(asked, tokenizer, read, policy, confidence, state)
     else:
         options = {"tolerance": tolerance, "claim": claim, "per_label": per_label is not None and (per_label or True)}
-        promise(asked, tokenizer, read, policy, differ, confidence, seed, options)
+        promise(asked, tokenizer, read, policy, differ, confidence, seed, output, options)
 
 
 def promise(
     asked: Asked, tokenizer: Any, read: int, policy: str | None, differ: list[float], confidence: float, seed: int,
-    options: dict[str, Any],
+    output: str | None, options: dict[str, Any],
 ) -> None:  # fmt: skip
     """Certify and store; print what is promised. Ends with an exit code of its own where no setting passes."""
-    from modeling_pfberxit.evaluation import certifying
+    from modeling_pfberxit.evaluation import certified_copy, certifying, kept_pass
     from modeling_pfberxit.evaluation.claims import needs_labels
     from modeling_pfberxit.evaluation.saved_model import asked_policy
-    from modeling_pfberxit.evaluation.used_texts import used
+    from modeling_pfberxit.evaluation.used_texts import knows_training
     from modeling_pfberxit.model.losses import problem_type_of
     from modeling_pfberxit.training.certificate_card import add_section
 
@@ -74,22 +75,25 @@ def promise(
     choosing = rule is None or not rule.is_active(problem_type_of(loaded.config))
     certifying.check_enough(texts, differ, confidence, choosing)
     say(texts, read)
-    if "train" not in used(folder):
+    if not knows_training(folder):
         print(f"{folder} does not say which texts trained it; none of these may be among them.", flush=True)
-    kept = certifying.recorded_texts(loaded, tokenizer, texts, read)
+    parts, place = Path(output or folder) / certified_copy.PASS, output or folder
+    kept = certifying.recorded_texts(loaded, tokenizer, texts, read, parts)
     made, numbers = certifying.certify_texts(kept, texts.numbers, differ, confidence, seed, policy=rule, **options)
     facts = {"max_length": read, "columns": list(texts.names), **certifying.origin(loaded)}
-    points = certifying.keep(folder, made, numbers, **facts)
-    certifying.read_as_certified(folder, read)
-    add_section(folder, certifying.stored_points(folder))
+    with certified_copy.stored_in(folder, output) as draft:
+        points = certifying.keep(draft, made, numbers, **facts)
+        certifying.read_as_certified(draft, read)
+        add_section(draft, certifying.stored_points(draft), Path(place).resolve().name)
+    kept_pass.forget(parts)
     for each in made:
         print(f"\n{each.name}: {each.in_words()}")
         if each.passed:
             print(f"Saves {100 * each.saved:.0f} % of the layers: exit_policy={each.name!r}")
     if not points:
-        print(f"\n{folder} now runs to full depth.")
+        print(f"\n{place} now runs to full depth.")
         raise SystemExit(NONE_PASSED)
-    print(f"\nStored in {folder}/config.json; the first of them is the model's own rule from now on.")
+    print(f"\nStored in {place}/config.json; the first of them is the model's own rule from now on.")
 
 
 def look(asked: Asked, tokenizer: Any, read: int, policy: str | None, confidence: float, state: str | None) -> None:

@@ -11,7 +11,11 @@ HELP = "the paper's tables and figures, printed values beside ours"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Tables and figures, tasks, an encoder, and the budget of every training."""
-    parser.add_argument("items", nargs="+", help="table1 to table6, figure2 to figure5, frontiers, points, gap")
+    parser.add_argument(
+        "items",
+        nargs="+",
+        help="table1 to table6, figure2 to figure5, frontiers, points, gap; retrofits, texts (of classifiers)",
+    )
     add_data(parser, "nyu-mll/glue")
     parser.add_argument(
         "--tasks", nargs="+", help="its configurations (default: all of GLUE but WNLI and STS-B; of a file: itself)"

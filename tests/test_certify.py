@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_server import read_folder
 from tiny import enliven, save_backbone, tiny_batch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 
-from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.data.tasks import load_task
 from modeling_pfberxit.evaluation.bounds import evidence
 from modeling_pfberxit.evaluation.checking import State, look
@@ -24,6 +26,8 @@ from modeling_pfberxit.model.exits import SINGLE_LABEL, Evidence
 from modeling_pfberxit.training.certificate_card import section
 from modeling_pfberxit.training.model_card import write_card
 from pfberxit.cli import main
+
+QUICK = ["--policy", '{"criterion": "max_prob"}']  # one rule alone
 
 
 def write_texts(path: Path, seed: int, rows: int = 1000) -> str:
@@ -148,6 +152,108 @@ def test_too_few_texts_are_refused_with_the_number_it_takes_before_the_model_run
         main(["certify", model, str(folder / "texts.csv"), "--differ", "0.001"])
     with pytest.raises(SystemExit, match="differ=1.5: must be a number between 0 and 1"):
         main(["certify", model, str(folder / "texts.csv"), "--differ", "1.5"])
+
+
+# ---- other weights --------------------------------------------------------------------------------------------------
+
+
+def trained_further(folder) -> PFBerxitForSequenceClassification:
+    """The model after one step of training."""
+    model = PFBerxitForSequenceClassification.from_pretrained(folder).train()
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.1)
+    model(**tiny_batch(4), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+    optimizer.step()
+    return model
+
+
+def test_a_model_that_is_trained_further_leaves_its_certificates_behind_and_says_so(certified, tmp_path, caplog):
+    folder = shutil.copytree(certified, tmp_path / "model")
+    model = trained_further(folder)
+    rule = model.config.exit_threshold
+    assert "certified-10%, certified-5%: a certificate speaks of the weights it was made on" in caplog.text
+    model.save_pretrained(folder)
+    assert points(folder) == {} == model.config.operating_points and rule == model.config.exit_threshold
+    assert "certified-10%, certified-5%: left behind, since these weights" in caplog.text
+    assert "What is certified" not in (folder / "README.md").read_text()
+
+
+def test_checkpoints_of_a_trainer_have_no_certificates(certified, tmp_path):
+    model = PFBerxitForSequenceClassification.from_pretrained(certified)
+    rows = [{"input_ids": [1, 5, 6], "labels": 0}, {"input_ids": [1, 7, 8], "labels": 1}]
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, save_steps=1, use_cpu=True, report_to="none")
+    Trainer(model, arguments, train_dataset=rows).train()
+    assert points(tmp_path / "checkpoint-1") == {}
+
+
+@pytest.mark.parametrize("change", [lambda model: model.bfloat16(), enliven])
+def test_weights_that_were_changed_by_hand_have_no_certificates(certified, tmp_path, change):
+    model = PFBerxitForSequenceClassification.from_pretrained(certified)
+    change(model)
+    model.save_pretrained(tmp_path)
+    assert points(tmp_path) == {}
+
+
+def test_the_same_weights_keep_them_wherever_they_are_saved(certified, tmp_path, caplog):
+    PFBerxitForSequenceClassification.from_pretrained(certified).save_pretrained(tmp_path)
+    assert points(tmp_path) == points(certified) and "left behind" not in caplog.text
+
+
+def test_a_config_with_certificates_brings_none_to_other_weights(certified, folder, caplog):
+    config = PFBerxitConfig.from_pretrained(certified)
+    model = PFBerxitForSequenceClassification.from_pretrained(folder / "model", config=config)
+    assert set(model.config.operating_points) == {"certified-5%", "certified-10%"}  # the same weights
+    config = PFBerxitConfig.from_pretrained(certified)
+    trained_further(folder / "model").save_pretrained(folder / "other")
+    assert (
+        PFBerxitForSequenceClassification.from_pretrained(folder / "other", config=config).config.operating_points == {}
+    )
+    assert "left behind" in caplog.text
+
+
+def test_texts_that_trained_it_since_are_said_not_to_be_known(certified, folder, tmp_path, capsys):
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    remember(model, train=hashes(["one"]))
+    trained_further(model).save_pretrained(model)
+    main(["certify", str(model), str(folder / "new.csv"), "--differ", "0.5", *QUICK])
+    assert "does not say which texts trained it" in capsys.readouterr().out
+
+
+# ---- where they are stored ------------------------------------------------------------------------------------------
+
+
+def test_a_model_on_the_hub_is_certified_in_a_copy(folder, model, hub, tmp_path):
+    hub.commit("acme/model", read_folder(model))
+    options = [str(folder / "texts.csv"), "--differ", "0.1", "--max-length", "16", *QUICK]
+    with pytest.raises(SystemExit, match="output=None: must be a folder for a copy of acme/model"):
+        main(["certify", "acme/model", *options])
+    mine = tmp_path / "mine"
+    main(["certify", "acme/model", *options, "--output", str(mine)])
+    main(["certify", model, *options])
+    assert points(mine) == points(model) != {} and sorted(os.listdir(mine)) == sorted(os.listdir(model))
+    assert (mine / "README.md").read_text().startswith("# mine\n")
+    with pytest.raises(SystemExit, match="output=.*must be a folder without a model"):
+        main(["certify", "acme/model", *options, "--output", str(mine)])
+    with pytest.raises(SystemExit, match="output=.*must be left out with --check"):
+        main(["certify", "acme/model", options[0], "--check", "--output", "x"])
+
+
+def test_a_killed_pass_goes_on_and_ends_in_the_same_certificate(folder, model, tmp_path, monkeypatch):
+    options = [str(folder / "texts.csv"), "--differ", "0.1", "--max-length", "16", *QUICK]
+    main(["certify", other := str(shutil.copytree(model, tmp_path / "other")), *options])
+    seen, limit, forward = [], 600, PFBerxitForSequenceClassification.forward
+
+    def counted(self, *arguments, **values):
+        seen.append(len(values["input_ids"]))
+        return forward(self, *arguments, **values) if sum(seen) <= limit else (_ for _ in ()).throw(KeyboardInterrupt)
+
+    monkeypatch.setattr(PFBerxitForSequenceClassification, "forward", counted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["certify", model, *options])
+    assert points(model) == {} and not (Path(model) / "used_texts.safetensors").exists()
+    seen, limit = [], 10_000
+    main(["certify", model, *options])
+    assert points(model) == points(other) and sum(seen) < 500  # 512 of the 1,000 texts were kept
+    assert not (Path(model) / "certify-pass").exists()
 
 
 # ---- check ----------------------------------------------------------------------------------------------------------

@@ -4,20 +4,17 @@ All have random weights, which decide nothing about speed. Nothing is timed here
 """
 
 import json
-import logging
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from importlib import resources
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from ..evaluation.onnx_stock import onnx_runtime
 from ..evaluation.recording import Recording
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.exit_policy import ExitPolicy
@@ -95,75 +92,11 @@ def with_short_cuts(
     return answer
 
 
-# ---- ONNX Runtime ---------------------------------------------------------------------------------------------------
+def in_onnx_runtime(stock: PreTrainedModel) -> dict[str, Answer]:
+    """The stock model in ONNX Runtime, where it is installed."""
+    return {name: partial(of_tokens, answer) for name, answer in onnx_runtime(stock).items()}
 
 
-class LogitsOnly(torch.nn.Module):
-    """A classifier with positional arguments and one output, as the exporter needs it."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, n) twice -> (B, C)."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-
-
-def onnx_runtime(stock: PreTrainedModel) -> dict[str, Answer]:
-    """The stock model in ONNX Runtime, fp32 and dynamically quantised to int8; nothing where it is not installed."""
-    if any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")) or stock.device.type != "cpu":
-        return {}
-    import onnx
-    from onnxruntime.quantization import quantize_dynamic
-
-    sample, free = torch.ones(2, 17, dtype=torch.long), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with tempfile.TemporaryDirectory() as folder, errors_only():
-        paths = [str(Path(folder) / f"{name}.onnx") for name in ("exported", "plain", "int8")]
-        names = ["input_ids", "attention_mask"]
-        torch.onnx.export(
-            LogitsOnly(stock).eval(), (sample, sample), paths[0], input_names=names, output_names=["logits"],
-            dynamic_shapes=(free, free), dynamo=True, verbose=False,
-        )  # fmt: skip
-        graph = onnx.load(paths[0])
-        hold_weights(graph.graph)
-        del graph.graph.value_info[:]  # the quantiser infers shapes itself, and stumbles over those of the exporter
-        onnx.save(graph, paths[1])
-        quantize_dynamic(*paths[1:])
-        return {"ONNX Runtime": session(paths[1]), "ONNX Runtime, int8": session(paths[2])}
-
-
-def hold_weights(graph: Any) -> None:
-    """Transpose weights in the file, not when it runs: the quantiser looks for products by constants alone."""
-    from onnx import helper, numpy_helper
-
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    for node in [each for each in graph.node if each.op_type == "Transpose" and each.input[0] in weights]:
-        turned = numpy_helper.to_array(weights[node.input[0]]).transpose(helper.get_node_attr_value(node, "perm"))
-        graph.initializer.append(numpy_helper.from_array(turned.copy(), node.output[0]))
-        graph.node.remove(node)
-    read = {name for node in graph.node for name in node.input}
-    for tensor in [each for name, each in weights.items() if name not in read]:
-        graph.initializer.remove(tensor)
-
-
-@contextmanager
-def errors_only() -> Iterator[None]:
-    """Silence warnings of the root logger, to which the quantiser writes."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-
-
-def session(path: str) -> Answer:
-    """The logits of an exported model, run with as many threads as torch."""
-    from onnxruntime import InferenceSession, SessionOptions
-
-    options = SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    runtime = InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda batch: torch.from_numpy(runtime.run(None, {k: v.numpy() for k, v in batch.tokens.items()})[0])
+def of_tokens(answer: Callable[[dict[str, Tensor]], Tensor], batch: Batch) -> Tensor:
+    """The logits of a batch's tokens."""
+    return answer(batch.tokens)

@@ -28,7 +28,7 @@ from .baselines import (
     Answer,
     answers_of,
     configuration,
-    onnx_runtime,
+    in_onnx_runtime,
     shallower,
     stock_and_ours,
     with_short_cuts,
@@ -108,7 +108,7 @@ def benchmark(
         rivals: time ONNX Runtime as well, where it is installed.
         compiled: time the stock model and ours under `torch.compile` as well.
     """
-    others, short_cuts = onnx_runtime(stock) if rivals else {}, SHORT_CUTS
+    others, short_cuts = in_onnx_runtime(stock) if rivals else {}, SHORT_CUTS
     if compiled:
         others["stock, compiled"] = answers_of(torch.compile(stock, dynamic=True))
         short_cuts = SHORT_CUTS | COMPILED

@@ -25,6 +25,7 @@ from ..model.persistence import replacing, update_config
 from ..model.validation import refuse
 from .bounds import rows_needed, share
 from .certificates import Certificate, certify, names_of
+from .kept_pass import recorded_in_parts
 from .recording import Recording, record
 from .used_texts import fingerprint, first_of_each, hashes_of, is_used, remember
 
@@ -51,7 +52,7 @@ class Fresh:
 
 
 def fresh_texts(
-    folder: str, dataset: str, config: str | None, split: str | None, columns: dict[str, Any],
+    folder: str | os.PathLike, dataset: str, config: str | None, split: str | None, columns: dict[str, Any],
     model: PFBerxitForSequenceClassification, labelled: bool = False, seen: Tensor | None = None,
 ) -> Fresh:  # fmt: skip
     """The texts of a data set that a saved model has not used.
@@ -86,13 +87,14 @@ def fresh_texts(
 
 
 def recorded_texts(
-    model: PFBerxitForSequenceClassification, tokenizer: PreTrainedTokenizerBase, texts: Fresh, max_length: int
-) -> Recording:
-    """One pass of the model over the texts, in their order."""
+    model: PFBerxitForSequenceClassification, tokenizer: PreTrainedTokenizerBase, texts: Fresh, max_length: int,
+    folder: str | os.PathLike | None = None,
+) -> Recording:  # fmt: skip
+    """One pass of the model over the texts, in their order; its parts are kept in a folder, where one is given."""
     encoded = encode_texts(texts.rows, texts.names, tokenizer, max_length)
     if "labels" in texts.rows.column_names:
         encoded = encoded.add_column("labels", texts.rows["labels"])
-    return record(model, encoded)
+    return record(model, encoded) if folder is None else recorded_in_parts(model, encoded, folder)
 
 
 # ---- before the pass -------------------------------------------------------------------------------------------------

@@ -92,8 +92,9 @@ def frontiers(found: Mapping[str, Sequence[Banded]], full: float, metric: str, p
 
 
 def curves(
-    found: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]], across: str, path: str | Path, title: str
-) -> Path:
+    found: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]], across: str, path: str | Path, title: str,
+    up: str = "score",
+) -> Path:  # fmt: skip
     """A panel per task, a line per variant: x (k,) and scores (seeds, k), their mean with the range over seeds."""
     figure, panels = panels_of(found, (3.2 * min(COLUMNS, len(found)), 2.8 * lines_of(found)))
     for axes, task in zip(panels, found):
@@ -102,7 +103,7 @@ def curves(
             axes.plot(places, scores.mean(0), marker + "-", color=colour, ms=3, lw=1.3, label=name)
             axes.fill_between(places, scores.min(0), scores.max(0), color=colour, alpha=0.15, lw=0)
     panels[0].legend(frameon=False, labelcolor=INK, fontsize=7)
-    return finish_panels(figure, across, "score", path, title)
+    return finish_panels(figure, across, up, path, title)
 
 
 def efficiencies(lines: Sequence[Timed], path: str | Path, title: str) -> Path:

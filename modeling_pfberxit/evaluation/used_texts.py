@@ -4,13 +4,14 @@ The first 64 bits of a sha256 tell texts apart. Who knows a text can see that it
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -70,8 +71,30 @@ def remember(folder: str | os.PathLike, **texts: Tensor) -> None:
     for purpose, numbers in texts.items():
         one_of(*PURPOSES)("purpose", purpose)
         known[purpose] = torch.cat([known.get(purpose, numbers[:0]), numbers]).unique()
+    trained = weights_of(folder) if "train" in texts else stamp(folder)
     with replacing(Path(folder) / FILE) as draft:
-        save_file(known, draft)
+        save_file(known, draft, None if trained is None else {"trained": trained})
+
+
+def knows_training(folder: str | os.PathLike) -> bool:
+    """Whether it is known what trained the weights that a folder has now: they may have learned from others since."""
+    return "train" in used(folder) and stamp(folder) in (None, weights_of(folder))
+
+
+def weights_of(folder: str | os.PathLike) -> str | None:
+    """The hashes of a saved model's weights, as its config has them."""
+    path = Path(folder) / "config.json"
+    found = json.loads(path.read_text(encoding="utf-8")).get("weights_sha256") if path.exists() else None
+    return json.dumps(found, sort_keys=True) if found else None
+
+
+def stamp(folder: str | os.PathLike) -> str | None:
+    """The hashes of the weights that the remembered texts trained; None where they are not known."""
+    path = Path(folder) / FILE
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("trained")
 
 
 def is_used(folder: str | os.PathLike, numbers: Tensor) -> dict[str, Tensor]:

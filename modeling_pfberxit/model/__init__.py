@@ -24,7 +24,8 @@ In reading order:
 20. `configuration_pfberxit`: every knob, its default and its check.
 21. `checkpoints`: the parts of a model, loading and saving.
 22. `persistence`: files of checkpoints and encoders, hashes.
-23. `identity`: encoders compared by their bytes, models by the values they were built from.
-24. `load_options`: options of a load, kinds of checkpoints.
-25. `validation`: checks of single values, tracers, the fields of a policy.
+23. `certified`: certificates, left behind where the weights are others.
+24. `identity`: encoders compared by their bytes, models by the values they were built from.
+25. `load_options`: options of a load, kinds of checkpoints.
+26. `validation`: checks of single values, tracers, the fields of a policy.
 """

@@ -327,7 +327,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:
-            self.config.weights_sha256 = record_hashes(save_directory)
+            record_hashes(self.config, save_directory)
             if push_to_hub:
                 hub.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
                 hub |= {name: kwargs[name] for name in ("token", "max_shard_size") if name in kwargs}

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .backbones import build_backbone, num_depths, shape_of
+from .certified import leave_behind
 from .exit_policy import configured_policy
 from .exits import REGRESSION, SINGLE_LABEL
 from .strategies import learns_weights, refuse_unlearned
@@ -278,6 +279,7 @@ def drop_measured(stored: PreTrainedConfig, wanted: PreTrainedConfig, given: Ite
     Args:
         given: fields that were set for this load; they are left as they are.
     """
+    leave_behind(wanted, stored.weights_sha256)
     had, layers = stored_depths(stored), stored_depths(wanted)
     gone, new_heads = set(had) - set(layers), wanted.num_labels != stored.num_labels
     if layers == had and not new_heads:

@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .backbones import pooler_option, shape_of
+from .certified import SECTION, leave_behind, warn_of_training
 from .heads import read_tensors
 from .identity import changes, check_blueprint, difference, identify, identity_of, is_shared
 from .load_options import SHARED_OPTIONS, read_encoder
@@ -55,11 +56,13 @@ def weight_files(name: str | os.PathLike, **options: Any) -> list[str]:
     return [cached_file(name, shard, **options) for shard in shards]
 
 
-def record_hashes(folder: str | os.PathLike) -> dict[str, str]:
-    """Write the hashes of a saved checkpoint's weights into its config.json, in one move."""
-    hashes = {path.name: sha256_of(path) for path in sorted(Path(folder).glob("model*.safetensors"))}
-    update_config(folder, weights_sha256=hashes)
-    return hashes
+def record_hashes(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
+    """Write the hashes of a saved checkpoint's weights into its config; certificates of other weights go."""
+    config.weights_sha256 = {path.name: sha256_of(path) for path in sorted(Path(folder).glob("model*.safetensors"))}
+    leave_behind(config, config.weights_sha256)
+    update_config(folder, weights_sha256=config.weights_sha256, operating_points=config.operating_points)
+    if not any("certificate" in point for point in config.operating_points.values()):
+        clear_card(Path(folder) / "README.md")
 
 
 def update_config(folder: str | os.PathLike, **fields: Any) -> None:
@@ -68,6 +71,14 @@ def update_config(folder: str | os.PathLike, **fields: Any) -> None:
     config = json.loads(path.read_text(encoding="utf-8")) | fields
     with replacing(path) as draft:
         draft.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def clear_card(path: Path) -> None:
+    """Take what a card says of certificates out of it."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if SECTION.search(text):
+        with replacing(path) as draft:
+            draft.write_text(SECTION.sub("", text).rstrip() + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -290,6 +301,7 @@ def check_trainable(model: nn.Module) -> None:
             "backbone: must be frozen while another model shares its weights; "
             "model.backbone = copy.deepcopy(model.backbone) gives this model its own."
         )
+    warn_of_training(model.config)
     if model.config.adapter_only and not in_use(model):  # PEFT saves what it trains itself
         check_adapter_only(model, contents=False)
 

@@ -55,11 +55,18 @@ class Study:
             self.sources[task] = Source.read(self.dataset, task, **self.columns)
         return self.sources[task]
 
+    def runs(self, task: str) -> list[Run]:
+        """A task's runs, one for every seed."""
+        return [Run(self.source(task), self.backbone, seed, self.budget) for seed in self.seeds]
+
     def models(self, knobs: dict[str, Any], task: str) -> list[tuple[PFBerxitConfig, Trained]]:
         """The config and recordings of one variant on one task, for every seed."""
+        return [self.model(knobs, run) for run in self.runs(task)]
+
+    def model(self, knobs: dict[str, Any], run: Run) -> tuple[PFBerxitConfig, Trained]:
+        """The config and recordings of one variant and run."""
         config = PFBerxitConfig.from_backbone(self.backbone, **{**COMMON, **knobs})
-        runs = (Run(self.source(task), self.backbone, seed, self.budget) for seed in self.seeds)
-        return [(config, trained(self.folder, run, config, self.say)) for run in runs]
+        return config, trained(self.folder, run, config, self.say)
 
     def judged(self, task: str) -> list[tuple[PFBerxitConfig, Trained]]:
         """PF-BERxiT with learning-to-exit heads and prototypes, so that every criterion can judge the same model.

@@ -1,7 +1,8 @@
 """The tables and figures of PF-BERxiT's paper, ours beside the printed values.
 
 Every table is a set of variants, each trained once per task and seed and kept, as in `compare`; a training that several
-tables need is shared. `frontiers` and `points` go beyond the paper: the scores of every rule on its model.
+tables need is shared. `frontiers` and `points` go beyond the paper: the scores of every rule on its model. `retrofits`
+and `texts` have nothing of it but the folder of trainings: classifiers that one has, made faster without labels.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ from ..evaluation.tables import header, line, point_cell, spread
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
-from . import gap, operating_points, paper_values
+from . import gap, operating_points, paper_values, retrofits
 from .batch_sizes import GOALS, table6
 from .comparison_table import points
 from .paper_study import DIMENSIONS, PLACEMENTS, RULES, VARIANTS, Study
@@ -142,6 +143,8 @@ ITEMS = {
     "frontiers": frontiers,
     "points": operating_points.points,
     "gap": lambda study: gap.gap(study, {**gap.ALL_WEIGHTS, **gap.VARIANTS}, "gap"),
+    "retrofits": retrofits.retrofits,
+    "texts": retrofits.texts,
 }
 
 

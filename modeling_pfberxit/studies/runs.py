@@ -84,7 +84,7 @@ def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recor
     # Without the policy: nothing of it is trained, and a model without criterion runs to its last layer.
     model = new_model(config, task, system=None, exit_criterion=None, exit_threshold=None)
     if not run.budget.dropout:
-        drop_nothing(model)
+        drop_nothing(model.backbone)
     if not torch.cuda.is_available():
         # On CPU the backward pass of the fused attention is the slowest part of a step.
         model.set_attn_implementation("eager")
@@ -105,11 +105,20 @@ def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recor
     return record(model, held_out, **facts), record(model, evaluation, **facts)
 
 
-def drop_nothing(model: PFBerxitForSequenceClassification) -> None:
-    """Switch the encoder's dropout off."""
-    for module in model.backbone.modules():
+def drop_nothing(encoder: nn.Module) -> None:
+    """Switch an encoder's dropout off."""
+    for module in encoder.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+
+
+def further_rows(run: Run, most: int) -> Dataset:
+    """Rows of the training split that `split_rows` leaves, so many at most."""
+    data, budget = run.source.data["train"].shuffle(seed=run.seed), run.budget
+    start = budget.held_out + budget.rows
+    if not budget.rows or start >= len(data):
+        refuse("rows", budget.rows, f"fewer than the {len(data) - budget.held_out} there are: the others are texts")
+    return data.select(range(start, min(len(data), start + most)))
 
 
 def split_rows(run: Run) -> tuple[Dataset, Dataset, Dataset]:

@@ -82,15 +82,21 @@ def trained(folder: Path, run: Run, config: PFBerxitConfig, say: Callable[[str],
 
 def key_of(run: Run, config: PFBerxitConfig) -> dict[str, Any]:
     """All that goes into a training, by content, in values of JSON."""
+    trained = {name: value for name, value in sorted(config.to_dict().items()) if name not in ASIDE}
+    return content_of(run, config.base_model_name_or_path, config.base_model_revision, config=trained)
+
+
+def content_of(run: Run, encoder: str | None, revision: str | None = None, **what: Any) -> dict[str, Any]:
+    """A run's encoder, data and budget by content, and `what` is done with them, in values of JSON."""
     task = run.source.task
     key = {
         "format": FORMAT,
-        "encoder": encoder_content(config.base_model_name_or_path, config.base_model_revision),
+        "encoder": encoder_content(encoder, revision),
         "data": run.source.sha256,
         "task": {"problem_type": task.problem_type, "labels": task.labels},
-        "config": {name: value for name, value in sorted(config.to_dict().items()) if name not in ASIDE},
         "budget": run.budget.stated(),
         "seed": run.seed,
+        **what,
     }
     return json.loads(json.dumps(key))
 
@@ -147,7 +153,12 @@ def cached(folder: Path, key: dict[str, Any], train: Callable[[], tuple[Recordin
 
 def entry(folder: Path, key: dict[str, Any]) -> Path:
     """The path of a key's entry, whether there is one or not."""
-    return folder / "recordings" / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return folder / "recordings" / name_of(key)
+
+
+def name_of(key: dict[str, Any]) -> str:
+    """A folder's name for a key."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def write(place: Path, key: dict[str, Any], recordings: tuple[Recording, Recording]) -> None:

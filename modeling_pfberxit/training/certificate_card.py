@@ -1,16 +1,14 @@
 """Certificates in a model card: what is promised, in plain words, with what it rests on."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.certificates import in_words
 from ..evaluation.tables import table
+from ..model.certified import SECTION, TITLE
 from ..model.exit_policy import POLICY_CHECKS, ExitPolicy, describe
 from ..model.persistence import replacing
 
-TITLE = "## What is certified"
-SECTION = re.compile(rf"^{re.escape(TITLE)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 CLOSING = (
     "A certificate speaks of texts like those it was made on, whatever the answers of full depth are worth; it says "
     "nothing of other texts, of other lengths, or of a model that was trained further."
@@ -52,10 +50,14 @@ def rule_in_words(point: dict[str, Any]) -> str:
     return f"Its rule, {describe(policy)}, saved {100 * point['layers_saved']:.0f} % of the layers of these texts."
 
 
-def add_section(folder: str | Path, points: dict[str, dict[str, Any]]) -> None:
-    """Put the section into the card of a saved model, in place of an earlier one; without a card, begin one."""
+def add_section(folder: str | Path, points: dict[str, dict[str, Any]], name: str | None = None) -> None:
+    """Put the section into the card of a saved model, in place of an earlier one; without a card, begin one.
+
+    Args:
+        name: of the model; None: the folder's.
+    """
     path = Path(folder) / "README.md"
-    text = path.read_text(encoding="utf-8") if path.exists() else f"# {path.parent.resolve().name}\n"
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# {name or path.parent.resolve().name}\n"
     rest = SECTION.sub("", text).rstrip()
     with replacing(path) as draft:
         draft.write_text(f"{rest}\n\n{section(points)}".rstrip() + "\n", encoding="utf-8")
