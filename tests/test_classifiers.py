@@ -236,6 +236,18 @@ def test_inner_exits_may_be_other_heads(pooler, pooling, classifier):
     torch.testing.assert_close(model(**batch).logits, stock_logits(classifier, batch), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["bos", "late"])
+def test_eurobert_s_head_reads_what_its_config_says_or_is_refused(pooling, tmp_path):
+    folder, batch = save_classifier(tmp_path, "eurobert", classifier_pooling=pooling), tiny_batch(4)
+    if pooling == "late":
+        with pytest.raises(ValueError, match="classifier_pooling='late'"):
+            from_classifier(folder)
+    else:
+        torch.testing.assert_close(
+            from_classifier(folder)(**batch).logits, stock_logits(folder, batch), rtol=1e-4, atol=1e-5
+        )
+
+
 def test_every_description_is_the_stock_heads():
     from transformers import DebertaV2Config, ModernBertConfig
 

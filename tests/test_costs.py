@@ -6,9 +6,10 @@ import pytest
 import torch
 from tiny import hooked, tiny_batch, tiny_config, tiny_model
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AlbertConfig, BertConfig
 
-from modeling_pfberxit import PFBerxitConfig
+from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.frontier import sweep
 from modeling_pfberxit.evaluation.macs import adapter_macs, depth_macs, exit_macs, layer_macs, token_macs
 from modeling_pfberxit.evaluation.recording import Recording
@@ -49,6 +50,20 @@ def test_the_linear_part_is_what_the_linear_modules_do(family):
     encoder, d, heads = model.backbone.config, 32, 4
     beside = heads * 2 * tokens * tokens + 2 * tokens * tokens * d + 2 * 2 * tokens * d  # attention and norms
     assert sum(seen) == 6 * (layer_macs(encoder, tokens) - beside)
+
+
+@pytest.mark.parametrize("kinds", [["c2p"], ["p2c"], ["c2p", "p2c"]])
+def test_products_with_distances_cost_what_deberta_multiplies(kinds):
+    tokens, batch, counted = 11, tiny_batch(1, longest=11, shortest=11), {}
+    for relative in (True, False):
+        encoder = tiny_config("deberta-v2", relative_attention=relative, pos_att_type=kinds)
+        model = PFBerxitForSequenceClassification.from_backbone(encoder, adapter_placement="none").eval()
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            model(**batch)
+        bmm = sum(n for operation, n in counter.get_flop_counts()["Global"].items() if "bmm" in str(operation))
+        counted[relative] = bmm / 2, layer_macs(model.backbone.config, tokens)
+    (seen, layer), (seen_without, layer_without) = counted[True], counted[False]
+    assert seen - seen_without == 6 * (layer - layer_without) == 6 * len(kinds) * tokens * 2 * tokens * 32
 
 
 def linear_macs(model: torch.nn.Module, tokens: int) -> int:

@@ -22,7 +22,8 @@ from modeling_pfberxit.data.texts import Texts
 from modeling_pfberxit.evaluation.bounds import rows_needed
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.used_texts import used
-from modeling_pfberxit.training.exit_states import Pass
+from modeling_pfberxit.model.heads import POOLINGS, mean_weights
+from modeling_pfberxit.training.exit_states import Pass, States
 from modeling_pfberxit.training.retrofit_plan import labels_of, parts_of
 from modeling_pfberxit.training.retrofitted import retrofit
 from modeling_pfberxit.training.retrofitting import Training, kinds, learn, recorded
@@ -305,3 +306,11 @@ def test_pairs_and_repeated_texts(classifier, tmp_path):
     retrofit(classifier, str(path), tmp_path / "faster", columns={"text": "one", "pair": "two"}, differ=[0.3],
              training=Training(epochs=1), say=said.append)  # fmt: skip
     assert "320 different texts" in said[0]
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_a_record_is_read_by_every_pooling_as_an_exit_reads_the_states(name):
+    states, mask = torch.randn(3, 5, 4), torch.tensor([[1] * 5, [1] * 3 + [0] * 2, [1] + [0] * 4])
+    weights, lengths = mean_weights(mask, torch.float32), mask.sum(1)
+    record = States(POOLINGS["both"].pool(states, weights)[:, None], torch.zeros(3, 2), lengths, [1, 2])
+    assert torch.equal(record.read(0, name), POOLINGS[name].pool(states, weights))

@@ -68,7 +68,9 @@ CONFIGS = {
     "nomic_bert": lambda **changes: NomicBertConfig(**{**SIZES, **changes}),
     "gte": lambda **changes: GteConfig(**{**SIZES, "type_vocab_size": 2, **changes}),
     "jina_embeddings_v3": lambda **changes: JinaEmbeddingsV3Config(**{**SIZES, "type_vocab_size": 2, **changes}),
-    "eurobert": lambda **changes: EuroBertConfig(**{**SIZES, "num_key_value_heads": 2, **changes}),
+    "eurobert": lambda **changes: EuroBertConfig(
+        **{**SIZES, "num_key_value_heads": 2, "classifier_pooling": "mean", **changes}
+    ),
 }  # fmt: skip
 
 

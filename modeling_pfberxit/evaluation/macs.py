@@ -2,7 +2,8 @@
 
 A linear layer costs inputs x outputs per position, attention 2 for every pair of positions and head and 2 for each of
 its dimensions, a LayerNorm 2 per element; activations, biases and embeddings are free. One layer of 768 dimensions over
-128 tokens costs 931.9 million.
+128 tokens costs 931.9 million. Where scores hold products with a table of distances (DeBERTa), the distances that occur
+count; the table's own projection is the same for all rows, and does not.
 """
 
 from typing import TypeVar
@@ -26,8 +27,10 @@ def layer_macs(encoder: PreTrainedConfig, keys: Count, queries: Count | None = N
     q, n, d, heads = keys if queries is None else queries, keys, encoder.hidden_size, encoder.num_attention_heads
     shared = heads // (getattr(encoder, "num_key_value_heads", None) or heads)  # heads for one of keys and values
     projections = 2 * q * d * d + 2 * n * d * d // shared  # queries and output; keys and values
-    attention = heads * 2 * q * n + 2 * q * n * d
-    inner, linear_layers = family_of(encoder).ffn_sizes(encoder)
+    family = family_of(encoder)
+    of_queries, of_keys = family.distances(encoder)
+    attention = heads * 2 * q * n + 2 * q * n * d + (of_queries * q + of_keys * n) * (q + n) * d
+    inner, linear_layers = family.ffn_sizes(encoder)
     return projections + attention + linear_layers * q * d * inner + 2 * 2 * q * d
 
 

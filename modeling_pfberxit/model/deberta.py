@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
@@ -200,3 +200,9 @@ def deberta_containers(backbone: PreTrainedModel) -> list[nn.Module]:
     """The table of distances too is read, not called, as in the stock encoder."""
     own = (getattr(backbone.encoder, name, None) for name in ("rel_embeddings", "conv"))
     return [backbone.encoder, *(module for module in own if module is not None)]
+
+
+def deberta_distances(config: PreTrainedConfig) -> tuple[int, int]:
+    """How many products with the table of distances are in the scores, of queries and of keys."""
+    kinds = config.pos_att_type if config.relative_attention else ()
+    return int("c2p" in kinds), int("p2c" in kinds)

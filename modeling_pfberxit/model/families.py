@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .deberta import deberta_containers, deberta_context, deberta_layers
+from .deberta import deberta_containers, deberta_context, deberta_distances, deberta_layers
 from .encoder_layer import Context, EncoderLayer, Places, StockLayer, padding_alone, post_norm, same
 from .heads import (
     Head,
@@ -22,6 +22,7 @@ from .heads import (
     bert_head,
     deberta_head,
     distilbert_head,
+    eurobert_head,
     head_in_two,
     heads_of,
     modernbert_head,
@@ -106,6 +107,8 @@ class Family:
     ffn_sizes: Callable[[PreTrainedConfig], tuple[int, int]] = field(  # its width, and how many linear layers
         default=lambda config: (config.intermediate_size, 2)
     )
+    # How many products with the table of distances are in its scores, of queries and of keys.
+    distances: Callable[[PreTrainedConfig], tuple[int, int]] = lambda config: (0, 0)
     head: Callable[[PreTrainedConfig], Head] | None = None  # of its own classifier; None: not known
 
 
@@ -277,6 +280,7 @@ FAMILIES: dict[str, Family] = {
         sdpa=False,
         shape=(*BERT_SHAPE, *DEBERTA_SHAPE, "relative_attention", "max_relative_positions", "position_biased_input"),
         undeclared=(*DEBERTA_SHAPE, "norm_rel_ebd", "conv_act", "conv_groups", "pooler_hidden_size", "cls_dropout"),
+        distances=deberta_distances,
         head=deberta_head,
     ),
     "nomic_bert": replace(ROTARY, ffn_sizes=gated, head=partial(bert_head, encoder="nomic_bert")),
@@ -305,6 +309,7 @@ FAMILIES: dict[str, Family] = {
         check=fixed_rotation,
         shape=(*ROTARY_SHAPE, "num_key_value_heads", "head_dim", "hidden_act"),
         ffn_sizes=gated,
+        head=eurobert_head,
     ),
 }
 

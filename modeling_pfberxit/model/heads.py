@@ -165,7 +165,10 @@ def heads_of(config: PreTrainedConfig, encoder: PreTrainedConfig, exits: int, st
     check_heads(config)
     inner = POOLERS[config.exit_pooler](config, encoder, stock)
     if config.last_exit == "classifier":
-        return [inner] * (exits - 1) + [stock(encoder)]
+        last = stock(encoder)
+        if last.pooling not in POOLINGS:
+            refuse("classifier_pooling", last.pooling, "one that pools states; this one judges every token on its own")
+        return [inner] * (exits - 1) + [last]
     return [inner] * (1 if config.exit_shared else exits)
 
 
@@ -231,6 +234,12 @@ def modernbert_head(config: PreTrainedConfig) -> Head:
         config.classifier_pooling, config.hidden_size, config.classifier_activation, "out", config.classifier_dropout,
         bias=config.classifier_bias, norm_bias=config.norm_bias, norm_eps=config.norm_eps, names=names,
     )  # fmt: skip
+
+
+def eurobert_head(config: PreTrainedConfig) -> Head:
+    """Pooling by the config, dense, GELU, linear."""
+    pooling = {"bos": "cls"}.get(config.classifier_pooling, config.classifier_pooling)
+    return replace(stock_head(config, "dense", "classifier", "gelu"), pooling=pooling)
 
 
 def deberta_head(config: PreTrainedConfig) -> Head:

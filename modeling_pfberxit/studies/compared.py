@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..model.adapters import GENERATORS
 from ..model.backbones import num_depths
 from ..model.configuration_pfberxit import PFBerxitConfig
 
@@ -13,7 +14,7 @@ def compared_config(system: str, backbone: str, **knobs: Any) -> PFBerxitConfig:
     """A system's config for the comparison; with late prompts, exits are above the layer that prompts join at."""
     config = PFBerxitConfig.for_system(system, backbone, **{**COMMON, **knobs})
     layers = num_depths(config.encoder_config())
-    if config.prompt_generator != "none":
+    if GENERATORS[config.prompt_generator] is not None:
         config.exit_layers = list(range(config.prompt_layer + 1, layers + 1))
         config.exit_criterion = "entropy"
     return config

@@ -82,12 +82,11 @@ def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recor
     held_out, rows, evaluation = (encode(task, part, tokenizer, run.budget.max_length) for part in split_rows(run))
     set_seed(run.seed)
     # Without the policy: nothing of it is trained, and a model without criterion runs to its last layer.
-    model = new_model(config, task, system=None, exit_criterion=None, exit_threshold=None)
+    # On CPU the backward pass of the fused attention is the slowest part of a step.
+    attention = {} if torch.cuda.is_available() else {"attn_implementation": "eager"}
+    model = new_model(config, task, system=None, exit_criterion=None, exit_threshold=None, **attention)
     if not run.budget.dropout:
         drop_nothing(model.backbone)
-    if not torch.cuda.is_available():
-        # On CPU the backward pass of the fused attention is the slowest part of a step.
-        model.set_attn_implementation("eager")
     if model.token_exits is not None:
         fit_by_frequency(model, rows, tokenizer.all_special_ids, config.token_exit_range)
     started = time.perf_counter()

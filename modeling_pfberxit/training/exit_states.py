@@ -58,9 +58,8 @@ class States:
 
     def read(self, number: int, pooling: str) -> Tensor:
         """What exit `number` (0-based) pools of the rows, (N, d) or (N, 2 d)."""
-        size = self.pooled.shape[-1] // 2
-        part = {"cls": slice(0, size), "mean": slice(size, None), "both": slice(None)}
-        return self.pooled[:, number, part[pooling]]
+        kept = self.pooled[:, number].unflatten(-1, (2, -1))  # as a row of two tokens, of which the second is the mean
+        return POOLINGS[pooling].pool(kept, kept.new_tensor([[0.0, 1.0]]).expand(len(self), 1, 2))
 
 
 class Pass:
