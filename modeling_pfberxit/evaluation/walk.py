@@ -1,7 +1,7 @@
 """One text's walk through the layers: what every exit answers, and where it leaves under any threshold and patience.
 
-A row's decision changes with tau only where tau passes one of its scores. So replays at these few values tell what every
-other value would do.
+A row's decision changes with tau only where tau passes one of its scores. So replays at these few values tell what
+every other value would do.
 """
 
 from __future__ import annotations

@@ -15,8 +15,10 @@ from starlette.exceptions import HTTPException
 from ..export.metadata import library_version
 from .bodies import Invalid
 from .documents import KINDS
+from .layers import layers_of
 from .limits import Guard
 from .outcomes import Busy, Closed, Failed, Late
+from .page import page_of
 from .routes import routes_of
 from .service import Service
 
@@ -42,7 +44,8 @@ def make_app(service: Service, drain: float = 30.0) -> FastAPI:
     )  # fmt: skip
     for kind in ERRORS:
         app.add_exception_handler(kind, refusal)
-    app.include_router(routes_of(service))
+    for router in (routes_of(service), layers_of(service), page_of()):
+        app.include_router(router)
     return app
 
 

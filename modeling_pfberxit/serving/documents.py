@@ -55,12 +55,12 @@ class Info(BaseModel):
 
 REASONS = {
     400: "no JSON", 404: "no such model", 408: "sent too slowly", 413: "too large, too many or too long",
-    422: "a field is wrong", 429: "the queue is full", 500: "the model failed", 503: "not ready, or shutting down",
-    504: "not in time",
+    422: "a field is wrong", 429: "the queue is full", 500: "the model failed", 501: "not of an exported file",
+    503: "not ready, or shutting down", 504: "not in time",
 }  # fmt: skip
 KINDS = {
     400: "Malformed", 404: "NotFound", 405: "MethodNotAllowed", 413: "Validation", 422: "Validation",
-    429: "Overloaded", 500: "Backend", 503: "Unhealthy", 504: "Timeout",
+    429: "Overloaded", 500: "Backend", 501: "NotImplemented", 503: "Unhealthy", 504: "Timeout",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-OPEN = ("/health",)  # asked by those who start and stop servers, without a token
+OPEN = {("GET", "/health"), ("GET", "/")}  # without a token: for those who start and stop servers; the empty page
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Guard:
 
     def check_token(self, scope: Scope) -> None:
         """Refuse a request without the token."""
-        if self.limits.token is None or scope["path"] in OPEN:
+        if self.limits.token is None or (scope["method"], scope["path"]) in OPEN:
             return
         given = header(scope, b"authorization")
         expected = f"Bearer {self.limits.token}".encode()
