@@ -1,19 +1,24 @@
 """`pfberxit reproduce gap`: variants beside training all weights, on the same rows and seeds."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tiny import save_backbone
 
 from modeling_pfberxit import PFBerxitConfig
 from modeling_pfberxit.evaluation.frontier import drawn_weights
+from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.model.exit_policy import FULL_DEPTH
+from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from modeling_pfberxit.studies import gap, runs, trainings
 from modeling_pfberxit.studies.gap import VARIANTS
 from modeling_pfberxit.studies.paper_study import Study
 from modeling_pfberxit.studies.runs import Budget, Run
+from modeling_pfberxit.studies.teacher import softened
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT still asks for it
 BUDGET = Budget(rows=24, epochs=1, held_out=40, batch_size=8)
@@ -69,11 +74,10 @@ def test_a_variant_s_budget_is_part_of_the_key_and_the_usual_one_changes_no_key(
 def test_layers_learn_at_their_own_rates(study, tmp_path):
     run = Run(study.source("intent"), study.backbone, 1, replace(BUDGET, learning_rate=1e-3, depth_rate=0.5))
     config = PFBerxitConfig.from_backbone(study.backbone)
-    task = run.source.task
     tokenizer = runs.new_tokenizer(run.backbone)
-    rows = runs.encode(task, runs.split_rows(run)[1], tokenizer)
-    model = runs.new_model(config, task)
-    optimizer = runs.trainer_of(model, task, tokenizer, run, str(tmp_path), rows).create_optimizer()
+    rows = runs.encode(run.source.task, runs.split_rows(run)[1], tokenizer)
+    model = runs.new_model(config, run.source.task)
+    optimizer = runs.trainer_of(model, run, tokenizer, str(tmp_path), rows).create_optimizer()
     rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     depths = list(model.depths)
     for number, depth in enumerate(depths):
@@ -81,3 +85,20 @@ def test_layers_learn_at_their_own_rates(study, tmp_path):
     assert {rates[each] for each in model.exits.parameters()} == {1e-3}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(rates)
     assert {id(each) for each in rates} == {id(each) for each in model.parameters() if each.requires_grad}
+
+
+def test_a_teacher_s_answers_are_a_share_of_the_labels():
+    logits, lengths = torch.tensor([[[0.0, 9.0], [0.0, math.log(3)]]]), torch.ones(1)
+    classes = Recording(Evidence(logits), lengths, torch.tensor([0]), [1, 2], SINGLE_LABEL)
+    assert softened(classes, 0.5)[0].tolist() == pytest.approx([0.5 + 0.5 * 0.25, 0.5 * 0.75])
+    labels = Recording(Evidence(logits), lengths, torch.tensor([[1.0, 0.0]]), [1, 2], MULTI_LABEL)
+    assert softened(labels, 0.5)[0].tolist() == pytest.approx([0.5 + 0.5 * 0.5, 0.5 * 0.75])
+    values = Recording(Evidence(logits[..., 1:]), lengths, torch.tensor([2.0]), [1, 2], REGRESSION)
+    assert softened(values, 0.25).item() == pytest.approx(0.75 * 2 + 0.25 * math.log(3))
+
+
+@pytest.mark.parametrize("task", ["intent", "urgency"])
+def test_a_taught_model_learns_from_softened_labels_and_is_judged_by_the_true_ones(task, study):
+    run = Run(study.source(task), study.backbone, 1, replace(BUDGET, teacher=0.5, beside="lora"))
+    held_out, reported = runs.train_and_record(run, PFBerxitConfig.from_backbone(study.backbone))
+    assert reported.known_labels.dim() == 1 and len(held_out) == BUDGET.held_out

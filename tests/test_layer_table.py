@@ -83,7 +83,7 @@ def test_a_stage_that_moves_exits_alone_takes_large_steps(run, tmp_path, system,
     config = PFBerxitConfig.from_backbone(compared_config(system, run.backbone), training_stage=stage)
     task, tokenizer = run.source.task, new_tokenizer(run.backbone)
     model = new_model(config, task)
-    arguments = trainer_of(model, task, tokenizer, run, str(tmp_path), encode(task, split_rows(run)[1], tokenizer)).args
+    arguments = trainer_of(model, run, tokenizer, str(tmp_path), encode(task, split_rows(run)[1], tokenizer)).args
     assert arguments.learning_rate == rate
     assert (arguments.per_device_train_batch_size, arguments.num_train_epochs, arguments.seed) == (4, 2.0, 3)
 

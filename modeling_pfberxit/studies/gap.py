@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "exits in turns": {"training_strategy": "alternating"},
     "last exit first": {"training_strategy": "two_stage"},
     "exits taught by the last": {"distillation": 0.5},
+    "taught by all weights": {"teacher": 0.5},
 }
 NOTE = """\
 Differences are in points, from *{reference}* on the same rows and seeds, with 95 % intervals, rows{seeds} drawn anew

@@ -2,20 +2,22 @@
 
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from ..data.source import Source
-from ..data.tasks import Task, encode
+from ..data.tasks import encode
 from ..evaluation.macs import token_macs
 from ..evaluation.recording import Recording, record
 from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.exits import SINGLE_LABEL
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.strategies import in_last_stage
 from ..model.validation import refuse
@@ -24,9 +26,11 @@ from ..training.model_card import display_name
 from ..training.strategies import train
 from ..training.token_exits import fit_by_frequency
 from .beside import with_peft
+from .teacher import TEACHER, taught
 
 # Fields of a budget that came later, and what had been before.
-AS_EVER = {"max_length": 128, "learning_rate": None, "depth_rate": 1.0, "beside": None}
+TRAINED_AS_USUAL = {"learning_rate": None, "depth_rate": 1.0, "beside": None}
+AS_EVER = {"max_length": 128, "teacher": 0.0, **TRAINED_AS_USUAL}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Budget:
     learning_rate: float | None = None  # None: the usual one of adapters, or of all weights
     depth_rate: float = 1.0  # what the rate of a layer is, times that of the layer above
     beside: str | None = None  # what PEFT trains in the encoder, an entry of `BESIDE`
+    teacher: float = 0.0  # share of the labels that a model has said all of whose weights learned the same rows
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epochs", float(self.epochs))  # 3 and 3.0 are one budget, and one training
@@ -77,23 +82,15 @@ class Run:
 
 def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recording]:
     """Train one model, and record its exits on the held-out and on the evaluation rows."""
-    task = run.source.task
     tokenizer = new_tokenizer(run.backbone, config.base_model_revision)
-    held_out, rows, evaluation = (encode(task, part, tokenizer, run.budget.max_length) for part in split_rows(run))
-    set_seed(run.seed)
-    # Without the policy: nothing of it is trained, and a model without criterion runs to its last layer.
-    # On CPU the backward pass of the fused attention is the slowest part of a step.
-    attention = {} if torch.cuda.is_available() else {"attn_implementation": "eager"}
-    model = new_model(config, task, system=None, exit_criterion=None, exit_threshold=None, **attention)
-    if not run.budget.dropout:
-        drop_nothing(model.backbone)
-    if model.token_exits is not None:
-        fit_by_frequency(model, rows, tokenizer.all_special_ids, config.token_exit_range)
+    encoded = (encode(run.source.task, part, tokenizer, run.budget.max_length) for part in split_rows(run))
+    held_out, rows, evaluation = encoded
     started = time.perf_counter()
-    whole = with_peft(model, run.budget.beside) if run.budget.beside else model
-    with tempfile.TemporaryDirectory() as scratch:
-        runs = train(model, lambda: trainer_of(whole, task, tokenizer, run, scratch, rows))
-    model = whole.merge_and_unload() if run.budget.beside else model
+    if run.budget.teacher:
+        alone = replace(run, budget=replace(run.budget, teacher=0.0, **TRAINED_AS_USUAL))
+        teacher, _ = fitted(alone, PFBerxitConfig.from_backbone(config, **TEACHER), tokenizer, rows)
+        rows = taught(rows, teacher, run.budget.teacher)
+    model, runs = fitted(run, config, tokenizer, rows)
     facts = {
         **run.facts(),
         "train_rows": len(rows),
@@ -102,6 +99,27 @@ def train_and_record(run: Run, config: PFBerxitConfig) -> tuple[Recording, Recor
         **token_facts(model, evaluation),
     }
     return record(model, held_out, **facts), record(model, evaluation, **facts)
+
+
+def fitted(
+    run: Run, config: PFBerxitConfig, tokenizer: PreTrainedTokenizerBase, rows: Dataset
+) -> tuple[PFBerxitForSequenceClassification, list[Trainer]]:
+    """A trained model, and the trainers after their runs."""
+    set_seed(run.seed)
+    # On CPU the backward pass of the fused attention is the slowest part of a step.
+    attention = {} if torch.cuda.is_available() else {"attn_implementation": "eager"}
+    # Without the policy: nothing of it is trained, and a model without criterion runs to its last layer.
+    model = new_model(config, run.source.task, system=None, exit_criterion=None, exit_threshold=None, **attention)
+    if not run.budget.dropout:
+        drop_nothing(model.backbone)
+    if model.token_exits is not None:
+        fit_by_frequency(model, rows, tokenizer.all_special_ids, config.token_exit_range)
+    if run.source.task.problem_type == SINGLE_LABEL and isinstance(rows[0]["labels"], list):
+        model.exit_loss = cross_entropy  # takes probabilities of classes as labels
+    whole = with_peft(model, run.budget.beside) if run.budget.beside else model
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = train(model, lambda: trainer_of(whole, run, tokenizer, scratch, rows))
+    return whole.merge_and_unload() if run.budget.beside else model, runs
 
 
 def drop_nothing(encoder: nn.Module) -> None:
@@ -132,9 +150,8 @@ def split_rows(run: Run) -> tuple[Dataset, Dataset, Dataset]:
 
 
 def trainer_of(
-    model: PFBerxitForSequenceClassification, task: Task, tokenizer: PreTrainedTokenizerBase, run: Run, folder: str,
-    rows: Dataset,
-) -> Trainer:  # fmt: skip
+    model: PFBerxitForSequenceClassification, run: Run, tokenizer: PreTrainedTokenizerBase, folder: str, rows: Dataset
+) -> Trainer:
     """A stock `Trainer` with the budget; a stage that trains only exits has the learning rate of new parameters."""
     config, budget = model.config, run.budget
     everything = config.train_backbone and not in_last_stage(config)
@@ -144,7 +161,7 @@ def trainer_of(
         **{"learning_rate": budget.learning_rate} if budget.learning_rate and not in_last_stage(config) else {},
     )  # fmt: skip
     start_at_base_rates(model, rows["labels"])
-    trainer = new_trainer(model, task, tokenizer, arguments, rows)
+    trainer = new_trainer(model, run.source.task, tokenizer, arguments, rows)
     if budget.depth_rate != 1.0:
         slow_down(trainer, budget.depth_rate)
     return trainer
