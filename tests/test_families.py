@@ -1,5 +1,8 @@
 """Encoders that are not BERT-shaped: norms in front, rotated or gated halves, local layers; against stock."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -237,3 +240,32 @@ def test_every_family_names_fields_its_config_has():
 def test_a_config_of_an_older_modernbert_is_read():
     config = ModernBertConfig(global_attn_every_n_layers=2, num_hidden_layers=4)
     assert PFBerxitConfig.from_backbone(config, exit_layers="global").exit_depths(4) == [1, 3, 4]
+
+
+LONG = """
+import resource, sys, torch
+from transformers import AutoModel, ModernBertConfig
+from modeling_pfberxit import PFBerxitForSequenceClassification
+config = ModernBertConfig(hidden_size=64, num_attention_heads=2, num_hidden_layers=3, intermediate_size=96,
+                          vocab_size=99, pad_token_id=0)
+ours = sys.argv[1] == "ours"
+model = PFBerxitForSequenceClassification.from_backbone(config) if ours else AutoModel.from_config(config)
+model.eval()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ids, seen = torch.randint(5, 99, (1, 8192)), []
+for tokens in (64, 4096, 8192):
+    with torch.inference_mode():
+        model(input_ids=ids[:, :tokens], attention_mask=torch.ones(1, tokens, dtype=torch.long))
+    seen.append(peak())
+print(seen[1] - seen[0], seen[2] - seen[0])
+"""
+
+
+@pytest.mark.slow
+def test_rows_of_8192_tokens_take_no_more_memory_than_the_stock_model_s():
+    def grown(model: str) -> list[int]:
+        done = subprocess.run([sys.executable, "-c", LONG, model], capture_output=True, text=True, check=True)
+        return [int(each) for each in done.stdout.split()]
+
+    (half, whole), (stock_half, stock_whole) = grown("ours"), grown("stock")
+    assert half < 1.1 * stock_half and whole < 1.1 * stock_whole

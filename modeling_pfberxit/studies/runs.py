@@ -29,7 +29,7 @@ from .beside import with_peft
 from .teacher import TEACHER, taught
 
 # Fields of a budget that came later, and what had been before.
-TRAINED_AS_USUAL = {"learning_rate": None, "depth_rate": 1.0, "beside": None}
+TRAINED_AS_USUAL: dict[str, Any] = {"learning_rate": None, "depth_rate": 1.0, "beside": None}
 AS_EVER = {"max_length": 128, "teacher": 0.0, **TRAINED_AS_USUAL}
 
 
