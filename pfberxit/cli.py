@@ -10,7 +10,7 @@ from importlib import import_module
 
 COMMANDS = (
     "quickstart", "train", "retrofit", "predict", "suitability", "table", "compare", "frontier", "report", "elue",
-    "calibrate", "certify", "precision", "reproduce", "benchmark", "export", "serve",
+    "calibrate", "certify", "precision", "reproduce", "benchmark", "export", "serve", "traffic",
 )  # fmt: skip
 
 

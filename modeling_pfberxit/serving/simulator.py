@@ -19,6 +19,7 @@ from ..model.exit_policy import ExitPolicy
 from ..model.validation import refuse
 from .batch_times import BatchTimes
 from .batching import Limits, Waiting, form
+from .traffic import Run
 
 TICK = 1e-9  # seconds by which a worker looks too late, so that rounding cannot have it look too early
 
@@ -66,35 +67,6 @@ class Worker:
     steering: Steering
     queue: list[int] = field(default_factory=list)
     running: int = 0  # rows in its batch
-
-
-@dataclass
-class Run:
-    """What became of M requests; NaN, 0 and an empty name where one was refused.
-
-    Args:
-        seconds: of the trace.
-        arrivals, latency: seconds, (M,).
-        layers: executed, (M,).
-        differs: from full depth, (M,).
-        rungs: that answered, (M,).
-        busy: seconds that workers ran batches, in all.
-    """
-
-    seconds: float
-    arrivals: np.ndarray
-    latency: np.ndarray
-    layers: np.ndarray
-    differs: np.ndarray
-    rungs: np.ndarray
-    busy: float = 0.0
-
-    @classmethod
-    def of(cls, arrivals: np.ndarray, seconds: float) -> Run:
-        """Before anything was answered."""
-        many = len(arrivals)
-        nothing = np.zeros(many, int), np.zeros(many, bool), np.full(many, "", object)
-        return cls(seconds, arrivals, np.full(many, np.nan), *nothing)
 
 
 class Simulator:

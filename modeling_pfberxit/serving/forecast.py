@@ -1,0 +1,103 @@
+"""From a saved model and texts like those it will be asked: what a simulation needs to know of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ..data.texts import encode_texts
+from ..evaluation.certifying import origin
+from ..evaluation.clock import measure_clock
+from ..evaluation.recording import record
+from ..evaluation.saved_model import load_model, tokens_read
+from ..model.exit_policy import FULL_DEPTH, requested_policy
+from ..model.persistence import replacing
+from .batch_times import BatchTimes, fitted
+from .ladder import FULL, Ladder, ladder_of
+from .simulator import Texts, texts_of
+
+BATCHES, LENGTHS = (1, 4, 16), (16, 64, 128)  # that the clock times
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A model's ladder, what its rungs do with some texts, and the label that full depth gives each."""
+
+    ladder: Ladder
+    texts: Texts
+    answers: list[str]
+
+
+class Known:
+    """A saved model on the CPU, loaded once to be recorded and timed.
+
+    Args:
+        max_length: tokens of a text that are read; None: as its tokenizer was saved.
+    """
+
+    def __init__(self, name: str, max_length: int | None = None) -> None:
+        self.model, self.tokenizer = load_model(name, "cpu")
+        self.read = tokens_read(self.model, self.tokenizer, max_length)
+        facts = {**origin(self.model), "max_length": self.read}
+        self.ladder = ladder_of(self.model.config.operating_points, facts)
+
+    def forecast(self, rows: Dataset, names: Sequence[str]) -> Forecast:
+        """Run texts, in the columns `names`, to full depth once."""
+        config = self.model.config
+        recording = record(self.model, encode_texts(rows, tuple(names), self.tokenizer, self.read))
+        policies = {rung.name: requested_policy(rung.name, config) for rung in self.ladder if rung is not FULL}
+        tolerance = max(rung.tolerance for rung in self.ladder)
+        texts = texts_of(recording, {FULL.name: FULL_DEPTH, **policies}, tolerance)
+        best = recording.evidence.logits[:, -1].argmax(-1).tolist()
+        return Forecast(self.ladder, texts, [config.id2label[number] for number in best])
+
+    def times(self, repeats: int = 9) -> BatchTimes:
+        """Time batches of several sizes and lengths on this machine, and fit what each of their layers takes."""
+        lengths = [length for length in LENGTHS if length <= self.longest]
+        return fitted(measure_clock(self.model, BATCHES, lengths, repeats))
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that the encoder reads."""
+        from ..model.backbones import longest_input
+
+        return int(min(longest_input(self.model.config.encoder_config()), LENGTHS[-1]))
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def save_times(times: BatchTimes, path: str | Path, about: Mapping[str, Any]) -> None:
+    """Write what batches take, with what it was measured on, in one move."""
+    with replacing(Path(path)) as draft:
+        draft.write_text(json.dumps({**asdict(times), **about}, indent=1) + "\n", encoding="utf-8")
+
+
+def load_times(path: str | Path) -> BatchTimes:
+    """Read it back.
+
+    Raises:
+        OSError: no such file, or another kind.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        return BatchTimes(tuple(found["layer"]), tuple(found["fixed"]))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise OSError(f"{path}: truncated, or not what batches take ({error}).") from error
+
+
+def asked_of(rows: Dataset, names: Sequence[str]) -> list[str | tuple[str, str]]:
+    """Texts or pairs as requests send them."""
+    columns = [rows[name] for name in names]
+    return list(columns[0]) if len(columns) == 1 else list(zip(*columns))
+
+
+def drawn(texts: int, requests: int, seed: int = 0) -> np.ndarray:
+    """Which text each request asks, as the simulator draws them, (M,)."""
+    return np.random.default_rng(seed).integers(texts, size=requests)

@@ -1,0 +1,138 @@
+"""Real traffic against a server: requests leave when their trace says so, whether or not others were answered.
+
+Latency counts from the moment a request was due, so that a server which holds up the generator is not flattered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+import aiohttp
+import numpy as np
+
+from ..model.validation import refuse
+from .traffic import Run
+
+LEAD = 0.2  # seconds before the first request
+CONNECTIONS = 512  # that may be open
+
+
+@dataclass
+class Sent:
+    """What a server did with the requests of a trace.
+
+    Args:
+        run: what became of each.
+        beside: seconds that a request spent neither in the queue nor in its batch, (M,).
+        statuses: how often each was answered; `failed`: no answer at all.
+        late: seconds that the generator was behind its trace, at most; above a few milliseconds it is the bottleneck.
+    """
+
+    run: Run
+    beside: np.ndarray
+    statuses: Counter[int | str] = field(default_factory=Counter)
+    late: float = 0.0
+
+
+def pin(core: int | None) -> None:
+    """Keep this process on one core; None: as it is.
+
+    Raises:
+        ValueError: a core that this process may not use, or a system that cannot pin.
+    """
+    if core is None:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        refuse("pin", core, "left out: this system does not pin processes to cores")
+    if core not in os.sched_getaffinity(0):
+        refuse("pin", core, f"one of {sorted(os.sched_getaffinity(0))}")
+    os.sched_setaffinity(0, {core})
+
+
+def send(
+    url: str, texts: Sequence[str | tuple[str, str]], rows: np.ndarray, arrivals: np.ndarray, seconds: float,
+    answers: Sequence[str] | None = None, timeout: float = 30.0, **fields: Any,
+) -> Sent:  # fmt: skip
+    """Send a text at each of some moments to `POST /predict`, and wait for all answers.
+
+    Args:
+        url: of the server, without the path.
+        rows: which text each request asks, (M,).
+        arrivals: when, (M,), sorted, in seconds.
+        seconds: that the trace lasts.
+        answers: full depth's label of each text, to see which answers differ.
+        timeout: seconds after which a request is given up.
+        fields: further ones of the body.
+
+    Raises:
+        ValueError: no server answers there.
+    """
+    bodies = [json.dumps({"inputs": text, **fields}).encode() for text in texts]
+    return asyncio.run(_send(f"{url.rstrip('/')}/predict", bodies, rows, arrivals, seconds, answers, timeout))
+
+
+async def _send(
+    url: str, bodies: list[bytes], rows: np.ndarray, arrivals: np.ndarray, seconds: float,
+    answers: Sequence[str] | None, timeout: float,
+) -> Sent:  # fmt: skip
+    """`send`, in an event loop."""
+    sent = Sent(Run.of(arrivals, seconds), np.full(len(arrivals), np.nan))
+    limit = aiohttp.TCPConnector(limit=CONNECTIONS)
+    async with aiohttp.ClientSession(connector=limit, timeout=aiohttp.ClientTimeout(timeout)) as session:
+        await greet(session, url)
+        began, tasks = time.perf_counter() + LEAD, []
+        for number, at in enumerate(arrivals):
+            if (early := began + at - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
+            sent.late = max(sent.late, time.perf_counter() - began - at)
+            expected = None if answers is None else answers[rows[number]]
+            asking = ask(session, url, bodies[rows[number]], sent, number, began + at, expected)
+            tasks.append(asyncio.create_task(asking))
+        await asyncio.gather(*tasks)
+    return sent
+
+
+async def greet(session: aiohttp.ClientSession, url: str) -> None:
+    """See that a warm server is there."""
+    try:
+        async with session.get(url.removesuffix("/predict") + "/health") as response:
+            status = response.status
+    except (aiohttp.ClientError, ValueError) as error:
+        refuse("url", url, f"where a server answers ({type(error).__name__})")
+    if status != 200:
+        refuse("url", url, f"where a server is warm; /health says {status}")
+
+
+async def ask(
+    session: aiohttp.ClientSession, url: str, body: bytes, sent: Sent, number: int, due: float, expected: str | None
+) -> None:
+    """Send one request and note what became of it."""
+    try:
+        async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as response:
+            found = await response.read()
+            sent.statuses[response.status] += 1
+            if response.status != 200:
+                return
+            run, headers = sent.run, response.headers
+            run.latency[number] = time.perf_counter() - due
+            inside = sum(float(headers.get(name, 0)) for name in ("X-Queue-Time", "X-Inference-Time"))
+            sent.beside[number] = run.latency[number] - inside / 1000
+            run.layers[number] = int(headers.get("X-Exit-Layer", 0))
+            run.rungs[number] = unquote(headers.get("X-Exit-Policy", ""))
+            run.differs[number] = expected is not None and json.loads(found)[0]["label"] != expected
+    except (aiohttp.ClientError, asyncio.TimeoutError):
+        sent.statuses["failed"] += 1
+
+
+def request_seconds(url: str, texts: Sequence[str | tuple[str, str]], requests: int = 50, apart: float = 0.05) -> float:
+    """What a request takes beside queue and batch, in seconds: the median of some that meet an idle server."""
+    rows, arrivals = np.arange(requests) % len(texts), np.arange(requests) * apart
+    return float(np.nanmedian(send(url, texts, rows, arrivals, requests * apart).beside))

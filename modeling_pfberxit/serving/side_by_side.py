@@ -1,0 +1,73 @@
+"""The same traffic twice: simulated, and sent to a real server, so that one sees how far the simulation is off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.request import urlopen
+
+from ..model.validation import refuse
+from .controller import Controller
+from .forecast import Forecast, drawn
+from .load import request_seconds, send
+from .simulator import Simulator, Steering
+from .sizing import Machine, Plan
+from .traces import SHAPES
+from .traffic import Outcome
+
+SIMULATED, MEASURED = "simulated", "measured"
+
+
+class Only:
+    """Answers by one rule, whatever waits."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def rung(self, now: float, oldest_wait: float) -> str:
+        """The rule's name."""
+        return self.name
+
+
+def compared(
+    url: str, texts: Sequence[str | tuple[str, str]], found: Forecast, machine: Machine, plan: Plan
+) -> Iterator[tuple[str, dict[str, Outcome]]]:
+    """For every shape of a plan: its name, and what was simulated and measured at one server.
+
+    Args:
+        texts: as requests send them, in the order of the forecast's.
+
+    Raises:
+        ValueError: no server answers, or its rule is none of the model's rungs.
+    """
+    steer = steering_of(url, found, plan)
+    machine = replace(machine, request=request_seconds(url, texts))
+    for shape in plan.shapes:
+        trace = SHAPES[shape](plan.seconds)
+        arrivals = trace.arrivals(plan.rate)
+        simulated = Simulator(found.texts, machine.times, machine.limits, machine.request)
+        expected = Outcome.of(simulated.run(arrivals, trace.seconds, [steer()]))
+        sent = send(url, texts, drawn(len(texts), len(arrivals)), arrivals, trace.seconds, found.answers)
+        yield shape, {SIMULATED: expected, MEASURED: Outcome.of(sent.run)}
+
+
+def steering_of(url: str, found: Forecast, plan: Plan) -> Callable[[], Steering]:
+    """What makes what chooses rungs at a server, by what it says of itself."""
+    about = info_of(url)
+    if about.get("ladder"):
+        return lambda: Controller(found.ladder, plan.floor, plan.reaction)
+    name = about["exit_policy"]
+    if name not in found.texts.layers:
+        refuse("url", name, f"a server of this model, which answers by one of {sorted(found.texts.layers)}")
+    return lambda: Only(name)
+
+
+def info_of(url: str) -> dict[str, Any]:
+    """`GET /info`; raises a ValueError where no server answers."""
+    try:
+        with urlopen(f"{url.rstrip('/')}/info", timeout=10) as response:
+            return json.load(response)
+    except (OSError, ValueError) as error:
+        refuse("url", url, f"where a server of `pfberxit serve` answers ({type(error).__name__})")

@@ -1,0 +1,181 @@
+"""Traffic on a real server beside the simulated one: the same rows, the same layers, latencies from when due."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("fastapi")
+pytest.importorskip("aiohttp")
+pytest.importorskip("httpx")
+
+from scripted import Scripted  # noqa: E402
+from served import saved, service_of, serving  # noqa: E402
+
+from modeling_pfberxit import PFBerxitForSequenceClassification  # noqa: E402
+from modeling_pfberxit.model.persistence import update_config  # noqa: E402
+from modeling_pfberxit.serving import load  # noqa: E402
+from modeling_pfberxit.serving.batch_times import BatchTimes  # noqa: E402
+from modeling_pfberxit.serving.batching import Limits  # noqa: E402
+from modeling_pfberxit.serving.forecast import Known, load_times, save_times  # noqa: E402
+from modeling_pfberxit.serving.side_by_side import MEASURED, SIMULATED, compared  # noqa: E402
+from modeling_pfberxit.serving.sizing import Machine, Plan, sizes  # noqa: E402
+from modeling_pfberxit.serving.traces import steady  # noqa: E402
+from pfberxit.cli import main  # noqa: E402
+
+torch.set_num_threads(1)
+TIMES = BatchTimes(layer=(0.004, 1e-4, 0.0), fixed=(0.001, 0.0, 0.0))
+POINTS = {
+    name: {
+        "criterion": "entropy", "threshold": threshold, "layers": layers,
+        "certificate": {"claim": "differ", "epsilon": epsilon, "confidence": 0.95, "max_length": 40},
+    }
+    for name, threshold, layers, epsilon in (("certified-1%", 0.75, 4.0, 0.01), ("certified-5%", 0.95, 2.0, 0.05))
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    found = saved(tmp_path_factory.mktemp("traffic") / "intents")
+    update_config(found, operating_points=POINTS)
+    return found
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("texts") / "texts.csv"
+    generator = np.random.default_rng(0)
+    lines = [
+        " ".join(f"w{word}" for word in generator.integers(100, size=size)) for size in generator.integers(1, 30, 60)
+    ]
+    path.write_text("\n".join(["text", *lines]) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def forecast(folder, texts):
+    from datasets import Dataset
+
+    rows = Dataset.from_csv(texts)
+    return Known(folder).forecast(rows, ("text",)), list(rows["text"])
+
+
+# ---- what is known beforehand ----------------------------------------------------------------------------------------
+
+
+def test_rows_leave_in_a_simulation_where_the_model_lets_them_leave(forecast, folder):
+    from transformers import AutoTokenizer
+
+    found, asked = forecast
+    model, tokenizer = (
+        PFBerxitForSequenceClassification.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    assert [rung.name for rung in found.ladder] == ["full-depth", *POINTS]
+    for name in POINTS:
+        for row in range(0, 60, 7):
+            output = model(**tokenizer(asked[row], truncation=True, return_tensors="pt"), exit_policy=name)
+            assert int(output.exit_layer) == found.texts.layers[name][row]
+            other = model.config.id2label[int(output.logits.argmax())] != found.answers[row]
+            assert other == found.texts.differs[name][row]
+    assert len(set(found.texts.layers["certified-1%"].tolist())) > 1, "all rows leave at one layer: nothing is shown"
+
+
+def test_what_batches_take_is_kept_and_read_back(tmp_path):
+    path = tmp_path / "times.json"
+    save_times(TIMES, path, {"threads": 1})
+    assert load_times(path) == TIMES
+    path.write_text("{}")
+    with pytest.raises(OSError, match="not what batches take"):
+        load_times(path)
+
+
+def test_a_core_carries_less_of_longer_texts_and_more_on_faster_rungs(forecast):
+    found, _ = forecast
+    machine = Machine(BatchTimes((0.001, 1e-4, 0.0)), 0.001)
+    carried = {
+        (length, rung.name): machine.carries(found.texts.of_length(length), found.ladder, rung.name, 500, 5)
+        for length in (8, 32) for rung in found.ladder
+    }  # fmt: skip
+    for length in (8, 32):
+        rates = [carried[length, rung.name] for rung in found.ladder]
+        assert 0 < rates[0] < rates[1] < rates[2]
+    assert carried[8, "full-depth"] > carried[32, "full-depth"]
+    table = sizes({("8", "full-depth"): 10.0, ("99", "full-depth"): 0.0}, rates=(60_000,)).splitlines()
+    assert table[2].split("|")[-2].strip() == "143" and "too slow" in table[3]  # 1,000 a second / 7 a core
+
+
+# ---- a real server ---------------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_late_from_when_it_was_due_and_none_waits_for_another():
+    with serving(service_of(Scripted(seconds=0.1), limits=Limits(rows=1))) as address:
+        sent = load.send(address, ["1 2", "3"], np.array([0, 1, 0, 1]), np.zeros(4), 1.0, answers=["yes", "no"])
+    assert sent.statuses == {200: 4} and (np.sort(sent.run.latency) >= [0.1, 0.2, 0.3, 0.4]).all()
+    assert (sent.run.layers == [2, 1, 2, 1]).all() and (sent.run.differs == [False, True, False, True]).all()
+    assert (
+        (sent.beside > 0).all() and (sent.beside < sent.run.latency - 0.09).all() and set(sent.run.rungs) == {"default"}
+    )
+
+
+def test_refusals_are_counted():
+    from modeling_pfberxit.serving.limits import HttpLimits
+
+    small = service_of(Scripted(seconds=0.2), limits=Limits(rows=1, queue=1), http=HttpLimits(texts=1))
+    with serving(small) as address:
+        sent = load.send(address, ["1"], np.zeros(6, int), np.zeros(6), 1.0)
+    assert sent.statuses[429] >= 3 and sent.statuses[200] + sent.statuses[429] == 6
+    assert np.isnan(sent.run.latency).sum() == sent.statuses[429]
+
+
+def test_the_same_traffic_simulated_and_measured(forecast, folder):
+    found, asked = forecast
+    plan = Plan(rate=30.0, seconds=3.0, shapes=("steady",))
+    with (
+        serving(service_of(folder)) as address,
+        pytest.raises(ValueError, match="url='default': must be a server of this"),
+    ):
+        list(compared(address, asked, found, Machine(TIMES), plan))
+    update_config(folder, exit_threshold=POINTS["certified-1%"]["threshold"])
+    with serving(service_of(folder)) as address:
+        ((shape, both),) = compared(address, asked, found, Machine(TIMES), plan)
+    assert shape == "steady" and both[SIMULATED].requests == both[MEASURED].requests == len(steady(3.0).arrivals(30.0))
+    assert both[MEASURED].depth == pytest.approx(both[SIMULATED].depth)
+    assert both[MEASURED].agreement == pytest.approx(both[SIMULATED].agreement)
+    assert both[MEASURED].refused == 0 and 0 < both[MEASURED].p50 < 1000
+
+
+def test_where_no_server_answers_is_said():
+    with pytest.raises(ValueError, match="url="):
+        load.send("http://127.0.0.1:9", ["1"], np.zeros(1, int), np.zeros(1), 1.0)
+
+
+def test_a_core_that_is_not_there_is_refused():
+    load.pin(None)
+    with pytest.raises(ValueError, match="pin=4096"):
+        load.pin(4096)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_tells_cores_and_what_the_controller_does(folder, texts, tmp_path, capsys):
+    times = tmp_path / "times.json"
+    save_times(TIMES, times, {})
+    main(["traffic", folder, texts, "--times", str(times), "--seconds", "40", "--rate", "10", "--shapes", "burst",
+          "--workers", "1"])  # fmt: skip
+    out = capsys.readouterr().out
+    assert "60 texts, 10.0 requests/s" in out and "cores for 1,000,000/min" in out
+    rungs = [line.split("|")[4].strip() for line in out.splitlines() if line.startswith("| burst | poisson")]
+    assert rungs == ["full-depth", *POINTS, "controller"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--core", "0"], "core=0"), (["--shapes", "tide"], "'tide'"), (["--workers", "0"], "workers"),
+     (["--differ", "2"], "differ=2.0")],
+)  # fmt: skip
+def test_what_is_no_traffic_is_refused_by_name(folder, texts, tmp_path, options, said):
+    times = tmp_path / "times.json"
+    save_times(TIMES, times, {})
+    with pytest.raises(SystemExit, match=said):
+        main(["traffic", folder, texts, "--times", str(times), "--rate", "5", *options])
