@@ -50,8 +50,8 @@ test-serve: install  ## the tests of the server, which the others skip where fas
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_serving*.py
 
 test-ray: install  ## the tests on a Ray cluster of this machine, which the others skip where ray is not installed
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[ray]" psutil
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_ray_data.py
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[ray]" httpx psutil
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_ray_*.py
 
 style: install  ## sort imports, format, mend what can be mended
 	$(BIN)/ruff check --fix .

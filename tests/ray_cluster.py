@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import psutil
 
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "1"}
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5"}
 STORE = 200 << 20  # bytes of the object store
 
 

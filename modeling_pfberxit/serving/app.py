@@ -16,7 +16,7 @@ from ..export.metadata import library_version
 from .bodies import Invalid
 from .documents import KINDS
 from .layers import layers_of
-from .limits import Guard
+from .limits import App, Guard
 from .outcomes import Busy, Closed, Failed, Late
 from .page import page_of
 from .routes import routes_of
@@ -33,7 +33,8 @@ def make_app(service: Service, drain: float = 30.0) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.engine.start()
-        threading.Thread(target=service.models.warm_up, name="warm-up", daemon=True).start()
+        if not service.models.warm:
+            threading.Thread(target=service.models.warm_up, name="warm-up", daemon=True).start()
         yield
         await asyncio.to_thread(service.engine.drain, drain)
         service.readers.shutdown(wait=False)
@@ -49,7 +50,7 @@ def make_app(service: Service, drain: float = 30.0) -> FastAPI:
     return app
 
 
-def guarded(app: FastAPI, service: Service) -> Guard:
+def guarded(app: App, service: Service) -> Guard:
     """The application as it is served: behind the limits."""
     return Guard(app, service.limits, service.meter)
 
