@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # As many test processes as cores; torch runs one thread in each.
 WORKERS ?= auto
 
-.PHONY: help install quickstart test test-slow test-oldest test-newest test-onnx test-serve test-ray style style-check types docs clean
+.PHONY: help install quickstart test test-slow test-oldest test-newest test-onnx test-serve test-page test-ray style style-check types docs clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,10 @@ test-onnx: install  ## the tests of exported files, which the others skip where 
 test-serve: install  ## the tests of the server, which the others skip where fastapi is not installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[serve,onnx]" httpx schemathesis
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_serving*.py
+
+test-page: install  ## the tests of the server's page in a browser; Chromium has to be there
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[serve]" httpx playwright
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_page.py
 
 test-ray: install  ## the tests on a Ray cluster of this machine, which the others skip where ray is not installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[ray]" httpx psutil
