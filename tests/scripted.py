@@ -23,7 +23,7 @@ class Scripted:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds, self.batches, self.points = seconds, [], {}
-        self.free = threading.Event()
+        self.free, self.busy = threading.Event(), False
         self.free.set()
 
     def point(self, asked) -> Point:
@@ -35,7 +35,9 @@ class Scripted:
         ]
 
     def run(self, rows, points) -> Found:
+        self.busy = True
         self.free.wait(20)
+        self.busy = False
         time.sleep(self.seconds)
         ids = [list(row["input_ids"]) for row in rows]
         self.batches.append((ids, [point.name for point in points]))

@@ -1,0 +1,195 @@
+"""What a server refuses, and how: a status, a field, a header, and never a word of a text in a log."""
+
+import json
+import logging
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from scripted import Scripted, wait_until
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+httpx = pytest.importorskip("httpx")
+
+from served import service_of, serving  # noqa: E402
+
+from modeling_pfberxit.serving.batching import Limits  # noqa: E402
+from modeling_pfberxit.serving.limits import HttpLimits  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def address():
+    http = HttpLimits(body=2000, texts=4, characters=100, upload=0.5)
+    with serving(service_of(Scripted(), http=http)) as found:
+        yield found
+
+
+def refused(address: str, body, path: str = "/predict") -> tuple[int, str | None]:
+    """The status and the field of a body that is not answered; JSON of it, if it is no string."""
+    content = body if isinstance(body, (str, bytes)) else json.dumps(body)
+    response = httpx.post(address + path, content=content)
+    assert response.status_code != 200 and set(response.json()) <= {"error", "error_type", "field"}
+    return response.status_code, response.json().get("field")
+
+
+WRONG = {
+    "no field": ({}, "inputs"),
+    "no object": ([], None),
+    "a number": ({"inputs": 3}, "inputs"),
+    "nothing": ({"inputs": None}, "inputs"),
+    "an empty text": ({"inputs": ""}, "inputs"),
+    "an empty list": ({"inputs": []}, "inputs"),
+    "three texts": ({"inputs": ["a", "b", "c"]}, "inputs"),
+    "a text in a batch": ({"inputs": [["1"], "2"]}, "inputs[1]"),
+    "three in a batch": ({"inputs": [["1"], ["1", "2", "3"]]}, "inputs[1]"),
+    "a number in a batch": ({"inputs": [["1"], ["1", 2]]}, "inputs[1][1]"),
+    "an unknown field": ({"inputs": "1", "temperature": 1}, "temperature"),
+    "a string for a flag": ({"inputs": "1", "raw_scores": "yes"}, "raw_scores"),
+    "another direction": ({"inputs": "1", "truncation_direction": "left"}, "truncation_direction"),
+    "a share above one": ({"inputs": "1", "differ": 2}, "differ"),
+    "a budget of nothing": ({"inputs": "1", "latency_budget_ms": 0}, "latency_budget_ms"),
+    "a budget without a ladder": ({"inputs": "1", "latency_budget_ms": 5}, "latency_budget_ms"),
+    "two ways at once": ({"inputs": "1", "exit_policy": "a", "differ": 0.1}, "exit_policy"),
+}
+
+
+@pytest.mark.parametrize("body, field", WRONG.values(), ids=WRONG)
+def test_a_field_that_is_wrong_is_named(address, body, field):
+    assert refused(address, body) == (422, field)
+
+
+def test_fields_of_the_hubs_format_are_named_too(address):
+    for body, field in (
+        ({"inputs": "1", "parameters": {"top_k": 0}}, "parameters.top_k"),
+        ({"inputs": "1", "parameters": {"candidate_labels": []}}, "parameters.candidate_labels"),
+        ({"inputs": [{"text": "1"}, {"txt": "2"}]}, "inputs[1]"),
+        ({"inputs": [{"text": "1", "text_pair": 2}]}, "inputs[0].text_pair"),
+        ({"inputs": ["1", ["2"]]}, "inputs[1]"),
+    ):
+        assert refused(address, body, "/") == (422, field)
+
+
+def test_what_is_no_json_is_said_to_be_none(address):
+    for body in ("", "x", b"\xff", '{"inputs": "\\ud800"}', '{"inputs": NaN', "[" * 1500):
+        assert refused(address, body) == (400, None)
+
+
+def test_too_much_is_refused_by_name(address):
+    assert refused(address, {"inputs": [["1"]] * 5}) == (413, "inputs")
+    assert refused(address, {"inputs": [["1"], ["1" * 60, "1" * 41]]}) == (413, "inputs[1]")
+    assert refused(address, {"inputs": "1" * 2000}) == (413, None)
+    chunks = (b"1" * 500 for _ in range(9))
+    assert httpx.post(f"{address}/predict", content=chunks).status_code == 413
+
+
+def test_unknown_places_are_answered_in_the_same_form(address):
+    for method, path, status in (("GET", "/nowhere", 404), ("GET", "/predict", 405), ("POST", "/models/x", 404)):
+        response = httpx.request(method, address + path, content=b'{"inputs": "1"}' if method == "POST" else None)
+        assert response.status_code == status and "error" in response.json()
+
+
+def test_one_connection_serves_many_requests(address):
+    with httpx.Client() as client:
+        client.post(f"{address}/predict", json={"inputs": "7"})
+        (pool,) = client._transport._pool.connections
+        for _ in range(5):
+            assert client.post(f"{address}/predict", json={"inputs": "7"}).status_code == 200
+        assert client._transport._pool.connections == [pool]
+
+
+# ---- clients that take their time, or leave --------------------------------------------------------------------------
+
+
+def dial(address: str, *parts: bytes) -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    for part in parts:
+        connection.sendall(part)
+    return connection
+
+
+def test_a_body_that_does_not_come_is_given_up(address):
+    with dial(address, b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n", b'{"inputs"') as client:
+        assert b" 408 " in client.recv(1000)
+
+
+def test_a_head_that_does_not_end_is_given_up(address):
+    with dial(address, b"POST /predict HTTP/1.1\r\nHost:") as client:
+        assert client.recv(1000) == b""
+    with dial(address, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n") as client:
+        assert b" 200 " in client.recv(1000)
+        client.sendall(b"GET /health")
+        assert client.recv(1000) == b""
+
+
+def test_broken_chunks_are_refused_and_hurt_nobody(address):
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with dial(address, head, b"zz\r\n{}\r\n") as client:
+        assert b" 400 " in client.recv(1000)
+    assert httpx.post(f"{address}/predict", json={"inputs": "7"}).status_code == 200
+
+
+# ---- a full queue, a deadline, the token -----------------------------------------------------------------------------
+
+
+def ask(address: str, number: int, **more):
+    return httpx.post(f"{address}/predict", json={"inputs": str(number)}, timeout=20, **more)
+
+
+def test_a_full_queue_says_when_to_come_again_and_a_late_answer_that_it_is_late():
+    first = Scripted()
+    service = service_of(first, Limits(queue=2), HttpLimits(texts=2, deadline=1.0))
+    with serving(service) as address, ThreadPoolExecutor(8) as pool:
+        first.free.clear()
+        running = pool.submit(ask, address, 10)
+        wait_until(lambda: first.busy)
+        waiting = [pool.submit(ask, address, number) for number in (11, 12)]
+        wait_until(lambda: service.engine.waiting == 2)
+        response = ask(address, 13)
+        assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
+        assert [future.result().status_code for future in (running, *waiting)] == [504] * 3
+        first.free.set()
+        assert ask(address, 14).status_code == 200
+    assert {row[0] for ids, _ in first.batches for row in ids}.isdisjoint({11, 12, 13})
+
+
+def test_who_hangs_up_is_forgotten():
+    first = Scripted()
+    service = service_of(first)
+    with serving(service) as address:
+        first.free.clear()
+        blocking = threading.Thread(target=ask, args=(address, 10))
+        blocking.start()
+        wait_until(lambda: first.busy)
+        body = b'{"inputs": "77"}'
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        client = dial(address, head, body)
+        wait_until(lambda: service.engine.waiting >= 1)
+        client.close()
+        wait_until(lambda: all(row.request.done.done() for row in service.engine.queue))
+        first.free.set()
+        blocking.join()
+        assert ask(address, 11).status_code == 200
+    assert 77 not in {row[0] for ids, _ in first.batches for row in ids}
+
+
+def test_without_the_token_only_health_is_told():
+    with serving(service_of(Scripted(), http=HttpLimits(token="open-sesame"))) as address:
+        assert ask(address, 7, headers={"Authorization": "Bearer open-sesame"}).status_code == 200
+        for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "open-sesame"}):
+            response = ask(address, 7, headers=headers)
+            assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
+        assert httpx.get(f"{address}/metrics").status_code == 401
+        assert httpx.get(f"{address}/health").status_code == 200
+
+
+def test_no_word_of_a_text_is_logged(caplog):
+    with caplog.at_level(logging.DEBUG), serving(service_of(Scripted())) as address:
+        assert ask(address, 7).status_code == 200
+        assert httpx.post(f"{address}/predict?inputs=secretive", json={"inputs": "666 secretive"}).status_code == 500
+        assert httpx.post(f"{address}/predict", content=b'{"inputs": "secretive').status_code == 400
+        assert httpx.post(f"{address}/predict", json={"inputs": {"secretive": 1}}).status_code == 422
+    own = [record for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    assert own and not any("secretive" in record.getMessage() for record in own)
