@@ -15,6 +15,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8080, help="(default: %(default)s)")
     add_policy(parser, "when rows exit whose request does not say: an operating point's name, or JSON")
     parser.add_argument(
+        "--differ", type=float, metavar="SHARE", help="instead: move along the certified points by how long requests "
+        "wait, as far as this share of the answers may differ from full depth's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--step-ms", type=float, metavar="X", help="with --differ: the wait from which the next point answers"
+    )
+    parser.add_argument(
+        "--watch", type=float, metavar="SHARE",
+        help="of the answers, held against full depth's (default: 0.01 where points are certified)",
+    )  # fmt: skip
+    parser.add_argument(
         "--model", dest="adapters", action="append", default=[], metavar="NAME=FOLDER",
         help="a further adapter on the same encoder, at /models/NAME; may be given several times",
     )  # fmt: skip
@@ -47,7 +58,8 @@ def add_limits(parser: ArgumentParser) -> None:
 
 
 def run(
-    model: str, host: str, port: int, policy: str | None, adapters: list[str], models_from: str | None,
+    model: str, host: str, port: int, policy: str | None, differ: float | None, step_ms: float | None,
+    watch: float | None, adapters: list[str], models_from: str | None,
     max_length: int | None, device: str | None, dtype: str | None, threads: int | None, token_file: str | None,
     batch_tokens: int, batch_rows: int, wait_ms: float, queue: int, body_bytes: int, texts: int, characters: int,
     upload: float, deadline: float, connections: int, drain: int,
@@ -57,18 +69,27 @@ def run(
     from modeling_pfberxit.evaluation.saved_model import asked_policy
     from modeling_pfberxit.serving.batching import Limits
     from modeling_pfberxit.serving.limits import HttpLimits
+    from modeling_pfberxit.serving.meter import Meter
 
     place = start.Place(host, port, drain)
     limits = Limits(batch_tokens, batch_rows, wait_ms / 1000, queue=queue)
     http = HttpLimits(body_bytes, texts, characters, upload, deadline, connections, token_in(token_file))
-    more, rule = named(adapters), start.Rule(asked_policy(policy))
+    more, rule = named(adapters), start.Rule(asked_policy(policy), differ, step_ms and step_ms / 1000, watch)
     loading = start.Loading(max_length, device, dtype)
+    root, meter = folder_of(models_from), Meter()
     first = opened(model, loading, threads)
-    service = start.make_service(first, rule, loading, more, folder_of(models_from), limits, http)
+    service = start.make_service(first, rule, loading, more, root, limits, http, meter)
     for served in service.models:
-        print(f"{served.name}: {len(served.predictor.labels)} labels, {served.predictor.depth} layers, leaves by "
-              f"{served.point.name}", flush=True)  # fmt: skip
+        print(said_of(served), flush=True)
     start.server_of(service, place).run()
+
+
+def said_of(served: Any) -> str:
+    """What is served under a name, and by which points it answers."""
+    words = f"{served.name}: {len(served.predictor.labels)} labels, {served.predictor.depth} layers; "
+    ladder = [] if served.controller is None else served.controller.within()
+    words += f"moves between {', '.join(ladder)}" if len(ladder) > 1 else f"leaves by {served.point.name}"
+    return words + "".join(f"\n  {name} is no rung: {reason}" for name, reason in served.left_out.items())
 
 
 def serving() -> Any:

@@ -8,7 +8,6 @@ import numpy as np
 
 from modeling_pfberxit.serving.calls import FULL, OWN, Found, Point
 
-
 SECRET = "what a client wrote"
 
 
@@ -20,14 +19,16 @@ class Scripted:
     """
 
     labels, activation, depth, max_length, together, mixes = ["no", "yes"], "softmax", 6, 64, None, False
+    points, facts = {}, {}
+    known = {OWN: Point(OWN, None, 2.0)}
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds, self.batches, self.points = seconds, [], {}
+        self.seconds, self.batches = seconds, []
         self.free, self.busy = threading.Event(), False
         self.free.set()
 
     def point(self, asked) -> Point:
-        return Point(asked or OWN, asked, 6.0 if asked == FULL else 2.0)
+        return Point(asked or OWN, str(asked), 6.0 if asked == FULL else 2.0)
 
     def read(self, texts: Sequence):
         return [{"input_ids": [int(word) if word.isdigit() else 1 for word in text.split()]} for text in texts], [

@@ -21,7 +21,7 @@ POINTS = {
 WORDS = 40  # tokens that the tokenizer of `saved` reads
 
 
-def saved(folder: Path, names=("refund", "delivery", "other"), backbone: str | None = None, **knobs) -> str:
+def saved(folder: Path, names=("refund", "delivery", "other"), **knobs) -> str:
     """A model of random weights with a tokenizer of the words w0, w1 ..., in a folder."""
     named = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     model = tiny_model(**named, exit_criterion="entropy", exit_threshold=0.8, **knobs)

@@ -210,7 +210,7 @@ class Ladder:
 
 def test_each_request_is_answered_as_it_asks_and_all_others_as_the_controller_says(made):
     _, served = made()
-    served.controller, served.predictor.known = Ladder(), {}
+    served.controller = Ladder()
     own = asked(served, 1, point=Point("own", None), arrived=0.0)
     careful, other = asked(served, 2, differ=0.01, arrived=0.0), asked(served, 3, arrived=0.0)
     queue = [row for request in (other, own, careful) for row in request.rows]

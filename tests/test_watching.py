@@ -165,8 +165,7 @@ def test_metrics_tell_what_happened():
     watcher, controller = all_of(), Controller(LADDER, floor=0.02)
     model = Served("m", None, Point("default", None), controller, watcher)
     meter = Meter(clock=lambda: 100.0)
-    meter.follow(Queue())
-    meter.model(model)
+    meter.follow(Queue(), {"m": model})
     request = Request(model, [{"input_ids": [1] * length} for length in (3, 5)])
     answers = [Answer(np.zeros(2), layer, "1%", waited=0.03, ran=0.01) for layer in (2, 6)]
     meter.batch("m", request.rows, answers, 10, 0.01)
@@ -201,5 +200,5 @@ def test_metrics_tell_what_happened():
         "pfberxit_shadow_dropped_rows_total model=m": 0,
     }
     assert {name: found.get(name) for name in expected} == expected
-    meter.forget("m")
+    meter.follow(Queue(), {})
     assert not any("alarm model=m" in name for name in sample_of(meter.text()[0].decode()))

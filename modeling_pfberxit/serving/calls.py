@@ -132,6 +132,8 @@ class Predictor(Protocol):
         together: the most rows of a batch; None: no limit of its own.
         mixes: whether rows of several points may share a batch.
         points: the operating points by name, with what was measured and certified of them.
+        facts: what certificates are bound to, as it is here: the length of texts, the weights, their dtype.
+        known: the points that have a name.
     """
 
     labels: Sequence[str]
@@ -141,6 +143,8 @@ class Predictor(Protocol):
     together: int | None
     mixes: bool
     points: Mapping[str, Mapping[str, Any]]
+    facts: Mapping[str, Any]
+    known: Mapping[str, Point]
 
     def point(self, asked: str | Mapping[str, Any] | None) -> Point:
         """A name or fields of a policy, checked; raises a ValueError that names the field."""
@@ -195,16 +199,24 @@ class Meter(Protocol):
     def left(self, model: str, rows: int, why: str) -> None:
         """Rows left the queue without an answer: `gone`, `late`, `failed`."""
 
+    def follow(self, engine: Any, models: Mapping[str, Served]) -> None:
+        """Read gauges off an engine and its models from now on."""
+
     def text(self) -> tuple[bytes, str]:
         """All that was counted, as Prometheus reads it, and its media type."""
 
 
 @dataclass(eq=False)
 class Served:
-    """A model under its name, with the rule of rows that bring none, and those who steer and watch it."""
+    """A model under its name, with the rule of rows that bring none, and those who steer and watch it.
+
+    Args:
+        left_out: operating points that are no rungs of its ladder, by name, with the reason.
+    """
 
     name: str
     predictor: Predictor
     point: Point
     controller: Controller | None = None
     watcher: Watcher | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)

@@ -160,7 +160,7 @@ class Engine:
         if (job := self.shadow(now, idle=False)) is not None:
             return job, 0.0
         points = attempt(chosen_points, self.queue, now, self.pace, self.limits.tokens)
-        points = points or [row.request.point or row.request.model.point for row in self.queue]
+        points = points or [row.request.point or most_careful(row.request.model) for row in self.queue]
         model = self.queue[0].request.model.predictor
         batch = form([waiting(row, point) for row, point in zip(self.queue, points)], self.limits, model.together)
         if not (batch.full or self.draining or waited >= self.limits.wait):
@@ -234,7 +234,12 @@ class Engine:
             watcher.judged(row, Answer(logits, int(layer), full.name))
 
 
+def most_careful(served: Served) -> Point:
+    """Full depth where a model has it, or else the rule it is served by."""
+    return served.predictor.known.get(FULL, served.point)
+
+
 def waiting(row: Row, point: Point) -> Waiting:
-    """A row as batches see it: rows of one model share them, under one point unless its predictor mixes points."""
+    """A row as batches see it: rows of one model share them, under one policy unless its predictor mixes policies."""
     served = row.request.model
-    return Waiting((id(served), None if served.predictor.mixes else point), row.length)
+    return Waiting((id(served), None if served.predictor.mixes else point.policy), row.length)

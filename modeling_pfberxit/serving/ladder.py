@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..evaluation.bounds import share
 from ..evaluation.checking import unlike
 from ..evaluation.claims import ONE_LABEL
+from ..model.validation import real
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Ladder:
         """
         if differ is None:
             return len(self) - 1
-        return sum(rung.epsilon <= share("differ", differ) for rung in self) - 1
+        most = real(0.0, 1.0)("differ", differ)
+        return sum(rung.epsilon <= most for rung in self) - 1
 
 
 def ladder_of(points: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> Ladder:

@@ -6,7 +6,7 @@ Counters and histograms grow as things happen; gauges are read off the engine an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -41,7 +41,8 @@ class Meter:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock, self.models = clock, dict[str, Served]()
+        self.clock = clock
+        self.models: Mapping[str, Served] = {}
         self.engine: Queued | None = None
         self.registry = own = CollectorRegistry()
         self.requests = Counter(
@@ -86,17 +87,9 @@ class Meter:
 
     # ---- what is read when asked for ---------------------------------------------------------------------------------
 
-    def follow(self, engine: Queued) -> None:
-        """Read the queue's gauges off an engine from now on."""
-        self.engine = engine
-
-    def model(self, served: Served) -> None:
-        """Read rung and agreement off a model from now on."""
-        self.models[served.name] = served
-
-    def forget(self, name: str) -> None:
-        """A model is no longer served."""
-        self.models.pop(name, None)
+    def follow(self, engine: Queued, models: Mapping[str, Served]) -> None:
+        """Read the queue's gauges off an engine, rung and agreement off its models, from now on."""
+        self.engine, self.models = engine, models
 
     def text(self) -> tuple[bytes, str]:
         """All metrics as Prometheus reads them, and their content type."""

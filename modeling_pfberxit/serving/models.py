@@ -30,10 +30,9 @@ class Models:
         self, engine: Engine, first: Served, load: Callable[[str, str], Served] | None = None, root: str | None = None
     ) -> None:
         self.engine, self.load, self.root = engine, load, root
-        self.served = {first.name: first}
         self.first, self.loading = first, threading.Lock()
         self.warm = False
-        engine.watched = [first]
+        self.changed({first.name: first})
 
     def __iter__(self) -> Iterator[Served]:
         return iter(list(self.served.values()))
@@ -56,8 +55,7 @@ class Models:
             served = self.load(name, folder)
             if self.warm:
                 self.engine.call(partial(warm, self.engine, served)).result()
-            self.served = {**self.served, name: served}
-            self.engine.watched = list(self.served.values())
+            self.changed({**self.served, name: served})
         return served
 
     def drop(self, name: str) -> bool:
@@ -70,9 +68,14 @@ class Models:
             refuse("name", name, "another: the first model stays as long as the server runs")
         with self.loading:
             found = name in self.served
-            self.served = {other: served for other, served in self.served.items() if other != name}
-            self.engine.watched = list(self.served.values())
+            self.changed({other: served for other, served in self.served.items() if other != name})
         return found
+
+    def changed(self, served: dict[str, Served]) -> None:
+        """Take these models, and tell who looks after them."""
+        self.served, self.engine.watched = served, list(served.values())
+        if self.engine.meter is not None:
+            self.engine.meter.follow(self.engine, served)
 
     def inside(self, folder: str) -> str:
         """A folder below the root, by its path from there.

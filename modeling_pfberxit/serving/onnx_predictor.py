@@ -32,6 +32,7 @@ class OnnxPredictor:
         self.labels, self.activation = list(metadata["id2label"]), metadata["activation"]
         self.depth, self.max_length = metadata["layers"], metadata["max_length"]
         self.together = 1 if metadata["single"] else None
+        self.facts = {name: metadata[name] for name in ("max_length", "weights_sha256")}
         self.points: Mapping[str, Mapping[str, Any]] = metadata["operating_points"]
         found = {} if (full := full_depth(metadata)) is None else {FULL: Point(FULL, full, float(self.depth))}
         for name, point in self.points.items():

@@ -10,32 +10,70 @@ import uvicorn
 
 from ..evaluation.saved_model import load_model, tokens_read
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.validation import above_zero, refuse, whole
+from ..model.validation import above_zero, optional, real, refuse, whole
 from .app import guarded, make_app
 from .batching import Limits
-from .calls import Meter, Predictor, Served
+from .calls import FULL, Controller, Meter, Point, Predictor, Served
 from .connections import patient_for
+from .controller import Controller as Adaptive
+from .controller import Fixed, Reaction
 from .engine import Engine
+from .ladder import Ladder, ladder_of
 from .limits import HttpLimits
 from .models import DEFAULT, Models
 from .onnx_predictor import OnnxPredictor
 from .service import Service
 from .torch_predictor import TorchPredictor
+from .watching import Watcher
+
+DREW = 0.01  # of the rows, to be held against full depth
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How rows leave whose request does not say.
+    """How rows leave whose request does not say, and who looks after that.
 
     Args:
         policy: an operating point's name or fields of a policy; None: each model's own rule.
+        differ: instead of a policy: move along the certified points by queue age, as far as this share of answers may
+            differ from full depth's.
+        step: the queue age in seconds from which the next point answers.
+        watch: the share of rows that certified points answered which are held against full depth; None: 1 % where a
+            model has such points.
     """
 
     policy: str | Mapping[str, Any] | None = None
+    differ: float | None = None
+    step: float | None = None
+    watch: float | None = None
+
+    def __post_init__(self) -> None:
+        optional(real(0.0, 1.0))("differ", self.differ)
+        optional(real(0.0, 1.0))("watch", self.watch)
+        if self.policy is not None and self.differ is not None:
+            refuse("differ", self.differ, "left out with a policy, which stays as it is")
+        if self.step is not None and self.differ is None:
+            refuse("step", self.step, "given together with differ: nothing moves without it")
 
     def served(self, name: str, predictor: Predictor) -> Served:
         """A model under its name and this rule; raises a ValueError where it cannot follow it."""
-        return Served(name, predictor, predictor.point(self.policy))
+        point, ladder = predictor.point(self.policy), ladder_of(predictor.points, predictor.facts)
+        certified = FULL in predictor.known and len(ladder) > 1
+        for option in ("differ", "watch"):
+            if getattr(self, option) is not None and not certified:
+                why = "; ".join(f"{each}: {reason}" for each, reason in ladder.left_out.items()) or "it has no points"
+                refuse(option, getattr(self, option), f"left out: {name} has no certified points ({why})")
+        watcher = Watcher(ladder, predictor.activation, DREW if self.watch is None else self.watch)
+        return Served(
+            name, predictor, point, self.controller(ladder, point) if certified else None,
+            watcher if certified else None, ladder.left_out,
+        )  # fmt: skip
+
+    def controller(self, ladder: Ladder, point: Point) -> Controller | None:
+        """Who chooses the rung: by queue age, or always the one that is the rule; None where the rule is none."""
+        if self.differ is not None:
+            return Adaptive(ladder, self.differ, None if self.step is None else Reaction(self.step))
+        return Fixed(ladder, point.name) if point.name in [rung.name for rung in ladder] else None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.texts import CUT, tokenise
+from ..evaluation.certifying import origin
 from ..export.metadata import activation_of
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy, resolve_policy
 from ..model.losses import problem_type_of
@@ -41,6 +42,7 @@ class TorchPredictor:
         config = model.config
         self.labels = [config.id2label[number] for number in range(config.num_labels)]
         self.activation, self.depth = activation_of(config), model.exit_depths[-1]
+        self.facts: Mapping[str, Any] = {"max_length": max_length, **origin(model)}
         self.points: Mapping[str, Mapping[str, Any]] = dict(config.operating_points)
         self.reading = threading.Lock()  # a tokenizer cuts as it was last told to
         found = {FULL: Point(FULL, FULL_DEPTH, float(self.depth))}
@@ -49,9 +51,10 @@ class TorchPredictor:
         self.known = with_own(found, self.resolved(None))
 
     def resolved(self, asked: str | Mapping[str, Any] | None) -> ExitPolicy:
-        """The policy of a request, checked against the model."""
+        """The policy of a request, checked against the model, without the fields that make no difference under it."""
         config = self.model.config
-        return resolve_policy(asked, config, self.model.exit_depths, problem_type_of(config)) or FULL_DEPTH
+        found = resolve_policy(asked, config, self.model.exit_depths, problem_type_of(config))
+        return FULL_DEPTH if found is None else ExitPolicy(**found.stated())
 
     def point(self, asked: str | Mapping[str, Any] | None) -> Point:
         """A name, or fields to change in the model's own rule; raises a ValueError that names what is wrong."""

@@ -11,11 +11,10 @@ ROUNDS = 3
 
 def warm(engine: Engine, served: Served) -> None:
     """Run short, long and full batches under every point of a model; called on the engine's thread."""
-    points = list(getattr(served.predictor, "known", {}).values()) or [served.point]
     for _ in range(ROUNDS):
         for batch in batches(served.predictor, engine.limits):
             run(engine, served, batch, served.point)
-    for point in points:
+    for point in served.predictor.known.values():
         run(engine, served, batches(served.predictor, engine.limits)[0], point)
 
 
