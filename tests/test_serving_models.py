@@ -155,7 +155,7 @@ def certified(tmp_path_factory) -> str:
 
 
 def test_the_floor_is_never_passed_and_each_request_may_bring_its_own(certified):
-    with serving(service_of(certified, rule=Rule(differ=0.05))) as address:
+    with serving(service_of(certified, rule=Rule(differ=0.05, step=60.0))) as address:
 
         def rung(**asked) -> str:
             response = httpx.post(f"{address}/predict", json={"inputs": "w1 w2", **asked})
