@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from modeling_pfberxit.evaluation.bounds import rows_needed
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.used_texts import used
 from modeling_pfberxit.model.heads import POOLINGS, mean_weights
+from modeling_pfberxit.training import retrofitted, retrofitting
 from modeling_pfberxit.training.exit_states import Pass, States
 from modeling_pfberxit.training.retrofit_plan import labels_of, parts_of
 from modeling_pfberxit.training.retrofitted import retrofit
@@ -31,7 +33,13 @@ from pfberxit.cli import main
 
 from_classifier = PFBerxitForSequenceClassification.from_classifier
 BOTTLENECK = {"exit_pooler": "bottleneck", "exit_pooler_dim": 16, "exit_pooling": "both"}
-QUICK = Training(epochs=4, batch_size=32, learning_rate=5e-3)
+QUICK = Training(most=1, epochs=4, batch_size=32, learning_rate=5e-3)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Exits of the command learn once, however few their texts are."""
+    monkeypatch.setattr(retrofitted, "Training", partial(Training, most=1))
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +88,7 @@ def test_the_record_is_what_stock_hidden_states_say(classifier, tmp_path):
 KILLED = """
 import os, signal, sys
 import test_retrofit as test
+from modeling_pfberxit.training import retrofitted, retrofitting
 from modeling_pfberxit.training.exit_states import Pass
 folder, classifier = sys.argv[1:]
 run = Pass(test.from_classifier(classifier), test.rows_of(700), folder)
@@ -144,7 +153,7 @@ def test_exits_come_to_agree_and_the_model_says_what_was_recorded(problem, tmp_p
     before = model(**tiny_batch(4)).logits
     states = Pass(model, rows, tmp_path / "pass").record(progress=False)
     train, choose = torch.arange(240), torch.arange(240, 300)
-    untrained = learn(model, states, train, choose, [BOTTLENECK], Training(epochs=1, learning_rate=1e-9))
+    untrained = learn(model, states, train, choose, [BOTTLENECK], Training(most=1, epochs=1, learning_rate=1e-9))
     learned = learn(model, states, train, choose, [BOTTLENECK], QUICK)
     assert learned.mean_agreement > untrained.mean_agreement
     assert torch.equal(model(**tiny_batch(4)).logits, before)
@@ -169,7 +178,7 @@ def test_a_classifier_in_half_precision_learns_and_says_what_was_recorded(dtype,
     folder = save_classifier(tmp_path / "classifier", dtype=dtype)
     model, rows = from_classifier(folder), rows_of(80)
     states = Pass(model, rows, tmp_path / "pass").record(progress=False)
-    learn(model, states, torch.arange(60), torch.arange(60, 80), [BOTTLENECK], Training(epochs=2))
+    learn(model, states, torch.arange(60), torch.arange(60, 80), [BOTTLENECK], Training(most=1, epochs=2))
     online = record(model, rows.select(range(20))).evidence.logits
     replayed = recorded(model, model.exits, states.select(torch.arange(20))).evidence.logits
     torch.testing.assert_close(online, replayed, rtol=0.05, atol=0.05)
@@ -183,23 +192,37 @@ def test_learning_is_the_same_for_the_same_seed_and_another_for_another(classifi
     parts = (torch.arange(40), torch.arange(40, 60))
     weights = []
     for seed in (1, 1, 2):
-        learn(model, states, *parts, [BOTTLENECK], Training(epochs=1, seed=seed))
+        learn(model, states, *parts, [BOTTLENECK], Training(most=1, epochs=1, seed=seed))
         weights.append(model.exits.classifiers[0].weight.clone())
         torch.rand(1)  # whatever else draws in between
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def test_the_kind_of_head_is_the_one_that_agrees_best_on_other_texts(classifier, tmp_path, monkeypatch):
-    from modeling_pfberxit.training import retrofitting
-
     model = from_classifier(classifier)
     states = Pass(model, rows_of(60), tmp_path).record(progress=False)
     agreements = iter([[0.2] * 5, [0.9] * 5, [0.5] * 5])
     monkeypatch.setattr(retrofitting, "closeness", lambda recording: next(agreements))
     tried = kinds(model.config, 6)
-    learned = learn(model, states, torch.arange(40), torch.arange(40, 60), tried, Training(epochs=1))
+    learned = learn(model, states, torch.arange(40), torch.arange(40, 60), tried, Training(most=1, epochs=1))
     assert learned.kind == tried[1]
     assert {name: getattr(model.config, name) for name in tried[1]} == tried[1]
+
+
+def test_few_texts_are_learned_from_for_longer_as_well_and_what_agrees_better_is_kept(
+    classifier, tmp_path, monkeypatch
+):
+    assert [each.epochs for each in Training().tried(10_000)] == [12]
+    assert [each.epochs for each in Training().tried(2_000)] == [12, 46]  # 32 steps an epoch, 1,500 in all
+    assert [each.epochs for each in Training().tried(100)] == [12, 100]
+    model, epochs = from_classifier(classifier), []
+    states = Pass(model, rows_of(60), tmp_path).record(progress=False)
+    agreements, made = iter([[0.2] * 5, [0.9] * 5]), retrofitting.trained
+    monkeypatch.setattr(retrofitting, "closeness", lambda recording: next(agreements))
+    monkeypatch.setattr(retrofitting, "trained", lambda *a: (epochs.append(a[-1].epochs), made(*a))[1])
+    parts = torch.arange(40), torch.arange(40, 60)
+    assert learn(model, states, *parts, [BOTTLENECK], Training(epochs=1, most=3)).agreement == [0.9] * 5
+    assert epochs == [1, 3]
 
 
 @pytest.mark.parametrize(("size", "layers"), [(384, 6), (768, 12), (768, 6)])
@@ -304,7 +327,7 @@ def test_pairs_and_repeated_texts(classifier, tmp_path):
                                     *[[lines[0][0], "w0"]] * 30])  # fmt: skip
     said = []
     retrofit(classifier, str(path), tmp_path / "faster", columns={"text": "one", "pair": "two"}, differ=[0.3],
-             training=Training(epochs=1), say=said.append)  # fmt: skip
+             training=Training(most=1, epochs=1), say=said.append)  # fmt: skip
     assert "320 different texts" in said[0]
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from ..data.metrics import score
 from ..evaluation import plots
 from ..evaluation.calibration import all_points
+from ..evaluation.frontier import Point, frontier
 from ..evaluation.recording import Recording
 from ..evaluation.replay import same_answers
 from ..evaluation.tables import table
 from ..model.exit_policy import POLICY_CHECKS, ExitPolicy
 from ..model.exits import MULTI_LABEL, SINGLE_LABEL
-from .comparison_table import setting_near
+from .comparison_table import ABOUT
 from .results import group
 from .trainings import Trained
 
@@ -35,13 +36,14 @@ def measure(kept: Trained, labelled: Trained, tolerance: float | None) -> dict[s
     rows, facts = kept.reported_on, kept.facts
     judge = Judge(rows, kept.metric, tolerance or 0.0)
     found = [judge(INT8, "", torch.tensor(facts["int8"]), None)]
+    tried = {
+        RETROFIT: all_points(taught(kept.chosen_on), agreement_metric(rows)),
+        LABELLED: all_points(labelled.chosen_on, kept.metric),
+    }
     for goal in SAVED:
         share = f"{100 * goal:.0f} %"
-        policies = (
-            (RETROFIT, rows, setting(goal, taught(kept.chosen_on), agreement_metric(rows))),
-            (LABELLED, labelled.reported_on, setting(goal, labelled.chosen_on, kept.metric)),
-        )
-        found += [judge.exits(way, share, part, policy) for way, part, policy in policies if policy is not None]
+        for way, part in ((RETROFIT, rows), (LABELLED, labelled.reported_on)):
+            found += [judge.exits(way, share, part, policy) for policy in nearest(goal, tried[way], part)]
         found.append(judge.layer(CUT, share, goal))
     for name, point in facts["points"].items():
         policy = ExitPolicy(**{field: value for field, value in point.items() if field in POLICY_CHECKS})
@@ -88,7 +90,19 @@ class Judge:
         return self(way, at, self.rows.evidence.logits[:, number], 1 - depths[number] / self.rows.layers)
 
 
-# ---- settings, without labels ----------------------------------------------------------------------------------------
+# ---- settings, without labels of the reported rows -------------------------------------------------------------------
+
+
+def nearest(goal: float, tried: Sequence[Point], rows: Recording) -> list[ExitPolicy]:
+    """The best policy for a share of layers saved: of those that others' rows chose, the one that saves it on these.
+
+    None where none is near. What is saved on rows is known without their labels.
+    """
+    saved = {
+        point.policy: 1 - rows.replay(point.policy)[1].double().mean().item() / rows.layers for point in frontier(tried)
+    }
+    best = min(saved, key=lambda policy: abs(saved[policy] - goal))
+    return [best] if abs(saved[best] - goal) <= ABOUT else []
 
 
 def taught(recording: Recording) -> Recording:
@@ -102,11 +116,6 @@ def taught(recording: Recording) -> Recording:
 def agreement_metric(recording: Recording) -> str:
     """What agreement of answers is called where they stand for labels."""
     return {SINGLE_LABEL: "accuracy", MULTI_LABEL: "micro_f1"}.get(recording.problem_type, "correlation")
-
-
-def setting(goal: float, recording: Recording, metric: str) -> ExitPolicy | None:
-    """The policy of any rule that scores best of those that save about such a share of layers."""
-    return setting_near(goal, all_points(recording, metric))
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def retrofitted(folder: Path, run: Run, number: int, say: Callable[[str], None])
 
     Their facts hold its certificates, and what the classifier answers in 8 bits.
     """
-    how = {"texts": number, "differ": DIFFER, "confidence": CONFIDENCE, "tolerance": tolerance_of(run)}
+    how = {"format": 2, "texts": number, "differ": DIFFER, "confidence": CONFIDENCE, "tolerance": tolerance_of(run)}
     key = content_of(run, run.backbone, retrofit=how)
     kept = cached(folder, key, lambda: retrofit_and_record(folder, run, number, name_of(key), say))
     parts = (kept.chosen_on, kept.reported_on)

@@ -6,7 +6,8 @@ Which kind of head they are is chosen by how often they agree with the last exit
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -30,12 +31,29 @@ LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 1e-3, 0.01, 0.1
 
 @dataclass(frozen=True)
 class Training:
-    """How exits learn: AdamW, the rate rising for a tenth of the steps and falling to zero."""
+    """How exits learn: AdamW, the rate rising for a tenth of the steps and falling to zero.
+
+    Args:
+        epochs, most: few texts make few steps, so that exits learn for up to `most` epochs as well; what agrees better
+            on the choosing texts is kept.
+        enough: steps, with half of which no longer run is tried.
+    """
 
     epochs: int = 12
     batch_size: int = 64
     learning_rate: float = LEARNING_RATE
     seed: int = 0
+    most: int = 100
+    enough: int = 1500
+
+    def steps(self, rows: int) -> int:
+        """Of all epochs over so many rows."""
+        return self.epochs * math.ceil(rows / self.batch_size)
+
+    def tried(self, rows: int) -> list["Training"]:
+        """This one and, where it makes few steps, a longer one."""
+        longer = min(self.most, self.epochs * self.enough // self.steps(rows))
+        return [self, replace(self, epochs=longer)] if longer >= 2 * self.epochs else [self]
 
 
 @dataclass(frozen=True)
@@ -89,8 +107,8 @@ def learn(
         tried: fields of the config for each kind.
     """
     found = []
-    for kind in tried:
-        exits = trained(model, kind, states, train, training)
+    for kind, each in product(tried, training.tried(len(train))):
+        exits = trained(model, kind, states, train, each)
         recording = recorded(model, exits, states.select(choose))
         found.append(Learned(kind, exits, closeness(recording)))
     best = max(found, key=lambda each: each.mean_agreement)
@@ -144,7 +162,7 @@ def trained(
         start_at_mean(exits, states.logits[train].float(), problem_type)
         learning = [parameter for parameter in exits.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=training.learning_rate, weight_decay=WEIGHT_DECAY)
-        total = training.epochs * math.ceil(len(train) / training.batch_size)
+        total = training.steps(len(train))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total))
         for rows in batches(train, training):
             loss = loss_of(exits.train(), states, rows, problem_type, model.config)
