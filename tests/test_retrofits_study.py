@@ -84,7 +84,7 @@ def test_texts_are_of_rows_that_nothing_else_reads(study):
 
 def test_a_killed_fine_tuning_goes_on_and_ends_in_the_same_weights(study, tmp_path, monkeypatch):
     (run,) = study.runs("intent")
-    monkeypatch.setattr(classifiers, "CHECKPOINTS", 4)
+    run = replace(run, budget=replace(run.budget, rows=64, epochs=2.0))  # eight steps an epoch
     classifiers.fine_tune(run, tmp_path / "whole")
     steps, step = [], Trainer.training_step
 

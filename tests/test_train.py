@@ -245,12 +245,21 @@ def killed_at(monkeypatch, step: int, stage: int | None = None) -> None:
     monkeypatch.setattr(session, "new_trainer", with_end)
 
 
-@pytest.mark.parametrize(("system", "stage"), [("pf-berxit", None), ("deebert", 1), ("deebert", 2)])
-def test_a_killed_run_goes_on_and_ends_in_the_same_weights(data, local_backbone, tmp_path, monkeypatch, system, stage):
-    asked = ["--system", system, "--num_train_epochs", "3", "--early-stopping", "0"]
+WITHIN = [f"--{what}_{word}" for what in ("save", "eval") for word in ("strategy", "steps")]
+WITHIN = [word for pair in zip(WITHIN, ["steps", "4"] * 2) for word in pair]  # checkpoints within epochs
+
+
+@pytest.mark.parametrize(
+    ("system", "stage", "more"),
+    [("pf-berxit", None, []), ("deebert", 1, []), ("deebert", 2, []), ("pf-berxit", None, WITHIN)],
+)
+def test_a_killed_run_goes_on_and_ends_in_the_same_weights(
+    data, local_backbone, tmp_path, monkeypatch, system, stage, more
+):
+    asked = ["--system", system, "--num_train_epochs", "3", "--early-stopping", "0", *more]
     train(data, local_backbone, tmp_path / "whole", *asked)
     with monkeypatch.context() as patched:
-        killed_at(patched, 8, stage)  # six steps an epoch: one checkpoint
+        killed_at(patched, 9, stage)  # six steps an epoch: one checkpoint, or two
         with pytest.raises(KeyboardInterrupt):
             train(data, local_backbone, tmp_path / "cut", *asked)
     assert not (tmp_path / "cut").exists()

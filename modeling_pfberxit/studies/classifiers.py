@@ -34,8 +34,6 @@ from ..training.finetuning import new_tokenizer, training_arguments
 from .runs import Budget, Run, drop_nothing, further_rows, split_rows
 from .trainings import content_of, name_of
 
-CHECKPOINTS = 50  # steps from one to the next
-
 
 def classifier_of(folder: Path, run: Run, say: Callable[[str], None]) -> Path:
     """The folder of the run's classifier, all of whose weights were trained; made where it is not there yet."""
@@ -55,7 +53,7 @@ def fine_tune(run: Run, place: Path) -> None:
     arguments = training_arguments(
         str(scratch), train_backbone=True, num_train_epochs=run.budget.epochs, seed=run.seed,
         per_device_train_batch_size=run.budget.batch_size, disable_tqdm=True, report_to="none", logging_strategy="no",
-        save_strategy="steps", save_steps=CHECKPOINTS, save_total_limit=1,
+        save_total_limit=1, save_strategy="epoch",
     )  # fmt: skip
     scratch.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(model, arguments, DataCollatorWithPadding(tokenizer), rows)

@@ -34,6 +34,7 @@ from ..model.strategies import in_last_stage
 from ..model.validation import refuse
 from . import finished
 from .finetuning import ALL_BUT_EXITS, mean_of_exits, new_model, new_tokenizer, new_trainer, start_at_base_rates
+from .order import SameOrder
 from .plan import Plan, arguments_of, check_folder, checkpoint_to_resume, facts_of, stage_folder
 from .strategies import train
 from .token_exits import fit_by_frequency
@@ -156,7 +157,7 @@ def trainer_of(
     folder, metric = stage_folder(plan, model.config.training_stage), mean_of_exits(task.metric)
     arguments = arguments_of(plan, folder, moves, metric)
     stops = plan.early_stopping and arguments.load_best_model_at_end
-    callbacks = [EarlyStoppingCallback(plan.early_stopping)] if stops else []
+    callbacks = [SameOrder(), *([EarlyStoppingCallback(plan.early_stopping)] if stops else [])]
     return new_trainer(model, task, tokenizer, arguments, rows.train, rows.chosen_on, callbacks)
 
 
