@@ -160,7 +160,7 @@ def winners(result: dict[str, Any]) -> str:
 def few_texts(results: Sequence[dict[str, Any]]) -> str:
     """A line for every number of texts: answers kept and score at shares of layers saved, and certificates."""
     rows = []
-    for each in results:
+    for each in sorted(results, key=lambda each: (group(each), each["texts"])):
         at = {found["at"]: found for found in each["found"] if found["way"] == RETROFIT}
         shares = [f"{100 * goal:.0f} %" for goal in SAVED]
         kept = [f"{at[share]['agreement']:.3f}, {at[share]['score']:.3f}" if share in at else "–" for share in shares]
