@@ -9,10 +9,12 @@ array([4, 2])
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,7 +23,9 @@ import onnxruntime
 from tokenizers import Encoding, Tokenizer
 
 METADATA = "pfberxit"
+CHUNK = 1024  # rows of a file that are in memory at a time
 Text = str | tuple[str, str] | dict[str, str]  # a text, two of them, or {"text": ..., "text_pair": ...}
+Asked = str | dict[str, float] | None  # an operating point by name, or numbers; None: the file's own
 
 
 class Answers(NamedTuple):
@@ -40,7 +44,7 @@ class Classifier:
     """A text classifier in one file, each text leaving after the layer that its rule allows.
 
     Args:
-        path: an ONNX file written by `pfberxit export`, its tokenizer.json beside it.
+        path: an ONNX file written by `pfberxit export`, its tokenizer.json beside it or one folder above.
         threads: of one layer's work; None: as onnxruntime chooses.
 
     Raises:
@@ -62,13 +66,12 @@ class Classifier:
             refuse("path", str(path), "a file that `pfberxit export` wrote")
         self.metadata: dict[str, Any] = json.loads(stored)
         self.inputs = {each.name for each in self.session.get_inputs()}
-        self.tokenizer = read_tokenizer(path.parent / "tokenizer.json", self.metadata)
+        self.tokenizer = read_tokenizer(path.parent, self.metadata)
 
     # ---- answers ---------------------------------------------------------------------------------------------------
 
     def __call__(
-        self, texts: Text | list[Text], exit_policy: str | dict[str, float] | None = None, batch_size: int = 1,
-        **options: Any,
+        self, texts: Text | list[Text], exit_policy: Asked = None, batch_size: int = 1, **options: Any
     ) -> list:  # fmt: skip
         """Labels and scores as `pipeline("text-classification")` gives them.
 
@@ -82,44 +85,79 @@ class Classifier:
             refuse("options", sorted(unknown), "top_k")
         several = isinstance(texts, list)
         found = self.predict(texts if isinstance(texts, list) else [texts], exit_policy, batch_size)
-        rows = [self.labelled(row, options.get("top_k", 1)) for row in self.scores(found.logits)]
+        rows = [self.labelled(row, options.get("top_k", 1)) for row in found.logits]
         if exit_policy is not None:
             rows = [[{**each, "exit_layer": int(layer)} for each in row] for row, layer in zip(rows, found.exit_layer)]
         if "top_k" not in options:
             return [row[0] for row in rows]
         return rows if several else rows[0]
 
-    def predict(
-        self, texts: Sequence[Text], exit_policy: str | dict[str, float] | None = None, batch_size: int = 32
-    ) -> Answers:
+    def predict(self, texts: Sequence[Text], exit_policy: Asked | list[Asked] = None, batch_size: int = 32) -> Answers:
         """Logits and layers of any number of texts.
 
         Args:
-            exit_policy: the name of an operating point, or `threshold` and `patience`; None: the file's own.
+            exit_policy: the name of an operating point, or `threshold` and `patience`; None: the file's own. A list
+                has one for each text.
             batch_size: texts that run together; 1 where the file is for single rows.
         """
         if isinstance(texts, (str, dict)):
             refuse("texts", texts, "a list of texts")
         given = [as_input(text) for text in texts]
+        asked = exit_policy if isinstance(exit_policy, list) else [exit_policy] * len(given)
+        if len(asked) != len(given):
+            refuse("exit_policy", f"{len(asked)} policies", f"one, or one for each of {len(given)} texts")
         if not given:
             return Answers(np.zeros((0, len(self.metadata["id2label"])), np.float32), np.zeros(0, np.int64))
         encoded = self.tokenizer.encode_batch(given)
         order = np.argsort([len(each) for each in encoded], kind="stable")
         size = 1 if self.metadata["single"] else max(1, batch_size)
         parts = [order[start : start + size] for start in range(0, len(order), size)]
-        answers = [self.run(self.batch([encoded[number] for number in part]), exit_policy) for part in parts]
+        answers = [self.run(self.batch([encoded[row] for row in part]), [asked[row] for row in part]) for part in parts]
         back = np.argsort(order, kind="stable")
         return Answers(*(np.concatenate(part)[back] for part in zip(*answers)))
 
-    def run(self, batch: dict[str, np.ndarray], exit_policy: str | dict[str, float] | None = None) -> Answers:
+    def predict_file(
+        self, source: str | os.PathLike, output: str | os.PathLike, text: str = "text", pair: str | None = None,
+        exit_policy: Asked = None, batch_size: int = 32,
+    ) -> int:  # fmt: skip
+        """Write the rows of a file with `label`, `score` and `exit_layer`, in their order; how many there are.
+
+        Args:
+            source: CSV or TSV with a header, JSON Lines, or plain text with a text in each line.
+            output: CSV, TSV or JSON Lines; not there yet.
+            text, pair: columns of the texts.
+        """
+        output, rows, written = Path(output), read_rows(Path(source), (text, pair)), 0
+        if output.exists():
+            refuse("output", str(output), "a file that is not there yet")
+        draft = output.with_name(f".{output.name}.{os.getpid()}")
+        try:
+            with open(draft, "w", encoding="utf-8", newline="") as file:
+                while chunk := list(islice(rows, CHUNK)):
+                    texts = [row[text] if pair is None else (row[text], row[pair]) for row in chunk]
+                    found = self.predict(texts, exit_policy, batch_size)
+                    named = (self.labelled(logits, 1)[0] for logits in found.logits)
+                    answers = [{**row, **each, "exit_layer": int(layer)}
+                               for row, each, layer in zip(chunk, named, found.exit_layer)]  # fmt: skip
+                    write_rows(file, output, answers, first=not written)
+                    written += len(chunk)
+            os.replace(draft, output)
+        finally:
+            draft.unlink(missing_ok=True)
+        return written
+
+    def run(self, batch: dict[str, np.ndarray], exit_policy: Asked | list[Asked] = None) -> Answers:
         """The answers to token ids and mask, (B, n) each, padded on the right.
 
         Raises:
             ValueError: another rank, too long, padded on the left, an id the encoder does not know.
         """
         self.check(batch)
-        rows, tau, patience = len(batch["input_ids"]), *self.point(exit_policy)
-        every = {**batch, "tau": np.full(rows, tau, np.float32), "patience": np.full(rows, patience, np.int64)}
+        rows = len(batch["input_ids"])
+        points = [self.point(each) for each in exit_policy] if isinstance(exit_policy, list) else (
+            [self.point(exit_policy)] * rows)  # fmt: skip
+        tau, patience = zip(*points)
+        every = {**batch, "tau": np.array(tau, np.float32), "patience": np.array(patience, np.int64)}
         if "token_type_ids" not in every:
             every["token_type_ids"] = np.zeros_like(batch["input_ids"])
         found = self.session.run(None, {name: value for name, value in every.items() if name in self.inputs})
@@ -127,7 +165,7 @@ class Classifier:
 
     # ---- what a request asks ---------------------------------------------------------------------------------------
 
-    def point(self, exit_policy: str | dict[str, float] | None) -> tuple[float, int]:
+    def point(self, exit_policy: Asked) -> tuple[float, int]:
         """Tau and patience of a request.
 
         Raises:
@@ -142,7 +180,7 @@ class Classifier:
         if unknown := asked.keys() - set(self.metadata["reads"]):
             refuse("exit_policy", sorted(unknown), f"among {self.metadata['reads']}: the rest is built into the file")
         policy = {"threshold": 0.0, "patience": 1, **self.metadata["policy"], **asked}
-        tau = 0.0 if isinstance(policy["threshold"], list) else policy["threshold"]
+        tau = 0.0 if isinstance(policy["threshold"], (list, tuple)) else policy["threshold"]
         if not isinstance(tau, (int, float)) or not 0 <= tau < math.inf:
             refuse("threshold", tau, "a finite number of at least 0")
         if not isinstance(policy["patience"], int) or not 1 <= policy["patience"] <= self.metadata["most_patience"]:
@@ -152,8 +190,10 @@ class Classifier:
     def check(self, batch: dict[str, np.ndarray]) -> None:
         """Refuse arrays that the encoder cannot read."""
         ids, mask, most = batch["input_ids"], batch["attention_mask"], self.metadata["longest_input"]
-        if ids.ndim != 2 or mask.shape != ids.shape:
-            refuse("input_ids", ids.shape, "of two dimensions, rows and tokens, and attention_mask alike")
+        if ids.ndim != 2 or 0 in ids.shape or any(value.shape != ids.shape for value in batch.values()):
+            refuse("input_ids", ids.shape, "of two dimensions, rows and tokens, none of them 0, and the others alike")
+        if any(value.dtype.kind not in "iu" for value in batch.values()):
+            refuse("input_ids", str(ids.dtype), "whole numbers, and the others too")
         if most is not None and ids.shape[1] > most:
             refuse("input_ids", f"rows of {ids.shape[1]} tokens", f"at most {most} tokens")
         if not mask[:, 0].all():
@@ -177,7 +217,7 @@ class Classifier:
     # ---- scores ----------------------------------------------------------------------------------------------------
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        """Logits (N, C) as `pipeline` shows them: probabilities of classes or labels, or values."""
+        """Logits (..., C) as `pipeline` shows them: probabilities of classes or labels, or values."""
         kind, logits = self.metadata["activation"], logits.astype(np.float64)
         if kind == "none":
             return logits
@@ -186,9 +226,11 @@ class Classifier:
         raised = np.exp(logits - logits.max(-1, keepdims=True))
         return raised / raised.sum(-1, keepdims=True)
 
-    def labelled(self, scores: np.ndarray, top_k: int | None) -> list[dict[str, Any]]:
-        """The labels of the highest scores (C,), the highest in front; None: all."""
-        names = self.metadata["id2label"]
+    def labelled(self, logits: np.ndarray, top_k: int | None) -> list[dict[str, Any]]:
+        """The labels of the highest logits (C,), the highest in front; None: all. An empty one where they are NaN."""
+        if np.isnan(logits).any():
+            return [{"label": "", "score": None}]
+        names, scores = self.metadata["id2label"], self.scores(logits)
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [{"label": names[number], "score": float(scores[number])} for number in order]
 
@@ -204,11 +246,56 @@ def as_input(text: Any) -> str | tuple[str, str]:
     return tuple(text) if pair else text
 
 
-def read_tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
+def read_tokenizer(folder: Path, metadata: dict[str, Any]) -> Tokenizer:
     """The tokenizer, which cuts texts to the file's length."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: the tokenizer belongs beside the model.")
-    tokenizer = Tokenizer.from_file(str(path))
+    name = "tokenizer.json"
+    path = next((place / name for place in (folder, folder.parent) if (place / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder / name}: the tokenizer belongs beside the model.")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # of no kind of its own
+        raise ValueError(f"{path}: no tokenizer, or a damaged one ({error}).") from error
     tokenizer.enable_truncation(metadata["max_length"])
     tokenizer.no_padding()
     return tokenizer
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+LINES = (".jsonl", ".txt")
+
+
+def read_rows(path: Path, needed: Iterable[str | None]) -> Iterator[dict[str, Any]]:
+    """The rows of a file, checked as they come.
+
+    Raises:
+        ValueError: another kind of file; a row without a text, by its number.
+    """
+    if path.suffix not in (*SEPARATORS, *LINES):
+        refuse("source", str(path), f"a file that ends in {', '.join((*SEPARATORS, *LINES))}")
+    with open(path, encoding="utf-8-sig", newline="" if path.suffix in SEPARATORS else None) as file:
+        if path.suffix in SEPARATORS:
+            rows: Iterable[Any] = csv.DictReader(file, delimiter=SEPARATORS[path.suffix], strict=True)
+        else:
+            lines = (line.rstrip("\n") for line in file)
+            rows = ({"text": line} if path.suffix == ".txt" else json.loads(line) for line in lines)
+        for number, row in enumerate(rows, start=1):
+            for name in needed:
+                if name is not None and not (isinstance(row, dict) and isinstance(row.get(name), str)):
+                    refuse(f"row {number}", row, f"one with a text in {name!r}")
+            yield row
+
+
+def write_rows(file: Any, path: Path, rows: list[dict[str, Any]], first: bool) -> None:
+    """Add rows to a file; a header in front of the first ones."""
+    if path.suffix in SEPARATORS:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=SEPARATORS[path.suffix])
+        if first:
+            writer.writeheader()
+        writer.writerows(rows)
+    elif path.suffix == ".jsonl":
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        refuse("output", str(path), "a file that ends in .csv, .tsv or .jsonl")

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_batch, tiny_model
+from tiny import rows_of, tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.model.criteria import CRITERIA
@@ -17,7 +17,8 @@ from modeling_pfberxit.model.criteria import CRITERIA
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from modeling_pfberxit.export.files import export_file, one_file  # noqa: E402
+from modeling_pfberxit.export.files import export_file  # noqa: E402
+from modeling_pfberxit.export.made import one_file  # noqa: E402
 from modeling_pfberxit.export.segments import segments_of  # noqa: E402
 from modeling_pfberxit.export.verification import run  # noqa: E402
 
@@ -183,11 +184,6 @@ def test_a_file_for_single_rows_has_the_models_layers_and_labels():
         ({"backbone_changes": {"num_hidden_layers": 31}}, None, "exit_layers=31: must be at most 30"),
         ({}, None, "policy=None: must be a rule .*full depth"),
         ({}, {"criterion": "lte", "threshold": 0.5}, "exit_criterion='lte'"),
-        (
-            {"problem_type": "multi_label_classification"},
-            {"criterion": "entropy", "threshold": 0.5, "label_thresholds": {"0": 0.1}},
-            "exit_label_thresholds",
-        ),
     ],
 )
 def test_what_a_file_cannot_hold_is_refused_by_name(knobs, policy, message, tmp_path):
@@ -323,14 +319,13 @@ def test_a_certificate_of_texts_of_another_length_is_not_in_the_file(length, kep
     assert ("certificate" in found["certified"]) is kept and "certificate" in model.config.operating_points["certified"]
 
 
-def test_answers_of_several_labels_and_values_are_compared_as_what_they_are(monkeypatch):
-    from modeling_pfberxit.export import int8
+def test_answers_of_several_labels_and_values_are_compared_as_what_they_are():
+    from modeling_pfberxit.export.int8 import alike
 
-    logits, others = np.array([[3.0, -1.0], [2.0, 1.0]]), np.array([[3.0, 1.0], [2.0, 1.5]])  # arg maxima are the same
-    monkeypatch.setattr(int8, "rows_by", lambda session, *asked: [session, np.ones(2)])
-    asked = (logits, others, {}, ExitPolicy("entropy"), 1)
-    assert int8.agreement(*asked, "multi_label_classification")["label_as_float32"] == 1
-    assert int8.agreement(*asked, "regression")["farthest_as_float32"] == 2
+    layers = torch.ones(2)  # arg maxima are the same
+    one, other = (torch.tensor([[3.0, -1.0], [2.0, 1.0]]), layers), (torch.tensor([[3.0, 1.0], [2.0, 1.5]]), layers)
+    assert alike(one, other, "multi_label_classification") == {"layer": 2, "label": 1}
+    assert alike(one, other, "regression") == {"layer": 2, "farthest": 2.0}
 
 
 @torch.no_grad()
@@ -338,18 +333,18 @@ def test_a_decision_that_flips_in_a_file_is_counted(monkeypatch):
     from modeling_pfberxit.export import verification
 
     model = tiny_model("bert", num_labels=2, problem_type="multi_label_classification")
-    policy, batch = ExitPolicy(criterion=None), tiny_batch(4)
-    own = model(**batch, exit_policy=policy)
+    policy, rows = ExitPolicy(criterion=None), [{"input_ids": ids} for ids in rows_of(tiny_batch(4))]
+    own = model(**tiny_batch(4), exit_policy=policy)
     lowest = own.logits.amin(-1, keepdim=True)
     logits = torch.where(lowest > 0, own.logits - 100, own.logits + 100)  # decisions flip, the arg max stays
     monkeypatch.setattr(verification, "run", lambda *asked: (logits.numpy(), own.exit_layer.numpy()))
-    assert verification.compare(None, model, batch, [policy], sizes=(4,)).answers_apart == 4
+    assert verification.compare(None, model, rows, [policy], sizes=(4,)).answers_apart == 4
 
 
 def test_a_file_of_8_bits_has_them_in_every_layer_says_how_it_compares_and_has_no_certificates(exported):
     import onnx
 
-    from modeling_pfberxit.export.int8 import nodes_in
+    from modeling_pfberxit.export.storage import nodes_in
     from pfberxit.onnx import Classifier
 
     *_, folder = exported

@@ -23,6 +23,7 @@ from .templates import OPSET, Template
 
 IR_VERSION = 10
 ANSWERS = ("float32", "int64")
+ASKED = {"tau": "float32", "patience": "int64"}  # what a request may bring for every row
 ROW = {0: ROWS}
 Values = dict[str, str]  # what is known of the remaining rows, each under the name that the graph has for it
 
@@ -42,11 +43,13 @@ class File:
 
     Args:
         single: for one row at a time: nothing is gathered or cut.
+        built_in: the policy's tau and patience are in the file, tokens its only inputs.
     """
 
     segments: Segments
     rule: Rule
     single: bool = False
+    built_in: bool = False
     axes: dict[str, dict[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class File:
         policy = self.rule.policy
         if depth not in self.exit_depths or depth < policy.floor:
             return False
-        return self.exit_depths.index(depth) + 1 >= rule_of(policy).earliest(replace(policy, patience=1))
+        return self.exit_depths.index(depth) + 1 >= rule_of(policy).first_exit(replace(policy, patience=1))
 
     # ---- from inputs to outputs --------------------------------------------------------------------------------
 
@@ -90,7 +93,7 @@ class File:
     def declared(self, inputs: Sequence[str]) -> list[onnx.ValueInfoProto]:
         """What the file takes."""
         tokens = [helper.make_tensor_value_info(name, KINDS["int64"], ["batch", "tokens"]) for name in inputs]
-        kinds = {"tau": "float32", "patience": "int64"}
+        kinds = {} if self.built_in else ASKED
         return tokens + [helper.make_tensor_value_info(name, KINDS[kind], ["batch"]) for name, kind in kinds.items()]
 
     def begin(self, graph: Graph, inputs: Sequence[str]) -> Values:
@@ -98,9 +101,11 @@ class File:
         start = self.segments.start
         found = graph.copy_of(start.template, {name: name for name in inputs}, start.weights, start.template.outputs)
         values = dict(zip(start.template.outputs, found, strict=True))
-        values |= {"mask": "attention_mask", "tau": "tau", "patience": "patience"}
         rows = graph.op("Shape", "input_ids", end=1)
-        values["count"] = graph.op("Expand", graph.constant([0], "int64"), rows)
+        values |= {"mask": "attention_mask", **self.asked(graph, rows)}
+        counted = self.rule.step.counted
+        size = graph.op("Concat", rows, graph.whole(counted), axis=0) if counted else rows
+        values["count"] = graph.op("Expand", graph.constant([[0]] if counted else [0], "int64"), size)
         if self.rule.step.memory:
             shape = [1, self.rule.step.memory, *outcomes(self.segments.model.num_labels, self.rule.problem_type)]
             size = graph.op("Concat", rows, graph.whole(*shape[1:]), axis=0)
@@ -113,6 +118,15 @@ class File:
             values["lengths"] = graph.op("ReduceSum", "attention_mask", graph.whole(1), keepdims=0)
             values["index"] = graph.op("Range", zero, graph.op("Squeeze", rows), one)
         return values
+
+    def asked(self, graph: Graph, rows: str) -> Values:
+        """Tau and patience of every row: inputs, or the policy's own."""
+        if not self.built_in:
+            return {name: name for name in ASKED}
+        policy = self.rule.policy
+        tau = policy.threshold if isinstance(policy.threshold, float) else 0.0
+        numbers = {"tau": graph.constant([tau], "float32"), "patience": graph.constant([policy.patience], "int64")}
+        return {name: graph.op("Expand", number, rows) for name, number in numbers.items()}
 
     def run_all(self, graph: Graph, values: Values) -> list[str]:
         """Logits and layers of the whole batch."""

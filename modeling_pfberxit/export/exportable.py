@@ -11,7 +11,6 @@ from ..model.exit_policy import ExitPolicy, resolve_policy
 from ..model.exits import EMITTED_BY
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.steps import one_by_one
 from ..model.validation import refuse
 
 MOST_EXITS = 30  # branches inside each other that protobuf still reads
@@ -37,7 +36,7 @@ def exportable_policy(request: Any, model: PFBerxitForSequenceClassification) ->
     """The policy a file is made for: the model's own, or what was asked for.
 
     Raises:
-        ValueError: it is off, or judges labels of a row one by one; or what `resolve_policy` refuses.
+        ValueError: it is off; or what `resolve_policy` refuses.
     """
     problem_type = problem_type_of(model.config)
     policy = resolve_policy(request, model.config, model.exit_depths, problem_type)
@@ -45,7 +44,4 @@ def exportable_policy(request: Any, model: PFBerxitForSequenceClassification) ->
         emitted = [name for name in EMITTED_BY if getattr(model.config, name)]
         refuse("policy", request, "a rule by which rows leave, with its threshold: "
                f"{', '.join(able(problem_type, emitted))}; this is full depth")  # fmt: skip
-    if one_by_one(policy, problem_type):
-        refuse("exit_label_thresholds", dict(policy.label_thresholds), "left out where a row has several labels: a "
-               "file cannot judge them one by one yet")  # fmt: skip
     return policy

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import onnx
 from transformers import PreTrainedTokenizerBase
 
 from ..data.texts import length_of
+from ..evaluation.certificates import Certificate
 from ..model.backbones import longest_input
 from ..model.exit_policy import ExitPolicy
-from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.persistence import replacing
 from ..model.validation import refuse
 from .beside import check_beside, write_beside
-from .compose import File, Rule
 from .exportable import check_exportable, check_tokenizer, exportable_policy
-from .int8 import agreement, products, quantised, without_certificates
-from .loops import LoopFile, loops
+from .made import Form, Promise, Small
 from .metadata import metadata_of
-from .segments import Segments, rule_of_rows, segments_of
-from .verification import Compared, check_same, compare, made_up, settings
-
-METADATA = "pfberxit"  # the key of the file's properties under which everything stands, as JSON
-MOST_BYTES = 2**31 - 2**20  # of one protobuf file
+from .segments import segments_of
+from .storage import write
+from .verification import Compared, Row
 
 
 class Exported(NamedTuple):
@@ -36,12 +30,13 @@ class Exported(NamedTuple):
     policy: ExitPolicy
     compared: Compared
     int8: dict[str, Any] | None = None  # of the second file, how it compares with the first
+    certificate: Certificate | None = None  # of the second file
 
 
 def export_file(
     model: PFBerxitForSequenceClassification, tokenizer: PreTrainedTokenizerBase | None, path: str | Path,
     policy: Any = None, max_length: int | None = None, single: bool = False, int8: bool = False,
-    runner: Path | None = None,
+    runner: Path | None = None, rows: Sequence[Row] = (), promise: Promise | None = None,
 ) -> Exported:  # fmt: skip
     """Write one ONNX file that exits by itself, with `tokenizer.json` and the runner beside it.
 
@@ -51,30 +46,43 @@ def export_file(
         single: for one row at a time, a little faster.
         int8: write a second file of 8-bit weights, `..._int8.onnx`.
         runner: a Python file that runs it, copied beside it as `classifier.py`.
+        rows: tokens of texts on which the file is held against the model; none: some are drawn.
+        promise: choose and certify the second file's threshold on these texts.
 
     Raises:
         ValueError: what cannot be exported; a folder with another tokenizer or program of the names beside it; a file
             that would differ from the model.
     """
     path = checked(path)
+    check_promise(promise, int8, rows)
+    form = form_of(model, tokenizer, policy, max_length, rows, single)
+    check_beside(path, tokenizer, runner)
+    made = form.made(str(path))
+    small = form.in_8_bits(made, str(path), promise) if int8 else None
+    write_beside(path, tokenizer, runner)
+    write(made.proto, path)
+    if small is not None:
+        write(small.proto, eight_bits(path))
+    return exported(path, form, made.compared, small)
+
+
+def exported(path: Path, form: Form, compared: Compared, small: Small | None) -> Exported:
+    """What became of it."""
+    return Exported(path, form.policy, compared, small and small.measured, small and small.certificate)
+
+
+def form_of(
+    model: PFBerxitForSequenceClassification, tokenizer: PreTrainedTokenizerBase | None, policy: Any,
+    max_length: int | None, rows: Sequence[Row] = (), single: bool = False, built_in: bool = False,
+) -> Form:  # fmt: skip
+    """What files of a model are made of; refuses by name what cannot be one, before anything is translated."""
     check_exportable(model)
     check_tokenizer(tokenizer)
-    check_beside(path, tokenizer, runner)
     rule = exportable_policy(policy, model)
     longest = longest_input(model.config.encoder_config())
-    length = min(longest, 512) if tokenizer is None else length_of(tokenizer, longest, max_length)
-    segments = segments_of(model)
-    proto = one_file(segments, rule, single)
-    facts = {**metadata_of(model, tokenizer, rule, int(length)), "single": single}
-    onnx.helper.set_model_props(proto, {METADATA: json.dumps(facts)})
-    session = opened(proto, str(path))
-    compared = check(session, segments, rule, single, str(path))
-    small, measured = in_8_bits(proto, session, segments, rule, facts) if int8 else (None, None)
-    write_beside(path, tokenizer, runner)
-    write(proto, path)
-    if small is not None:
-        write(small, path.with_name(f"{path.stem}_int8.onnx"))
-    return Exported(path, rule, compared, measured)
+    length = int(min(longest, 512) if tokenizer is None else length_of(tokenizer, longest, max_length))
+    facts = metadata_of(model, tokenizer, rule, length)
+    return Form(segments_of(model), rule, facts, rows, single, built_in)
 
 
 def checked(path: str | Path) -> Path:
@@ -85,44 +93,12 @@ def checked(path: str | Path) -> Path:
     return path
 
 
-def one_file(segments: Segments, policy: ExitPolicy, single: bool = False) -> onnx.ModelProto:
-    """The graph for a policy's rule."""
-    problem_type = problem_type_of(segments.model.config)
-    rule = Rule(policy, problem_type, *rule_of_rows(segments, policy, problem_type))
-    kind = LoopFile if loops(segments) else File
-    return kind(segments, rule, single).build()
+def check_promise(promise: Promise | None, int8: bool, rows: Sequence[Row]) -> None:
+    """Refuse to certify what is not written, or without texts."""
+    if promise is not None and not (int8 and len(rows)):
+        refuse("differ", promise.differ, "given together with --int8 and --texts, on which it is certified")
 
 
-def opened(proto: onnx.ModelProto, path: str) -> Any:
-    """A session of onnxruntime; refuses what one file cannot hold."""
-    import onnxruntime
-
-    if proto.ByteSize() > MOST_BYTES:
-        refuse("onnx", path, "of less than 2 GB: larger models cannot be exported yet")
-    return onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
-def check(session: Any, segments: Segments, policy: ExitPolicy, single: bool, path: str) -> Compared:
-    """Hold a file against its model; refuse one that differs."""
-    model = segments.model
-    found = compare(session, model, made_up(model), settings(policy, model), (1,) if single else (1, 7))
-    check_same(found, path)
-    return found
-
-
-def in_8_bits(
-    proto: onnx.ModelProto, session: Any, segments: Segments, policy: ExitPolicy, facts: dict[str, Any]
-) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The file in 8 bits, and how it compares with the one in float32, which is in its metadata."""
-    small, batch = quantised(proto), made_up(segments.model)
-    size = 1 if facts["single"] else 8
-    measured = agreement(session, opened(small, "int8"), batch, policy, size, facts["problem_type"])
-    measured["products"] = products(small)
-    onnx.helper.set_model_props(small, {METADATA: without_certificates(facts, measured)})
-    return small, measured
-
-
-def write(proto: onnx.ModelProto, path: Path) -> None:
-    """A file, in one move."""
-    with replacing(path) as draft:
-        draft.write_bytes(proto.SerializeToString())
+def eight_bits(path: Path) -> Path:
+    """Where the second file goes."""
+    return path.with_name(f"{path.stem}_int8.onnx")

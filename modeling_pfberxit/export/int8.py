@@ -1,91 +1,92 @@
-"""A second file whose matrix products are of 8-bit numbers: smaller and faster, and not the same answers.
+"""A second file in 8 bits: smaller and faster, and not the same answers. How often they are is measured.
 
-Activations are quantised as they come, by the range of the whole batch, so that what a row runs beside may change its
-answer. How often is measured, and stands in the file.
+Its own thresholds can be chosen, and certified, on what its own exits say (`recertified`).
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import GraphProto, NodeProto
 from torch import Tensor
 
 from ..evaluation.replay import same_answers
 from ..model.exit_policy import ExitPolicy
 from ..model.exits import REGRESSION
-from .templates import quietly
-from .verification import run
+from ..model.losses import problem_type_of
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import refuse
+from .quantised import products
+from .verification import Row, batches, run
+
+BESIDE_OTHERS = 8  # rows of a batch in which answers are held against those that rows get alone
+LEAST = 0.9  # of the products by weights, in what is called int8
 
 
-def quantised(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The file with all products by weights in 8 bits but those of classifiers; inside branches and loops as well."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    # It makes products and sums of them, under this name.
-    kept = [f"{node.name}_MatMul" for node in nodes_in(proto.graph) if node.op_type == "Gemm"]
-    with tempfile.TemporaryDirectory() as folder, quietly():
-        path = Path(folder) / "int8.onnx"
-        quantize_dynamic(
-            copy.deepcopy(proto), path, op_types_to_quantize=["MatMul"], nodes_to_exclude=kept,
-            weight_type=QuantType.QInt8, extra_options={"EnableSubgraph": True},
-        )  # fmt: skip
-        return onnx.load(path)
-
-
-def nodes_in(graph: GraphProto) -> Iterator[NodeProto]:
-    """All nodes, those of graphs inside it as well."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            yield from nodes_in(attribute.g)
-
-
-def products(proto: onnx.ModelProto) -> int:
-    """Matrix products of 8-bit numbers."""
-    return sum(node.op_type == "MatMulInteger" for node in nodes_in(proto.graph))
+def check_products(proto: onnx.ModelProto, path: str) -> dict[str, int]:
+    """How many products by weights there are, in 8 bits and left in float32; refuse a file with too many left."""
+    found = products(proto)
+    if found.share < LEAST:
+        refuse(
+            "int8", f"{found.int8} of {found.int8 + found.float32} products in {path}", f"at least {LEAST:g} of them"
+        )
+    return found._asdict()
 
 
 def agreement(
-    full: Any, small: Any, batch: Mapping[str, Tensor], policy: ExitPolicy, batch_size: int, problem_type: str
-) -> dict[str, Any]:
+    full: Any, small: Any, model: PFBerxitForSequenceClassification, rows: Sequence[Row], policy: ExitPolicy,
+    single: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Of rows, how many leave after the same layer and get the same answer: as in float32, and alone as in a batch.
 
     Of values, how far they are apart at most.
     """
-    expected, alone = rows_by(full, batch, policy, 1), rows_by(small, batch, policy, 1)
-    together = alone if batch_size == 1 else rows_by(small, batch, policy, batch_size)
-    found: dict[str, Any] = {"rows": len(expected[0])}
+    expected, alone = (answers(session, model, rows, policy, 1) for session in (full, small))
+    together = alone if single else answers(small, model, rows, policy, BESIDE_OTHERS)
+    found: dict[str, Any] = {"rows": len(rows)}
     for name, one, other in (("as_float32", alone, expected), ("alone_as_in_batch", together, alone)):
-        found[f"layer_{name}"] = int((one[1] == other[1]).sum())
-        if problem_type == REGRESSION:
-            found[f"farthest_{name}"] = float(np.abs(one[0] - other[0]).max())
-        else:
-            logits, others = torch.as_tensor(one[0]), torch.as_tensor(other[0])
-            found[f"label_{name}"] = int(same_answers(logits, others, problem_type, 0.0).sum())
+        found |= {f"{key}_{name}": value for key, value in alike(one, other, problem_type_of(model.config)).items()}
     return found
 
 
-def rows_by(session: Any, batch: Mapping[str, Tensor], policy: ExitPolicy, size: int) -> list[np.ndarray]:
-    """Logits and layers of all rows, in batches of one size."""
-    starts = range(0, len(batch["input_ids"]), size)
-    parts = [run(session, {name: value[start : start + size] for name, value in batch.items()}, policy)
-             for start in starts]  # fmt: skip
-    return [np.concatenate(part) for part in zip(*parts)]
+def answers(
+    session: Any, model: PFBerxitForSequenceClassification, rows: Sequence[Row], policy: ExitPolicy, size: int
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and layers (N,) of all rows, in batches of one size."""
+    parts = [run(session, batch, policy) for batch in batches(rows, size, model)]
+    logits, layers = (torch.as_tensor(np.concatenate(part)) for part in zip(*parts))
+    return logits, layers
 
 
-def without_certificates(facts: dict[str, Any], measured: dict[str, Any]) -> str:
-    """What the second file says of itself, as JSON: certificates speak of float32 alone."""
+def alike(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], problem_type: str) -> dict[str, Any]:
+    """Rows with the same layer, and with the same answer; of values, the largest distance."""
+    (logits, layers), (others, its) = one, other
+    found: dict[str, Any] = {"layer": int((layers == its).sum())}
+    if problem_type == REGRESSION:
+        return {**found, "farthest": float((logits - others).abs().max())}
+    return {**found, "label": int(same_answers(logits, others, problem_type, 0.0).sum())}
+
+
+def without_certificates(facts: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """What the second file says of itself: certificates of the model speak of float32 alone."""
     points = {
         name: {field: value for field, value in point.items() if field != "certificate"}
         for name, point in facts["operating_points"].items()
     }
-    return json.dumps({**facts, "operating_points": points, "int8": measured})
+    return {**facts, "operating_points": points, "int8": measured}
+
+
+def in_words(measured: dict[str, Any]) -> str:
+    """The measurement in one paragraph."""
+    far = measured.get("farthest_as_float32")
+    same = "{label_as_float32} get the same answer" if far is None else f"values are up to {far:.2g} apart"
+    words = (
+        "In 8 bits ({int8} of {total} matrix products by weights), of {rows} {what} {layer_as_float32} leave after the "
+        f"layer that they leave after in float32, {same}; beside others {{layer_alone_as_in_batch}} leave as they do "
+        "alone."
+    )
+    counted = measured["products"]
+    return words.format(**measured, **counted, total=sum(counted.values()))

@@ -15,6 +15,7 @@ from ..model.exit_policy import ExitPolicy, describe, resolve_policy
 from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from .parts import per_row
 
 PER_ROW = ("threshold", "patience")  # what a request may change; everything else is built in
 
@@ -59,7 +60,7 @@ def reads(policy: ExitPolicy, name: str, problem_type: str) -> bool:
     """Whether the rule reads tau, or patience, from the request."""
     rule = rule_of(policy)
     if name == "threshold":
-        return rule.needs_threshold(problem_type) and not isinstance(policy.threshold, tuple)
+        return rule.needs_threshold(problem_type) and per_row(policy)
     return name in rule.reads(policy)
 
 
@@ -89,7 +90,7 @@ def points_of(model: PFBerxitForSequenceClassification, policy: ExitPolicy, max_
 
 def served(policy: ExitPolicy, other: ExitPolicy) -> bool:
     """Whether a file for one policy answers as another asks, tau and patience given with the request."""
-    fixed = isinstance(policy.threshold, tuple) or isinstance(other.threshold, tuple)
+    fixed = not (per_row(policy) and per_row(other))
     own = replace(policy, patience=other.patience, threshold=policy.threshold if fixed else other.threshold)
     return own.stated() == other.stated()
 

@@ -26,8 +26,8 @@ from ..model.exits import EMITTED_BY, Evidence, ExitState, outcomes
 from ..model.families import family_of, padding_alone
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.rows import Rows
-from ..model.steps import step
-from ..model.validation import NAMES, PolicyFields
+from ..model.steps import one_by_one, step
+from ..model.validation import ABSTAIN, NAMES, PolicyFields
 from .templates import Inputs
 
 ROWS, TOKENS = "rows", "tokens"  # what an open size is a number of
@@ -176,9 +176,11 @@ class Step(nn.Module):
         self.policy, self.problem_type, self.emitted = policy, problem_type, emitted
         self.shape = outcomes(num_labels, problem_type)
         # The patience that a request brings may be any that the exits allow.
-        self.memory = rule_of(policy).memory(replace(policy, patience=exits), exits)
-        self.own = rule_of(policy).own(policy)  # then a row's answer is the exit's, and no result
-        self.fixed = isinstance(policy.threshold, tuple)  # a threshold for each exit is no number of a row
+        self.memory = rule_of(policy).remembered(replace(policy, patience=exits), exits)
+        # Then a row's answer is the exit's, and no result.
+        self.own = rule_of(policy).own(policy) and policy.answer != ABSTAIN
+        self.fixed = not per_row(policy)
+        self.counted = num_labels if one_by_one(policy, problem_type) else 0  # counts of a row; 0: one, of rank 0
         self.counts = True
         example = example_state(self, 2, num_labels)
         self.counts = self(*example.values())[1] is not example["count"]
@@ -210,10 +212,16 @@ class Step(nn.Module):
         return tuple(found[name] for name in self.outputs)
 
 
+def per_row(policy: ExitPolicy) -> bool:
+    """Whether tau is a number that a row may bring: one for each exit is none, and neither is none but the labels'."""
+    return not isinstance(policy.threshold, tuple) and not (policy.threshold is None and policy.label_thresholds)
+
+
 def example_state(step: Step, rows: int, num_labels: int) -> dict[str, Tensor]:
     """Values for every input of a step."""
     whole = torch.arange(1, rows + 1)
-    found = {"logits": torch.randn(rows, num_labels), "lte": torch.rand(rows), "count": whole, "seen": whole * 0 + 1,
+    count = whole[:, None].repeat(1, step.counted) if step.counted else whole
+    found = {"logits": torch.randn(rows, num_labels), "lte": torch.rand(rows), "count": count, "seen": whole * 0 + 1,
              "distances": torch.rand(rows, *step.shape), "past": torch.rand(rows, step.memory, *step.shape),
              "depth": whole * 0 + 2, "tau": torch.rand(rows), "patience": whole * 0 + 1}  # fmt: skip
     return {name: found[name] for name in step.inputs}

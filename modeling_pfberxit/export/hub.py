@@ -1,0 +1,117 @@
+"""A folder as the Hub has it: `onnx/model.onnx` of tokens alone, `onnx/model_adjustable.onnx` beside it, a card.
+
+`transformers.js` takes the first by its name. It knows a model by the `model_type` of the folder's config.json, and
+ours is none of its own: a folder of ONNX files alone gets a config of the encoder's type, one that holds a checkpoint
+keeps its own, and `config` is then given with the call, as its card says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..model.exit_policy import describe
+from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.persistence import replacing
+from ..training.certificate_card import put_section
+from .beside import TOKENIZER, check_beside, write_beside
+from .files import Exported, check_promise, eight_bits, exported, form_of
+from .int8 import in_words
+from .made import Form, Promise, Small
+from .storage import write
+from .verification import Row
+
+FOLDER, BUILT_IN, ADJUSTABLE = "onnx", "model.onnx", "model_adjustable.onnx"
+# The encoders that `transformers.js` has a sequence classifier of; any of them is run alike.
+KNOWN = ("albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "eurobert", "modernbert", "mpnet",
+         "roberta", "xlm-roberta")  # fmt: skip
+TITLE = "## In ONNX"
+CARD = """\
+`onnx/model.onnx` exits by itself, by {rule}; it takes tokens alone. `onnx/model_adjustable.onnx` takes `tau` and
+`patience` of every row as well. Both give `logits` and `exit_layer`.
+
+```python
+from classifier import Classifier  # onnx/classifier.py, on numpy, onnxruntime and tokenizers
+
+Classifier("onnx/model_adjustable.onnx")("a text", exit_policy={{}})  # label, score and exit_layer
+```
+
+```js
+import {{ pipeline }} from "@huggingface/transformers";
+
+const classify = await pipeline("text-classification", "{name}", {{ {options} }});
+await classify("a text");
+```
+"""
+
+
+def export_hub(
+    model: PFBerxitForSequenceClassification, tokenizer: PreTrainedTokenizerBase, folder: str | Path,
+    policy: Any = None, max_length: int | None = None, int8: bool = False, runner: Path | None = None,
+    rows: Sequence[Row] = (), promise: Promise | None = None,
+) -> Exported:  # fmt: skip
+    """Write the files of a Hub repository into a folder, which may hold the model's checkpoint; as `export_file`."""
+    folder = Path(folder)
+    check_promise(promise, int8, rows)
+    paths = [folder / FOLDER / name for name in (BUILT_IN, ADJUSTABLE)]
+    check_beside(folder / BUILT_IN, tokenizer, None)
+    check_beside(paths[0], None, runner)
+    forms = [form_of(model, tokenizer, policy, max_length, rows, built_in=True)]
+    forms.append(Form(forms[0].segments, forms[0].policy, forms[0].facts, rows))
+    built_in, adjustable = (form.made(str(path)) for form, path in zip(forms, paths))
+    small = forms[0].in_8_bits(built_in, str(paths[0]), promise) if int8 else None
+    write_beside(paths[0], None, runner)
+    write(built_in.proto, paths[0])
+    write(adjustable.proto, paths[1])
+    if small is not None:
+        write(small.proto, eight_bits(paths[0]))
+    around(folder, model, tokenizer, forms[0], small)
+    return exported(paths[0], forms[0], built_in.compared.and_then(adjustable.compared), small)
+
+
+def around(
+    folder: Path, model: PFBerxitForSequenceClassification, tokenizer: PreTrainedTokenizerBase, form: Form,
+    small: Small | None,
+) -> None:  # fmt: skip
+    """Tokenizer, config and card, where they are not there yet; of a card that is, the section."""
+    if not (folder / TOKENIZER).exists():
+        tokenizer.save_pretrained(folder)
+        set_length(folder / "tokenizer_config.json", form.facts["max_length"])
+    config = folder / "config.json"
+    own = config_for_javascript(model)
+    there = json.loads(config.read_text(encoding="utf-8")) if config.exists() else own
+    if not config.exists():
+        write_json(config, own)
+    needed = {} if there.get("model_type") in KNOWN else {name: own[name] for name in ("model_type", "id2label")}
+    options = f"config: {json.dumps(needed)}" if needed else 'dtype: "fp32"'
+    text = CARD.format(rule=describe(form.policy), name=folder.resolve().name, options=options)
+    if small is not None:
+        text += f"\n`{FOLDER}/{eight_bits(Path(BUILT_IN)).name}`: {in_words(small.measured)}"
+        text += " No certificate of the model speaks of it." if small.certificate is None else (
+            f" {small.certificate.in_words()}")  # fmt: skip
+    put_section(folder, TITLE, text.rstrip() + "\n")
+
+
+def config_for_javascript(model: PFBerxitForSequenceClassification) -> dict[str, Any]:
+    """The encoder's config with the labels, of a type that `transformers.js` has a classifier of."""
+    config, encoder = model.config, model.config.encoder_config()
+    kind = encoder.model_type if encoder.model_type in KNOWN else "bert"
+    kept = {name: value for name, value in encoder.to_dict().items() if name not in ("auto_map", "architectures")}
+    labels = {str(number): config.id2label[number] for number in range(config.num_labels)}
+    return {**kept, "model_type": kind, "id2label": labels, "label2id": {name: int(n) for n, name in labels.items()},
+            "problem_type": config.problem_type}  # fmt: skip
+
+
+def set_length(path: Path, length: int) -> None:
+    """Let the saved tokenizer cut texts where the file expects it."""
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "model_max_length": length})
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """A JSON file, in one move."""
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
