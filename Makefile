@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # As many test processes as cores; torch runs one thread in each.
 WORKERS ?= auto
 
-.PHONY: help install quickstart test test-slow test-oldest test-newest test-onnx test-serve test-page test-ray style style-check types docs clean
+.PHONY: help install quickstart test test-slow test-oldest test-newest test-onnx test-browser test-serve test-page test-ray style style-check types docs clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,13 @@ test-page: install  ## the tests of the server's page in a browser; Chromium has
 test-ray: install  ## the tests on a Ray cluster of this machine, which the others skip where ray is not installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[ray]" httpx psutil
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_ray_*.py
+
+# chromium and node of the system; runtimes and transformers.js by npm, none of whose scripts run.
+test-browser: install  ## exported files in OpenVINO, node, transformers.js and a headless browser
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[onnx]" openvino
+	npm install --no-save --no-audit --no-fund --ignore-scripts onnxruntime-node onnxruntime-web \
+	  @huggingface/tokenizers @huggingface/transformers playwright-core
+	$(BIN)/python -m pytest tests/test_onnx_elsewhere.py
 
 style: install  ## sort imports, format, mend what can be mended
 	$(BIN)/ruff check --fix .

@@ -8,6 +8,7 @@ keeps its own, and `config` is then given with the call, as its card says.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 from ..model.exit_policy import describe
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing
-from ..training.certificate_card import put_section
 from .beside import TOKENIZER, check_beside, write_beside
 from .files import Exported, check_promise, eight_bits, exported, form_of
 from .int8 import in_words
@@ -115,3 +115,12 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     """A JSON file, in one move."""
     with replacing(path) as draft:
         draft.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def put_section(folder: Path, title: str, text: str) -> None:
+    """Put a section under a title ("## ...") at the end of a folder's card, in place of the one there."""
+    path = folder / "README.md"
+    card = path.read_text(encoding="utf-8") if path.exists() else f"# {folder.resolve().name}\n"
+    former = re.compile(rf"^{re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    with replacing(path) as draft:
+        draft.write_text(f"{former.sub('', card).rstrip()}\n\n{title}\n\n{text}", encoding="utf-8")

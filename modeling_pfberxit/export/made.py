@@ -83,8 +83,11 @@ class Form:
         proto = one_file(self.segments, self.policy, self.single, self.built_in)
         describe_in(proto, self.said())
         session = opened(proto)
-        policies = [self.policy] if self.built_in else settings(self.policy, model)
-        found = compare(session, model, self.texts, policies, SIZES[:1] if self.single else SIZES)
+        sizes = SIZES[:1] if self.single else SIZES
+        found = compare(session, model, self.texts, [self.policy], sizes)
+        if not self.built_in:
+            others = settings(self.policy, model)[1:]
+            found = found.and_then(compare(session, model, self.texts, others, sizes[1:2] or sizes))
         check_same(found, path)
         return Made(proto, session, found)
 

@@ -203,9 +203,10 @@ class Step(nn.Module):
         logits = given["logits"]
         past = given["past"] if self.memory else logits.new_full((logits.shape[0], 1, *self.shape), torch.nan)
         state = ExitState(past, given["seen"], given["count"], self.problem_type)
-        own = {} if self.fixed else {"threshold": given["tau"]}
-        policy = PolicyFields(**{name: getattr(self.policy, name) for name in NAMES} | own
-                              | {"patience": given["patience"]})  # fmt: skip
+        asked = {"patience": given["patience"]} | ({} if self.fixed else {"threshold": given["tau"]})
+        if self.counted:  # every label of every row is judged by its row's numbers
+            asked = {name: value[:, None].expand(-1, self.counted).reshape(-1) for name, value in asked.items()}
+        policy = PolicyFields(**{name: getattr(self.policy, name) for name in NAMES} | asked)
         evidence = Evidence(logits, given.get("lte"), given.get("distances"))
         fire, answer = step(evidence, state, policy, given["depth"])
         found = {"fire": fire, "count_after": state.count, "answer": answer, "past_after": state.past}

@@ -49,7 +49,7 @@ def quantised(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in 8 bits."""
     small = onnx.ModelProto()
     small.CopyFrom(proto)
-    for number, graph in enumerate(list(graphs_in(small.graph))):
+    for number, graph in enumerate(reversed(graphs_in(small.graph))):  # inner ones first: nodes are copied
         Quantiser(graph, f"q{number}_").run()
     return small
 
@@ -84,10 +84,10 @@ class Quantiser:
 
     def run(self) -> None:
         """Put products of whole numbers in the place of all of them."""
-        weighted = {id(node) for node in self.weighted()}
+        weighted = {node.output[0] for node in self.weighted()}
         nodes: list[NodeProto] = []
         for node in self.graph.node:
-            nodes += self.in_8_bits(node) if id(node) in weighted else [node]
+            nodes += self.in_8_bits(node) if node.output[0] in weighted else [node]
         nodes = [node for node in nodes if node.output[0] not in self.gathers or node.output[0] in self.read(nodes)]
         copies, read = [copy_of(node) for node in nodes], self.read(nodes)
         del self.graph.node[:]

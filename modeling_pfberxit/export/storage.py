@@ -74,12 +74,16 @@ def save(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def opened(proto: onnx.ModelProto) -> Any:
-    """A session of onnxruntime, with as many threads as it chooses."""
+    """A session of onnxruntime, with as many threads as torch."""
     import onnxruntime
+    import torch
 
-    providers = ["CPUExecutionProvider"]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    opened_as = {"sess_options": options, "providers": ["CPUExecutionProvider"]}
     if not is_large(proto):
-        return onnxruntime.InferenceSession(proto.SerializeToString(), providers=providers)
+        return onnxruntime.InferenceSession(proto.SerializeToString(), **opened_as)
     with tempfile.TemporaryDirectory() as folder:  # read as a whole before the folder goes
         save(proto, Path(folder) / "model.onnx")
-        return onnxruntime.InferenceSession(str(Path(folder) / "model.onnx"), providers=providers)
+        return onnxruntime.InferenceSession(str(Path(folder) / "model.onnx"), **opened_as)
