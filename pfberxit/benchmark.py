@@ -8,8 +8,10 @@ HELP = "speed against the stock transformers model, in one run"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Models, inputs and cases to time; three options measure something else instead."""
-    parser.add_argument("--preset", default="albert-base-v2-mlp", help="a file of configuration/, without .json")
+    """Models, inputs and cases to time; four options measure something else instead."""
+    parser.add_argument(
+        "--preset", default="albert-base-v2-mlp", help="a file of configuration/, without .json; minilm; tiny"
+    )
     parser.add_argument("--layers", type=int, help="run only so many of its layers; default: all")
     parser.add_argument(
         "--paper", action="store_true", help="the preset's exits (backbone pooler, LTE), not the defaults"
@@ -34,11 +36,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=10_000, help="of those recordings")
     parser.add_argument("--exits", type=int, default=12, help="of those recordings")
     parser.add_argument("--training", action="store_true", help="time training steps instead: 32 x 64 tokens")
+    parser.add_argument(
+        "--exported", action="store_true", help="time what `pfberxit export` writes instead, beside ONNX Runtime"
+    )
     parser.add_argument("--profile", action="store_true", help="say what our time is spent on instead")
 
 
-def run(replay: bool, training: bool, profile: bool, rows: int, exits: int, **options: Any) -> None:
-    """Print the benchmark, or what one of the three options measures."""
+def run(replay: bool, training: bool, exported: bool, profile: bool, rows: int, exits: int, **options: Any) -> None:
+    """Print the benchmark, or what one of the four options measures."""
     say = partial(print, flush=True)
     if replay:
         from modeling_pfberxit.benchmark.commands import benchmark_commands
@@ -51,6 +56,11 @@ def run(replay: bool, training: bool, profile: bool, rows: int, exits: int, **op
 
         chosen = ("preset", "layers", "repeats", "sublearner", "device")
         benchmark_training(**{name: options[name] for name in chosen}, say=say)
+    elif exported:
+        from modeling_pfberxit.benchmark.exported import run_exported
+
+        unread = ("rivals", "compiled")
+        run_exported(**{name: value for name, value in options.items() if name not in unread}, say=say)
     elif profile:
         from modeling_pfberxit.benchmark.profiling import run_profile
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A room may import those before it, and itself; `studies`, `benchmark` and `export` stand side by side.
+# A room may import those before it, and itself; `studies` and `export` stand side by side, `benchmark` and `serving` behind them.
 ORDER = {
     "model": 0,
     "data": 1,
     "evaluation": 2,
     "training": 3,
     "studies": 4,
-    "benchmark": 4,
     "export": 4,
+    "benchmark": 5,
     "serving": 5,
     "pfberxit": 6,
 }

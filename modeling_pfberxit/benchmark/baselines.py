@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 
 from ..evaluation.onnx_stock import onnx_runtime
 from ..evaluation.recording import Recording
@@ -25,6 +25,11 @@ from .scripted import scripted
 from .workload import Batch
 
 Answer = Callable[[Batch], Tensor]
+# BERTs of other shapes than the files of configuration/ have.
+SHAPES = {
+    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+    "tiny": {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64},
+}
 
 # Each with one more short cut than the one before. The first runs a batch as PABEE's code does: all rows to the end of
 # the slowest one.
@@ -45,8 +50,11 @@ def configuration(preset: str, layers: int | None = None, **knobs: Any) -> PFBer
     Args:
         layers: of the encoder, the first ones; None: all.
     """
-    text = resources.files("modeling_pfberxit.configuration").joinpath(f"{preset}.json").read_text()
-    config = PFBerxitConfig.from_dict({**json.loads(text), "base_model_name_or_path": None})
+    if preset in SHAPES:
+        config = PFBerxitConfig.from_backbone(BertConfig(**SHAPES[preset]))
+    else:
+        text = resources.files("modeling_pfberxit.configuration").joinpath(f"{preset}.json").read_text()
+        config = PFBerxitConfig.from_dict({**json.loads(text), "base_model_name_or_path": None})
     if layers is not None:
         config.num_hidden_layers = whole(1, config.num_hidden_layers)("layers", layers)
     if knobs.pop("paper", False):
