@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A room may import those before it, and itself; `studies` and `export` stand side by side, `benchmark` and `serving` behind them.
+# A room may import those before it, and itself; some stand side by side.
 ORDER = {
     "model": 0,
     "data": 1,

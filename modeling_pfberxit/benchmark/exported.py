@@ -1,10 +1,10 @@
 """Speed of an exported file beside the stock model and ONNX Runtime at full depth, in turn within one run.
 
-Rows leave where a recording's rows leave: under a tau that everything is below, a row's patience decides the exit. Weights
-are random, which decides nothing about speed.
+Rows leave where a recording's rows leave: under a tau that everything is below, a row's patience decides the exit.
+Weights are random, which decides nothing about speed.
 
-* efficiency: time of ONNX Runtime at full depth, adapters included, over the file's, over the speed-up by layers. At 1.0
-  every layer saved shows on the clock.
+* efficiency: time of ONNX Runtime at full depth, adapters included, over the file's, over the speed-up by layers. At
+  1.0 every layer saved shows on the clock.
 * never exits: the same file under a tau of 0, over the file without exits.
 """
 

@@ -84,9 +84,9 @@ def in_words(measured: dict[str, Any]) -> str:
     far = measured.get("farthest_as_float32")
     same = "{label_as_float32} get the same answer" if far is None else f"values are up to {far:.2g} apart"
     words = (
-        "In 8 bits ({int8} of {total} matrix products by weights), of {rows} {texts} {layer_as_float32} leave after the "
-        f"layer that they leave after in float32, {same}; beside others {{layer_alone_as_in_batch}} leave as they do "
-        "alone."
+        "In 8 bits ({int8} of {total} matrix products by weights), of {rows} {texts} {layer_as_float32} leave after "
+        f"the layer that they leave after in float32, {same}; beside others {{layer_alone_as_in_batch}} leave as they "
+        "do alone."
     )
     counted = measured["products"]
     return words.format(**measured, **counted, total=sum(counted.values()))
