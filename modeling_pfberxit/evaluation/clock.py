@@ -1,5 +1,6 @@
 """Milliseconds per layer on this machine: for each batch size and length, a line fitted to measured calls."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,8 +46,12 @@ def measure_clock(
     batch_sizes: Sequence[int] = (1, 32),
     lengths: Sequence[int] = (32, 128),
     repeats: int = 9,
+    timer: Callable[[], float] = time.perf_counter,
 ) -> Clock:
     """Time calls that stop at the first, a middle and the last exit, in turn, and fit a line to their medians.
+
+    Args:
+        timer: `time.process_time` counts the work of one thread alone, whatever else the machine does.
 
     Raises:
         ValueError: a size or a length that cannot be, or a model with one exit. Nothing is timed then.
@@ -64,7 +69,7 @@ def measure_clock(
         for length in lengths:
             ids = torch.randint(5, model.config.vocab_size, (batch_size, length), device=model.device)
             calls = [partial(_run, model, ids, policy) for policy in policies]
-            times = [1000 * median(series) / batch_size for series in interleaved(calls, repeats)]
+            times = [1000 * median(series) / batch_size for series in interleaved(calls, repeats, timer=timer)]
             per_layer, fixed = np.polyfit(stops, times, 1)
             lines[batch_size, length] = float(fixed), float(per_layer)
     return Clock(lines)

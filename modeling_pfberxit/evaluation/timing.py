@@ -13,17 +13,20 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+def seconds(call: Callable[[], object], timer: Callable[[], float] = time.perf_counter) -> float:
+    """How long one call takes, by a clock that may count this process's own time alone (`time.process_time`)."""
     synchronize()
-    start = time.perf_counter()
+    start = timer()
     call()
     synchronize()
-    return time.perf_counter() - start
+    return timer() - start
 
 
 @torch.inference_mode()
-def interleaved(calls: Sequence[Callable[[], object]], repeats: int = 9, warmups: int = 2) -> list[list[float]]:
+def interleaved(
+    calls: Sequence[Callable[[], object]], repeats: int = 9, warmups: int = 2,
+    timer: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:  # fmt: skip
     """Seconds of every call, `repeats` times in turn (a b c a b c ...), so that all of them see the same machine.
 
     Returns:
@@ -35,7 +38,7 @@ def interleaved(calls: Sequence[Callable[[], object]], repeats: int = 9, warmups
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats):
         for number, call in enumerate(calls):
-            times[number].append(seconds(call))
+            times[number].append(seconds(call, timer))
     return times
 
 

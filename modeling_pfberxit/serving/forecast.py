@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..evaluation.certifying import origin
 from ..evaluation.clock import measure_clock
 from ..evaluation.recording import record
 from ..evaluation.saved_model import load_model, tokens_read
+from ..model.backbones import longest_input
 from ..model.exit_policy import FULL_DEPTH, requested_policy
 from ..model.persistence import replacing
 from .batch_times import BatchTimes, fitted
@@ -58,15 +60,13 @@ class Known:
         return Forecast(self.ladder, texts, [config.id2label[number] for number in best])
 
     def times(self, repeats: int = 9) -> BatchTimes:
-        """Time batches of several sizes and lengths on this machine, and fit what each of their layers takes."""
+        """What batches take on one core: of several sizes and lengths, in CPU time, fitted to each of their layers."""
         lengths = [length for length in LENGTHS if length <= self.longest]
-        return fitted(measure_clock(self.model, BATCHES, lengths, repeats))
+        return fitted(measure_clock(self.model, BATCHES, lengths, repeats, time.process_time))
 
     @property
     def longest(self) -> int:
         """The most tokens that the encoder reads."""
-        from ..model.backbones import longest_input
-
         return int(min(longest_input(self.model.config.encoder_config()), LENGTHS[-1]))
 
 

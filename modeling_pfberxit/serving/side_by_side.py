@@ -54,11 +54,10 @@ def compared(
 
 
 def steering_of(url: str, found: Forecast, plan: Plan) -> Callable[[], Steering]:
-    """What makes what chooses rungs at a server, by what it says of itself."""
-    about = info_of(url)
-    if about.get("ladder"):
+    """What makes what chooses rungs at a server: the controller where the plan has a floor, else its own rule."""
+    if plan.floor is not None:
         return lambda: Controller(found.ladder, plan.floor, plan.reaction)
-    name = about["exit_policy"]
+    name = info_of(url)["exit_policy"]
     if name not in found.texts.layers:
         refuse("url", name, f"a server of this model, which answers by one of {sorted(found.texts.layers)}")
     return lambda: Only(name)
