@@ -23,7 +23,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--backbone", help="Hub id or folder of an encoder, or minilm (default: albert/albert-base-v2)")
     parser.add_argument("--revision", help="the encoder's commit on the Hub (default: newest)")
     parser.add_argument("--system", help="a published system (default: pf-berxit); an unknown name lists them")
-    parser.add_argument("--recipe", help="sst2, mrpc, stsb, topics: values for what is not given here")
+    parser.add_argument(
+        "--recipe", help="sst2, mrpc, stsb, sst2-wide, stsb-wide, topics: values for what is not given here"
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", dest="knobs", help="config fields to set")
     parser.add_argument("--rows", type=int, help="training rows at most (default: all)")
     parser.add_argument("--held-out", type=int, help="of them, to choose on (default: a tenth, 1,000 at most)")
