@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from ..export.metadata import library_version
 from .bodies import Invalid
@@ -74,6 +75,14 @@ async def refusal(request: Request, error: Any) -> Response:
     if getattr(error, "field", ""):
         body["field"] = error.field
     headers = dict(getattr(error, "headers", None) or {})
+    if status == 405:
+        headers["Allow"] = ", ".join(methods_of(request))
     if isinstance(error, (Busy, Closed)):
         headers["Retry-After"] = str(getattr(error, "retry_after", 1))
     return JSONResponse(body, status, headers)
+
+
+def methods_of(request: Request) -> list[str]:
+    """What may be asked of a path, over all of its routes."""
+    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL)
+    return sorted({method for route in matching for method in route.methods})

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 Text = str | tuple[str, str]
 TEXT = {"type": "string", "minLength": 1}
 PAIR = {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 2}
+SECOND = {"anyOf": [TEXT, {"type": "null"}]}
 TWO = {
-    "type": "object", "properties": {"text": TEXT, "text_pair": TEXT}, "required": ["text"],
+    "type": "object", "properties": {"text": TEXT, "text_pair": SECOND}, "required": ["text"],
     "additionalProperties": False,
 }  # fmt: skip
 PREDICTED = {"anyOf": [TEXT, PAIR, {"type": "array", "items": PAIR, "minItems": 1}]}

@@ -16,7 +16,8 @@ def page_of() -> APIRouter:
     router, page = APIRouter(), html()
     headers = {"Content-Security-Policy": allowed(page), "Cache-Control": "no-cache"}
 
-    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @router.head("/", summary="whether the page is there", response_class=HTMLResponse)
+    @router.get("/", summary="a page to look at", response_class=HTMLResponse)
     async def look() -> HTMLResponse:
         return HTMLResponse(page, headers=headers)
 
