@@ -44,7 +44,7 @@ def started(folder):
         with open(log, "w", encoding="utf-8") as file:
             processes.append(subprocess.Popen(command(folder, port, *options), stdout=file, stderr=file))
         address = f"http://127.0.0.1:{port}"
-        wait_until(lambda: healthy(address), 120)
+        wait_until(lambda: healthy(address), 300)
         return processes[-1], address, log
 
     yield start
@@ -133,7 +133,7 @@ def test_killed_under_a_supervisor_it_comes_back_and_open_requests_fail_visibly(
     supervisor = subprocess.Popen(run, env=environment, start_new_session=True, **quiet)
     address = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: healthy(address), 120)
+        wait_until(lambda: healthy(address), 300)
         clients = Clients(address)
         wait_until(lambda: clients.found[200] > 50, 60)
         os.kill(int(pids.read_text().split()[-1]), signal.SIGKILL)

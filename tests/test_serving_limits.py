@@ -90,6 +90,11 @@ def test_unknown_places_are_answered_in_the_same_form(address):
         assert response.status_code == status and "error" in response.json()
 
 
+def test_what_may_be_asked_of_a_path_is_said_over_all_its_routes(address):
+    assert httpx.options(f"{address}/models/x").headers["allow"] == "DELETE, POST, PUT"
+    assert httpx.get(f"{address}/predict").headers["allow"] == "POST"
+
+
 def test_one_connection_serves_many_requests(address):
     with httpx.Client() as client:
         client.post(f"{address}/predict", json={"inputs": "7"})

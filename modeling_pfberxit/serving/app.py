@@ -46,8 +46,10 @@ def make_app(service: Service, drain: float = 30.0) -> FastAPI:
     )  # fmt: skip
     for kind in ERRORS:
         app.add_exception_handler(kind, refusal)
-    for router in (routes_of(service), layers_of(service), page_of()):
+    routers = routes_of(service), layers_of(service), page_of()
+    for router in routers:
         app.include_router(router)
+    app.state.routes = [route for router in routers for route in router.routes]
     return app
 
 
@@ -84,5 +86,5 @@ async def refusal(request: Request, error: Any) -> Response:
 
 def methods_of(request: Request) -> list[str]:
     """What may be asked of a path, over all of its routes."""
-    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL)
+    matching = (route for route in request.app.state.routes if route.matches(request.scope)[0] is Match.PARTIAL)
     return sorted({method for route in matching for method in route.methods})
