@@ -35,6 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_execution(parser)
     parser.add_argument("--threads", type=int, help="of one batch's work (default: as torch or onnxruntime chooses)")
     parser.add_argument("--token-file", metavar="FILE", help="with a token that requests must bear (default: none)")
+    parser.add_argument("--trace", action="store_true", help="send OpenTelemetry traces, as OTEL_... variables say")
     add_limits(parser)
 
 
@@ -61,8 +62,8 @@ def run(
     model: str, host: str, port: int, policy: str | None, differ: float | None, step_ms: float | None,
     watch: float | None, adapters: list[str], models_from: str | None,
     max_length: int | None, device: str | None, dtype: str | None, threads: int | None, token_file: str | None,
-    batch_tokens: int, batch_rows: int, wait_ms: float, queue: int, body_bytes: int, texts: int, characters: int,
-    upload: float, deadline: float, connections: int, drain: int,
+    trace: bool, batch_tokens: int, batch_rows: int, wait_ms: float, queue: int, body_bytes: int, texts: int,
+    characters: int, upload: float, deadline: float, connections: int, drain: int,
 ) -> None:  # fmt: skip
     """Check everything, load the models, say what is served, and serve until SIGTERM."""
     start = serving()
@@ -71,7 +72,7 @@ def run(
     from modeling_pfberxit.serving.limits import HttpLimits
     from modeling_pfberxit.serving.meter import Meter
 
-    place = start.Place(host, port, drain)
+    place = start.Place(host, port, drain, trace)
     limits = Limits(batch_tokens, batch_rows, wait_ms / 1000, queue=queue)
     http = HttpLimits(body_bytes, texts, characters, upload, deadline, connections, token_in(token_file))
     more, rule = named(adapters), start.Rule(asked_policy(policy), differ, step_ms and step_ms / 1000, watch)

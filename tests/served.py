@@ -41,9 +41,9 @@ def service_of(first, limits=None, http=None, rule=None, more=None, root=None, l
 
 
 @contextmanager
-def serving(service, drain: int = 5):
+def serving(service, drain: int = 5, trace: bool = False):
     """The address of a server that is warm."""
-    server = server_of(service, Place(port=free_port(), drain=drain))
+    server = server_of(service, Place(port=free_port(), drain=drain, trace=trace))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{server.config.port}"

@@ -52,9 +52,10 @@ def pin(core: int | None) -> None:
         return
     if not hasattr(os, "sched_setaffinity"):
         refuse("pin", core, "left out: this system does not pin processes to cores")
-    if core not in os.sched_getaffinity(0):
-        refuse("pin", core, f"one of {sorted(os.sched_getaffinity(0))}")
-    os.sched_setaffinity(0, {core})
+    try:
+        os.sched_setaffinity(0, {core})
+    except OSError:
+        refuse("pin", core, f"a core that this process may use; there are {os.cpu_count()}, from 0")
 
 
 def send(

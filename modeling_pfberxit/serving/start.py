@@ -11,6 +11,7 @@ import uvicorn
 from ..evaluation.saved_model import load_model, tokens_read
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import above_zero, optional, real, refuse, whole
+from . import tracing
 from .app import guarded, make_app
 from .batching import Limits
 from .calls import FULL, Controller, Meter, Point, Predictor, Served
@@ -140,11 +141,13 @@ class Place:
 
     Args:
         drain: seconds in which open requests are answered after SIGTERM.
+        trace: whether requests are OpenTelemetry spans.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     drain: int = field(default=30)
+    trace: bool = False
 
     def __post_init__(self) -> None:
         whole(0, 65535)("port", self.port)
@@ -153,8 +156,11 @@ class Place:
 
 def server_of(service: Service, place: Place) -> uvicorn.Server:
     """The server; `run` serves until SIGTERM or SIGINT. Nothing of a request is logged, its path least of all."""
+    app: Any = guarded(make_app(service, place.drain), service)
+    if place.trace:
+        app = tracing.Traced(app, tracing.exporting())
     config = uvicorn.Config(
-        guarded(make_app(service, place.drain), service), host=place.host, port=place.port, access_log=False,
+        app, host=place.host, port=place.port, access_log=False,
         http=patient_for(service.limits.upload), ws="none", limit_concurrency=service.limits.connections,
         timeout_graceful_shutdown=place.drain, server_header=False, log_level="info",
     )  # fmt: skip
