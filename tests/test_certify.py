@@ -173,7 +173,7 @@ def test_a_model_that_is_trained_further_leaves_its_certificates_behind_and_says
     assert "certified-10%, certified-5%: a certificate speaks of the weights it was made on" in caplog.text
     model.save_pretrained(folder)
     assert points(folder) == {} == model.config.operating_points and rule == model.config.exit_threshold
-    assert "certified-10%, certified-5%: left behind, since these weights" in caplog.text
+    assert "certified-10%, certified-5%: left behind, since these weights are" in caplog.text
     assert "What is certified" not in (folder / "README.md").read_text()
 
 
@@ -208,6 +208,11 @@ def test_a_config_with_certificates_brings_none_to_other_weights(certified, fold
         PFBerxitForSequenceClassification.from_pretrained(folder / "other", config=config).config.operating_points == {}
     )
     assert "left behind" in caplog.text
+
+
+def test_weights_that_are_not_checked_have_no_certificates(certified):
+    load = PFBerxitForSequenceClassification.from_pretrained
+    assert load(certified, weights_sha256=None).config.operating_points == {} != load(certified).config.operating_points
 
 
 def test_texts_that_trained_it_since_are_said_not_to_be_known(certified, folder, tmp_path, capsys):

@@ -16,9 +16,9 @@ SECTION = re.compile(rf"^{re.escape(TITLE)}\n.*?(?=^## |\Z)", re.MULTILINE | re.
 
 
 def made_on_others(points: dict[str, dict[str, Any]], hashes: dict[str, str] | None) -> list[str]:
-    """The operating points whose certificates are of other weights than those with these hashes, by name."""
+    """The operating points whose certificates are of other weights than those with these hashes, or of unknown ones."""
     bound = {name: point.get("certificate", {}).get("weights_sha256") for name, point in points.items()}
-    return [name for name, made_on in bound.items() if made_on and hashes and made_on != hashes]
+    return [name for name, made_on in bound.items() if made_on and made_on != hashes]
 
 
 def leave_behind(config: PreTrainedConfig, hashes: dict[str, str] | None) -> list[str]:
@@ -26,8 +26,8 @@ def leave_behind(config: PreTrainedConfig, hashes: dict[str, str] | None) -> lis
     if names := made_on_others(config.operating_points, hashes):
         config.operating_points = {name: each for name, each in config.operating_points.items() if name not in names}
         logger.warning(
-            f"{', '.join(names)}: left behind, since these weights are not those that were certified. The exit rule "
-            "stays and promises nothing; `pfberxit certify` makes a new certificate."
+            f"{', '.join(names)}: left behind, since these weights are not known to be those that were certified. "
+            "The exit rule stays and promises nothing; `pfberxit certify` makes a new certificate."
         )
     return names
 

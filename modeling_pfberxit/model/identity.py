@@ -279,7 +279,7 @@ def drop_measured(stored: PreTrainedConfig, wanted: PreTrainedConfig, given: Ite
     Args:
         given: fields that were set for this load; they are left as they are.
     """
-    leave_behind(wanted, stored.weights_sha256)
+    leave_behind(wanted, wanted.weights_sha256 and stored.weights_sha256)
     had, layers = stored_depths(stored), stored_depths(wanted)
     gone, new_heads = set(had) - set(layers), wanted.num_labels != stored.num_labels
     if layers == had and not new_heads:
