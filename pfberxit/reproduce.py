@@ -14,7 +14,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "items",
         nargs="+",
-        help="table1 to table6, figure2 to figure5, frontiers, points, gap; retrofits, texts (of classifiers)",
+        help="table1 to table6, figure2 to figure5, frontiers, points, gap; retrofits, texts, speed (of classifiers)",
     )
     add_data(parser, "nyu-mll/glue")
     parser.add_argument(

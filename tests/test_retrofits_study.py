@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from modeling_pfberxit.data.tasks import encode
 from modeling_pfberxit.evaluation.bounds import rows_needed
 from modeling_pfberxit.evaluation.recording import padded_batches
-from modeling_pfberxit.studies import classifiers, retrofit_table, retrofits
+from modeling_pfberxit.studies import classifiers, retrofit_speed, retrofit_table, retrofits
 from modeling_pfberxit.studies.reproduce import Study, reproduce
 from modeling_pfberxit.studies.runs import Budget, further_rows, split_rows
 
@@ -120,3 +120,10 @@ def test_int8_answers_stand_in_the_rows_order_and_are_about_the_classifiers_own(
     rows = encode(run.source.task, split_rows(run)[2], AutoTokenizer.from_pretrained(Path(folder)), 64)
     found = classifiers.int8_logits(folder, rows)
     assert (found - kept.evidence.logits[:, -1]).abs().max() < 0.05
+
+
+def test_the_certified_settings_are_timed_beside_the_stock_model(study, done, monkeypatch):
+    monkeypatch.setattr(retrofit_speed, "onnx_runtime", lambda stock, names: {})
+    monkeypatch.setattr(retrofit_speed, "REPEATS", 1)
+    text = dict(reproduce(["speed"], study))["speed"]
+    assert "| stock, PyTorch | 1 |" in text and "| retrofitted, full depth | 32 |" in text

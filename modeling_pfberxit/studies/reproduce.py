@@ -145,6 +145,7 @@ ITEMS = {
     "gap": lambda study: gap.gap(study, {**gap.ALL_WEIGHTS, **gap.VARIANTS}, "gap"),
     "retrofits": retrofits.retrofits,
     "texts": retrofits.texts,
+    "speed": retrofits.speed,
 }
 
 

@@ -22,6 +22,7 @@ from ..training.retrofitted import retrofit
 from .classifiers import classifier_of, int8_logits
 from .paper_study import RULES, Study
 from .results import added
+from .retrofit_speed import timed
 from .retrofit_table import as_markdown, few_texts, measure, picture
 from .runs import Run, further_rows, split_rows
 from .trainings import Trained, cached, content_of, name_of
@@ -47,6 +48,16 @@ def texts(study: Study) -> str:
     return few_texts(added(study.folder, results, "asked"))
 
 
+def speed(study: Study) -> str:
+    """Milliseconds a row at the certified settings, beside the stock model and ONNX Runtime; for an idle machine."""
+    tables = []
+    for run in (run for task in study.tasks for run in study.runs(task)):
+        retrofitted(study.folder, run, TEXTS, study.say)
+        place = study.folder / "retrofits" / name_of(key_of(run, TEXTS))
+        tables.append(timed(run, classifier_of(study.folder, run, study.say), place))
+    return "\n\n".join(tables)
+
+
 def measured(study: Study, run: Run, number: int) -> dict[str, Any]:
     """The result of one run, with so many texts at most."""
     kept = retrofitted(study.folder, run, number, study.say)
@@ -64,11 +75,16 @@ def retrofitted(folder: Path, run: Run, number: int, say: Callable[[str], None])
 
     Their facts hold its certificates, and what the classifier answers in 8 bits.
     """
-    how = {"format": 2, "texts": number, "differ": DIFFER, "confidence": CONFIDENCE, "tolerance": tolerance_of(run)}
-    key = content_of(run, run.backbone, retrofit=how)
+    key = key_of(run, number)
     kept = cached(folder, key, lambda: retrofit_and_record(folder, run, number, name_of(key), say))
     parts = (kept.chosen_on, kept.reported_on)
     return Trained(*(replace(part, source={**part.source, **run.facts()}) for part in parts))
+
+
+def key_of(run: Run, number: int) -> dict[str, Any]:
+    """What a retrofitted classifier is made of, with so many texts at most."""
+    how = {"format": 2, "texts": number, "differ": DIFFER, "confidence": CONFIDENCE, "tolerance": tolerance_of(run)}
+    return content_of(run, run.backbone, retrofit=how)
 
 
 def retrofit_and_record(
