@@ -49,7 +49,7 @@ def arguments() -> Namespace:
     parser.add_argument("--probes", type=int, default=4, help="rates tried for the capacity (default: %(default)s)")
     parser.add_argument("--probe", type=float, default=5.0, help="seconds of each (default: %(default)s)")
     parser.add_argument("--quiet", type=float, default=12.0, help="seconds (default: %(default)s)")
-    parser.add_argument("--steady", type=float, default=36.0, help="seconds (default: %(default)s)")
+    parser.add_argument("--steady", type=float, default=30.0, help="seconds (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="of the steady part (default: %(default)s)")
     parser.add_argument(
         "--burst", type=float, default=30.0, help="seconds, 5 s before and behind (default: %(default)s)"

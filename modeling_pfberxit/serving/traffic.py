@@ -44,7 +44,7 @@ class Run:
         """The requests that arrived in a part of the trace; `busy` is not known of it."""
         at = (self.arrivals >= begin) & (self.arrivals < end)
         parts = {name: getattr(self, name)[at] for name in ("arrivals", "latency", "layers", "differs", "rungs")}
-        return Run(end - begin, **parts)
+        return Run(end - begin, **parts, busy=np.nan)
 
 
 @dataclass(frozen=True)
