@@ -61,7 +61,7 @@ def memory_of(process: subprocess.Popen) -> float:
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_no_wrong_answer_no_leak_and_no_500_whatever_is_sent(started):
-    process, address, log = started("--upload", "0.5")
+    process, address, log = started("--upload", "2")
     before = attack(address, REQUESTS // 5, seed=1)
     settled = memory_of(process)
     found = before + attack(address, REQUESTS - REQUESTS // 5, seed=2)
