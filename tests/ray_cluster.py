@@ -19,9 +19,7 @@ def cluster(cores: int = 2) -> Iterator[None]:
     import ray
 
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    ray.init(
-        num_cpus=cores, object_store_memory=STORE, include_dashboard=False, log_to_driver=False, logging_level="warning"
-    )
+    start(cores)
     try:
         yield
     finally:
@@ -29,6 +27,20 @@ def cluster(cores: int = 2) -> Iterator[None]:
         ray.shutdown()
         for process in psutil.wait_procs(started, timeout=10)[1]:
             process.kill()
+
+
+def start(cores: int, tries: int = 3) -> None:
+    """Start Ray, again where a busy machine's helpers were later than the 15 s that Ray waits for them."""
+    import ray
+
+    for left in reversed(range(tries)):
+        try:
+            ray.init(num_cpus=cores, object_store_memory=STORE, include_dashboard=False, log_to_driver=False)
+            return
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
 
 
 def workers(title: str) -> list[psutil.Process]:

@@ -196,11 +196,31 @@ def test_settings_that_are_not_known_are_refused_by_name_before_anything_is_depl
         ({"model": "m", "limits": {"size": 3}}, "limits.size=3: must be left out: limits has tokens, rows"),
         ({"model": "m", "limits": {"rows": 0}}, "rows=0: must be"),
         ({"model": "m", "http": {"token": "secret"}}, "http.token='...': must be left out: no secret in a file"),
-        ({"model": "m", "ledger": {"kept": 0}}, "ledger_kept=0: must be"),
+        ({"model": "m", "ledger": {"kept": 0}}, "ledger.kept=0: must be"),
+        ({"model": "m", "ledger": {"size": 0}}, "ledger.size=0: must be left out: ledger has path, seconds, kept"),
         ({"models": "m"}, "models\n.*Extra inputs are not permitted"),
     ):
         with pytest.raises(ValueError, match=message):
             app(Settings.model_validate(given))
+
+
+def test_the_ledgers_process_starts_without_this_package_and_torch():
+    cloudpickle = pytest.importorskip("ray.cloudpickle", reason="needs the extra `ray`")
+    from modeling_pfberxit.serving.ray import Accepted
+
+    code = """
+import asyncio, sys
+sys.modules["modeling_pfberxit"] = None  # cannot be imported
+import ray.cloudpickle
+ledger = ray.cloudpickle.loads(sys.stdin.buffer.read())(":memory:", 9.0, 3)
+answer = ("asked", 200, [("x-exit-layer", "3")], b"first")
+assert asyncio.run(ledger.find("a")) is None
+assert asyncio.run(ledger.accept("a", answer)) == answer == asyncio.run(ledger.find("a"))
+assert asyncio.run(ledger.accept("a", ("asked", 200, [], b"second"))) == answer
+assert "torch" not in sys.modules
+"""
+    copied = cloudpickle.dumps(Accepted.func_or_class)
+    assert subprocess.run([sys.executable, "-c", code], input=copied).returncode == 0
 
 
 def test_the_example_of_a_config_file_is_one_that_ray_and_the_application_take():

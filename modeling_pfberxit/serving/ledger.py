@@ -1,4 +1,8 @@
-"""Which answer was accepted for a request's id: the first that is offered; whoever offers later is told that one."""
+"""Which answer was accepted for a request's id: the first that is offered; whoever offers later is told that one.
+
+Ray copies this file's code into the process that keeps the ledger: it imports the standard library alone, so that the
+process is small and, once it was killed, soon back.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,6 @@ import sqlite3
 import time
 from collections.abc import Callable
 from typing import NamedTuple
-
-from ..model.validation import above_zero, whole
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS accepted (
@@ -41,8 +43,7 @@ class Ledger:
         self, path: str | os.PathLike = ":memory:", seconds: float = 300.0, kept: int = 200_000,
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self.seconds, self.kept = above_zero("ledger_seconds", seconds), whole(1)("ledger_kept", kept)
-        self.clock = clock
+        self.seconds, self.kept, self.clock = seconds, kept, clock
         self.database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self.database.execute("PRAGMA journal_mode = WAL")
         self.database.execute("PRAGMA synchronous = NORMAL")
@@ -75,3 +76,19 @@ class Ledger:
         self.database.execute("DELETE FROM accepted WHERE at <= ?", (self.clock() - self.seconds,))
         newest = self.database.execute("SELECT max(number) FROM accepted").fetchone()[0] or 0
         self.database.execute("DELETE FROM accepted WHERE number <= ?", (newest + 1 - self.kept,))
+
+
+class LedgerProcess:
+    """A ledger for other processes, answers as plain tuples; arguments as `Ledger` takes them."""
+
+    def __init__(self, path: str, seconds: float, kept: int) -> None:
+        self.ledger = Ledger(path, seconds, kept)
+
+    async def find(self, id: str) -> tuple | None:
+        """As `Ledger.find`."""
+        found = self.ledger.find(id)
+        return found and tuple(found)
+
+    async def accept(self, id: str, answer: tuple) -> tuple:
+        """As `Ledger.accept`."""
+        return tuple(self.ledger.accept(id, Kept(*answer)))

@@ -5,19 +5,20 @@ bears an `Idempotency-Key` is answered once, however often it is sent and whiche
 """
 
 import os
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
-from ray import serve
+from ray import cloudpickle, serve
 from ray.exceptions import RayError
 from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
-from ..model.validation import refuse
+from ..model.validation import above_zero, refuse, whole
+from . import ledger
 from .app import guarded, make_app
 from .batching import Limits
-from .ledger import Kept, Ledger
+from .ledger import Kept
 from .limits import Guard, HttpLimits, Refused
 from .one_answer import OneAnswer
 from .queue_age import BUSY, OLDEST_WAIT
@@ -45,7 +46,7 @@ class Settings(BaseModel):
     http: dict[str, Any] = Field(
         {}, description="fields of `limits.HttpLimits` but the token, which is $PFBERXIT_TOKEN"
     )
-    ledger: dict[str, Any] = Field({}, description="fields of `ledger.Ledger`: path, seconds, kept")
+    ledger: dict[str, Any] = Field({}, description="fields of `Remembering`: path, seconds, kept")
 
 
 def made(kind: type[Kind], name: str, given: dict[str, Any]) -> Kind:
@@ -56,20 +57,24 @@ def made(kind: type[Kind], name: str, given: dict[str, Any]) -> Kind:
     return kind(**given)
 
 
-@serve.deployment(name="ledger", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=10_000)
-class AcceptedAnswers:
-    """The one place where answers are accepted."""
+@dataclass(frozen=True)
+class Remembering:
+    """How long answers are remembered, and how many; as `Ledger` takes it."""
 
-    def __init__(self, ledger: dict[str, Any]) -> None:
-        self.ledger = Ledger(**ledger)
+    path: str = ":memory:"
+    seconds: float = 300.0
+    kept: int = 200_000
 
-    async def find(self, id: str) -> Kept | None:
-        """As `Ledger.find`."""
-        return self.ledger.find(id)
+    def __post_init__(self) -> None:
+        above_zero("ledger.seconds", self.seconds)
+        whole(1)("ledger.kept", self.kept)
 
-    async def accept(self, id: str, answer: Kept) -> Kept:
-        """As `Ledger.accept`."""
-        return self.ledger.accept(id, answer)
+
+cloudpickle.register_pickle_by_value(ledger)  # its process does not import this package, and torch with it
+Accepted: Any = serve.deployment(
+    ledger.LedgerProcess, name="ledger", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=10_000,
+    health_check_period_s=2,
+)  # fmt: skip
 
 
 class There:
@@ -80,11 +85,12 @@ class There:
 
     async def find(self, id: str) -> Kept | None:
         """As `Ledger.find`."""
-        return await self.told(self.ledger.find.remote(id))
+        found = await self.told(self.ledger.find.remote(id))
+        return found and Kept(*found)
 
     async def accept(self, id: str, answer: Kept) -> Kept:
         """As `Ledger.accept`."""
-        return await self.told(self.ledger.accept.remote(id, answer))
+        return Kept(*await self.told(self.ledger.accept.remote(id, tuple(answer))))
 
     async def told(self, answer: Any) -> Any:
         """What it answers."""
@@ -141,6 +147,5 @@ def app(args: Settings) -> Application:
         refuse("http.token", "...", f"left out: no secret in a file, but ${TOKEN} in the environment")
     for kind, name in ((Rule, "rule"), (Loading, "loading"), (Limits, "limits"), (HttpLimits, "http")):
         made(kind, name, getattr(settings, name))
-    Ledger(**{**settings.ledger, "path": ":memory:"})
-    answers, ledger = cast(Deployment, Answers), cast(Deployment, AcceptedAnswers)
-    return answers.bind(settings, ledger.bind(settings.ledger))
+    kept = made(Remembering, "ledger", settings.ledger)
+    return cast(Deployment, Answers).bind(settings, Accepted.bind(kept.path, kept.seconds, kept.kept))
