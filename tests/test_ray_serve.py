@@ -171,6 +171,21 @@ def test_a_target_of_nothing_is_refused():
             QueueAge(**asked)
 
 
+def test_a_replica_reports_its_queues_age_and_the_share_of_the_time_it_computed():
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    from modeling_pfberxit.serving.ray_meter import RayMeter
+
+    now = [0.0]
+    meter = RayMeter(lambda: now[0])
+    meter.follow(SimpleNamespace(waiting=3, oldest_wait=lambda at: at / 2), {})
+    for seconds in (0.5, 1.0):
+        meter.batch("default", [], [], 64, seconds)
+    now[0] = 2.0
+    assert meter.load() == {OLDEST_WAIT: 1.0, BUSY: 0.75}
+    now[0] = 4.0
+    assert meter.load() == {OLDEST_WAIT: 2.0, BUSY: 0.0}
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads what is mapped from /proc")
 def test_weights_are_pages_of_the_saved_file_so_that_the_replicas_of_a_node_share_them(tmp_path):
     from modeling_pfberxit.serving.start import Loading

@@ -21,7 +21,6 @@ from .batching import Limits
 from .ledger import Kept
 from .limits import Guard, HttpLimits, Refused
 from .one_answer import OneAnswer
-from .queue_age import BUSY, OLDEST_WAIT
 from .ray_data import PFBerxitPredictor
 from .ray_meter import RayMeter
 from .service import Service
@@ -40,7 +39,7 @@ class Settings(BaseModel):
 
     model: str = Field("", description="a folder that every node has, or a Hub id; default: $PFBERXIT_MODEL")
     adapters: dict[str, str] = Field({}, description="further adapters on the same encoder, their folders by name")
-    rule: dict[str, Any] = Field({}, description="fields of `start.Rule`: policy")
+    rule: dict[str, Any] = Field({}, description="fields of `start.Rule`: policy, differ, step, watch")
     loading: dict[str, Any] = Field({}, description="fields of `start.Loading`: max_length, device, dtype")
     limits: dict[str, Any] = Field({}, description="fields of `batching.Limits`: tokens, rows, wait, queue")
     http: dict[str, Any] = Field(
@@ -130,8 +129,7 @@ class Answers:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What `queue_age.QueueAge` reads."""
-        engine = self.service.engine
-        return {OLDEST_WAIT: engine.oldest_wait(engine.clock()), BUSY: self.meter.busy()}
+        return self.meter.load()
 
 
 def app(args: Settings) -> Application:
