@@ -58,8 +58,11 @@ def run(replay: bool, training: bool, exported: bool, profile: bool, rows: int, 
         benchmark_training(**{name: options[name] for name in chosen}, say=say)
     elif exported:
         from modeling_pfberxit.benchmark.exported import run_exported
+        from modeling_pfberxit.model.validation import refuse
 
         unread = ("rivals", "compiled")
+        if options["compiled"] or not options["rivals"]:
+            refuse("exported", True, "given without --compiled and --no-rivals")
         run_exported(**{name: value for name, value in options.items() if name not in unread}, say=say)
     elif profile:
         from modeling_pfberxit.benchmark.profiling import run_profile

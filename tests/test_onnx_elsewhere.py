@@ -70,7 +70,7 @@ def expected(hub_folder):
     from pfberxit.onnx import Classifier
 
     found = Classifier(hub_folder / "onnx" / "model_adjustable.onnx", threads=1).predict(TEXTS, batch_size=1)
-    assert len(set(found.exit_layer.tolist())) > 3
+    assert len(set(found.exit_layer.tolist())) > 1
     return found
 
 
@@ -153,3 +153,4 @@ def test_transformers_js_answers_through_pipeline_as_python_does(hub_folder, exp
     found = node("hub.mjs", folder, json.dumps(options), json.dumps(TEXTS))
     labels = ["abc"[number] for number in expected.logits.argmax(1)]
     assert [each["label"] for each in found["answers"]] == labels
+    assert found["layers"] == expected.exit_layer.tolist()

@@ -82,13 +82,14 @@ def run_exported(
         refuse("exported", True, "left out but for --device cpu --dtype float32")
     with tempfile.TemporaryDirectory() as folder:
         files, seconds = opened_files(ours, Path(folder))
+    plain = in_onnx_runtime(stock)
     title = f"{setting['preset']}, {setting['pooling']} exits, {torch.get_num_threads()} threads"
     costs = f"{title}\n\nTranslated in {seconds:.0f} s.\n\n{costs_table(files)}\n"
     say(costs)
     lines = []
     for number, workload in enumerate(workloads, start=1):
         say(f"[{number}/{len(workloads)}] batch {workload.size}, {workload.name} ...")
-        lines += timed(stock, ours, workload, saved, repeats, files)
+        lines += timed(stock, ours, workload, saved, repeats, files, plain)
     say("\n" + as_markdown(lines))
     if output:
         folder_of = Path(output)
@@ -161,11 +162,11 @@ def run_file(session: Any, tokens: dict[str, Tensor], tau: np.ndarray, patience:
 
 def timed(
     stock: PreTrainedModel, ours: PFBerxitForSequenceClassification, workload: Workload, saved: Sequence[float],
-    repeats: int, files: dict[str, Opened],
+    repeats: int, files: dict[str, Opened], plain: dict[str, Answer],
 ) -> list[Timed]:  # fmt: skip
     """All cases of one workload, in turn."""
     parts = workload.batches("cpu")
-    cases = cases_of(stock, ours, workload, saved, files)
+    cases = {**{name: (0.0, answer) for name, answer in plain.items()}, **cases_of(ours, workload, saved, files)}
     names = list(cases)
     calls = [partial(run_batches, answers_of(stock), parts), *(partial(run_batches, cases[n][1], parts) for n in names)]
     stock_times, *others = interleaved(calls, repeats, warmups=1)
@@ -186,14 +187,12 @@ def per_row(times: list[float], workload: Workload) -> float:
 
 
 def cases_of(
-    stock: PreTrainedModel, ours: PFBerxitForSequenceClassification, workload: Workload, saved: Sequence[float],
-    files: dict[str, Opened],
-) -> dict[str, tuple[float, Answer]]:  # fmt: skip
+    ours: PFBerxitForSequenceClassification, workload: Workload, saved: Sequence[float], files: dict[str, Opened]
+) -> dict[str, tuple[float, Answer]]:
     """By name, the share of layers that is saved, and what answers."""
     depth, exits = ours.exit_depths[-1], list(ours.exit_depths)
     layers = torch.full((len(workload.rows),), depth)
-    cases: dict[str, tuple[float, Answer]] = {name: (0.0, answer) for name, answer in in_onnx_runtime(stock).items()}
-    cases |= {name: (0.0, by_file(files[name], layers, exits)) for name in (FULL, FULL_INT8)}
+    cases = {name: (0.0, by_file(files[name], layers, exits)) for name in (FULL, FULL_INT8)}
     cases[NEVER] = (0.0, by_file(files[FILE], layers, exits))
     for goal in saved:
         policy, left = workload.policy(goal)

@@ -3,12 +3,13 @@ import { basename, dirname } from "node:path";
 import { createRequire } from "node:module";
 
 const [folder, options, texts] = process.argv.slice(2);
-const { AutoModelForSequenceClassification, AutoTokenizer, env, pipeline } = createRequire(`${process.env.NODE_MODULES}/`)("@huggingface/transformers");
+const { AutoModel, env, pipeline } = createRequire(`${process.env.NODE_MODULES}/`)("@huggingface/transformers");
 Object.assign(env, { allowRemoteModels: false, localModelPath: dirname(folder) });
 const given = { dtype: "fp32", ...JSON.parse(options) };
 const classify = await pipeline("text-classification", basename(folder), given);
 const answers = await classify(JSON.parse(texts));
 const inputs = await classify.tokenizer(JSON.parse(texts), { padding: true, truncation: true });
-const raw = await classify.model(inputs);
-const layers = raw.exit_layer ? Array.from(raw.exit_layer.data, Number) : null;
-console.log(JSON.stringify({ answers, layers, outputs: Object.keys(raw) }));
+// The classifiers of transformers.js pass logits on; a type that it does not know gives all outputs.
+const raw = await AutoModel.from_pretrained(basename(folder), { dtype: "fp32", config: { model_type: "pfberxit" } });
+const { exit_layer } = await raw(inputs);
+console.log(JSON.stringify({ answers, layers: Array.from(exit_layer.data, Number) }));

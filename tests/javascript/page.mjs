@@ -10,8 +10,9 @@ const page = await browser.newPage();
 const asked = [], errors = [];
 page.on("request", (request) => asked.push(request.url()));
 page.on("pageerror", (error) => errors.push(String(error)));
-await page.goto(pathToFileURL(file).href);
-await page.waitForFunction(() => document.body.dataset.ready === "yes", null, { timeout: 240_000 }).catch(() => {
+page.setDefaultTimeout(240_000);
+await page.goto(pathToFileURL(file).href, { waitUntil: "commit" });
+await page.waitForFunction(() => document.body.dataset.ready === "yes").catch(() => {
   throw new Error(`the page is not ready: ${errors.join("; ")}`);
 });
 await page.locator("#text").pressSequentially(JSON.parse(texts).join(". "), { delay: 0 });
