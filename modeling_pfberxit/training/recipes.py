@@ -30,7 +30,7 @@ GLUE = {
     "weight_decay": 0.01,
     "seed": 1,
 }
-WIDE = {  # at full depth as good as training all weights: docs/results.md, "Closing the gap at full depth"
+WIDE = {  # nearer to training all weights at full depth: docs/results.md, "Closing the gap at full depth"
     **GLUE, "rows": 2_000, "max_length": 64, "adapter_placement": "both", "adapter_dim": 64, "learning_rate": 2e-3,
     "num_train_epochs": 3,
 }  # fmt: skip
