@@ -16,7 +16,7 @@ from scripted import wait_until
 from served import saved, serving
 
 from modeling_pfberxit.evaluation.saved_model import load_model
-from modeling_pfberxit.serving.controller import Controller
+from modeling_pfberxit.serving.controller import Fixed
 from modeling_pfberxit.serving.ladder import ladder_of
 from modeling_pfberxit.serving.limits import HttpLimits
 from modeling_pfberxit.serving.meter import Meter
@@ -51,11 +51,9 @@ def folder(tmp_path_factory):
 
 def watched_service(folder, **http):
     """A server with metrics and a controller."""
-    loading, meter = Loading(device="cpu"), Meter()
-    service = make_service(loading.first(folder), Rule("careful"), loading, {}, http=HttpLimits(**http), meter=meter)
-    service.models.first.controller = Controller(ladder_of(POINTS))
-    meter.follow(service.engine)
-    meter.model(service.models.first)
+    loading = Loading(device="cpu")
+    service = make_service(loading.first(folder), Rule("careful"), loading, {}, http=HttpLimits(**http), meter=Meter())
+    service.models.first.controller = Fixed(ladder_of(POINTS), "careful")
     return service
 
 
