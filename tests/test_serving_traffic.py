@@ -179,3 +179,32 @@ def test_what_is_no_traffic_is_refused_by_name(folder, texts, tmp_path, options,
     save_times(TIMES, times, {})
     with pytest.raises(SystemExit, match=said):
         main(["traffic", folder, texts, "--times", str(times), "--rate", "5", *options])
+
+
+# ---- what it is held against -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", ["torch", pytest.param("onnxruntime", marks=pytest.mark.slow)])
+def test_a_stock_classifier_behind_the_server_answers_as_itself(tmp_path, runtime):
+    from tiny import save_backbone, tiny_config
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    from modeling_pfberxit.serving.rivals import FullDepth
+
+    if runtime == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    stock = BertForSequenceClassification(tiny_config("bert", num_labels=3, initializer_range=0.3)).eval()
+    stock.save_pretrained(tmp_path / "stock")
+    tokenizer = AutoTokenizer.from_pretrained(save_backbone(tmp_path / "encoder"))
+    tokenizer.save_pretrained(tmp_path / "stock")
+    predictor = FullDepth(str(tmp_path / "stock"), runtime, max_length=40)
+    texts = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
+    rows, cut = predictor.read(texts)
+    found = predictor.run(rows, [predictor.point(None)] * 3)
+    with torch.no_grad():
+        alone = [stock(**tokenizer(text, return_tensors="pt")).logits[0] for text in texts]
+    assert torch.from_numpy(found.logits) == pytest.approx(torch.stack(alone), abs=1e-4)
+    assert found.exit_layer == [6, 6, 6] and cut == [False] * 3
+    with pytest.raises(ValueError, match="exit_policy='fast'"):
+        predictor.point("fast")
