@@ -105,7 +105,8 @@ class Server:
             except (URLError, OSError):
                 if self.process.poll() is not None or time.monotonic() > end:
                     self.log.seek(0)
-                    raise SystemExit(f"a server did not start:\n{self.log.read().decode()}") from None
+                    self.process.kill()
+                    raise RuntimeError(f"it did not start\n{self.log.read().decode()[-500:]}") from None
                 time.sleep(0.2)
 
     @property
@@ -127,9 +128,14 @@ def servers(options: Namespace, policy: str, file: str) -> dict[str, Server]:
     cases |= {STEERED: ("ours", options.model, floor), FILE_STEERED: ("ours", file, floor)}
     found = {}
     for number, (name, (kind, model, more)) in enumerate(cases.items()):
-        found[name] = Server(kind, model, FIRST_PORT + number, core, *more)
-        found[name].wait()
-        print(f"{name}: warm", flush=True)
+        server = Server(kind, model, FIRST_PORT + number, core, *more)
+        try:
+            server.wait()
+        except RuntimeError as error:
+            print(f"{name} is left out: {error}", flush=True)
+        else:
+            found[name] = server
+            print(f"{name}: warm", flush=True)
     return found
 
 
@@ -199,17 +205,19 @@ def measured(load: Load, simulated, options: Namespace, found: dict) -> dict:
         print(f"{part}, {name}: p50 {found[part, name].p50:.0f} ms, p99 {found[part, name].p99:.0f} ms", flush=True)
 
     carried = {}
-    for name in PLAIN:
+    plain = [name for name in PLAIN if name in load.servers]
+    for name in plain:
         carried[name] = load.carries(name, options)
         print(f"{name} carries {carried[name]:.1f} requests/s", flush=True)
-    capacity = carried[next(iter(RIVALS))]
+    capacity = carried[plain[0]]
     for name in load.servers:
         take("quiet", name, steady(options.quiet), 0.25 * capacity)
-    for name in PLAIN:
+    for name in plain:
         take("steady", name, steady(options.steady), 0.6 * capacity, options.repeats)
     trace = burst(options.burst + 10, options.burst)
     for name in (each for pair in FIXED_AND_STEERED.items() for each in pair):
-        take("burst", name, trace, 0.25 * capacity)
+        if name in load.servers:
+            take("burst", name, trace, 0.25 * capacity)
     for name in (OURS, STEERED):
         take("heavy", name, trace, 0.6 * capacity)
     return carried
@@ -225,7 +233,8 @@ def save(folder: Path, carried: dict, found: dict, load: Load, about: dict) -> s
     from modeling_pfberxit.serving.traffic import as_markdown
 
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {"about": about, "carries": carried, "parts": [[*key, asdict(each)] for key, each in found.items()]}
+    parts = [[*key, {k: None if v != v else v for k, v in asdict(each).items()}] for key, each in found.items()]
+    numbers = {"about": about, "carries": carried, "parts": parts}
     (folder / "under_load.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     rates = table(["server", "requests/s at p99 < 200 ms"], [[name, f"{rate:.1f}"] for name, rate in carried.items()])
     text = f"{rates}\n\n{as_markdown(found, ['part', 'server'])}\n"

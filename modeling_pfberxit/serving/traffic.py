@@ -91,9 +91,10 @@ class Outcome:
 
     def cells(self) -> list[str]:
         """As a table shows it, under `TITLES`."""
+        work = "" if np.isnan(self.busy) else f"{self.busy:.1f}"
         return [
             f"{self.rate:.1f}", f"{self.p50:.0f}", f"{self.p99:.0f}", f"{self.goodput:.1f}",
-            f"{100 * self.refused:.1f} %", f"{self.depth:.2f}", f"{100 * self.agreement:.2f} %", f"{self.busy:.1f}",
+            f"{100 * self.refused:.1f} %", f"{self.depth:.2f}", f"{100 * self.agreement:.2f} %", work,
         ]  # fmt: skip
 
 
