@@ -43,7 +43,7 @@ test-newest:  ## the tests on the newest transformers 5 there is
 
 test-onnx: install  ## the tests of exported files, which the others skip where onnx is not installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[onnx]"
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_onnx_file.py tests/test_export.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_onnx_file.py tests/test_onnx_forms.py tests/test_export.py
 
 test-serve: install  ## the tests of the server, which the others skip where fastapi is not installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[serve,onnx]" httpx schemathesis

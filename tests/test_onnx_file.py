@@ -394,7 +394,7 @@ def test_the_quantised_rival_of_the_benchmark_has_its_products_in_8_bits(tmp_pat
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
-    from modeling_pfberxit.benchmark.baselines import hold_weights
+    from modeling_pfberxit.evaluation.onnx_stock import hold_weights
 
     weight = onnx.numpy_helper.from_array(np.eye(8, dtype=np.float32), "weight")
     nodes = [  # as the exporter leaves a linear layer
