@@ -34,6 +34,10 @@ NAME = "certified-int8"  # of the operating point
 class EvidenceFile(File):
     """All layers and all exits for all rows; outputs (B, E, ...) under the names that exits have for them."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.built_in = True  # no row brings anything but tokens: none leaves
+
     def build(self) -> onnx.ModelProto:
         """The whole file."""
         graph, inputs = Graph(), list(examples(self.segments.model))
