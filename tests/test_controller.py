@@ -90,6 +90,24 @@ def test_a_step_back_that_had_to_be_taken_again_makes_the_next_rest_longer():
     assert calm.failed == 0
 
 
+@pytest.mark.parametrize(("silence", "rung"), [(1.9, 2), (2.1, 1), (3.9, 1), (4.1, 0), (3600.0, 0)])
+def test_silence_is_calm_although_nobody_asks_meanwhile(silence, rung):
+    state = step(State(), 10.0, 0.2, 3, REACTION)
+    assert state.rung == 2
+    after = step(state, 10.0 + silence + 0.03, 0.03, 3, REACTION)  # the first request after it has waited for 0.03 s
+    assert after.rung == rung
+
+
+def test_a_burst_after_a_long_silence_is_no_step_taken_too_early():
+    state = step(step(State(), 10.0, 0.2, 3, REACTION), 100.0, 0.2, 3, REACTION)
+    assert state.rung == 2 and state.failed == 0
+
+
+def test_requests_that_never_let_the_queue_run_empty_are_no_silence():
+    state = step(State(), 10.0, 0.2, 3, REACTION)
+    assert step(state, 15.0, 5.0, 3, REACTION).rung == 2
+
+
 # ---- the controller --------------------------------------------------------------------------------------------------
 
 

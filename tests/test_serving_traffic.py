@@ -1,5 +1,7 @@
 """Traffic on a real server beside the simulated one: the same rows, the same layers, latencies from when due."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from modeling_pfberxit.serving.forecast import Known, load_times, save_times  # 
 from modeling_pfberxit.serving.side_by_side import MEASURED, SIMULATED, compared  # noqa: E402
 from modeling_pfberxit.serving.sizing import Machine, Plan, sizes  # noqa: E402
 from modeling_pfberxit.serving.traces import steady  # noqa: E402
+from modeling_pfberxit.serving.traffic import Outcome, Run  # noqa: E402
 from pfberxit.cli import main  # noqa: E402
 
 torch.set_num_threads(1)
@@ -179,6 +182,41 @@ def test_what_is_no_traffic_is_refused_by_name(folder, texts, tmp_path, options,
     save_times(TIMES, times, {})
     with pytest.raises(SystemExit, match=said):
         main(["traffic", folder, texts, "--times", str(times), "--rate", "5", *options])
+
+
+def test_where_full_depth_is_too_slow_a_rate_is_found_all_the_same(folder, texts, tmp_path, capsys):
+    times = tmp_path / "times.json"
+    save_times(BatchTimes(layer=(0.05, 0.0, 0.0)), times, {})
+    main(["traffic", folder, texts, "--times", str(times), "--seconds", "40", "--shapes", "steady", "--workers", "1"])
+    out = capsys.readouterr().out
+    assert "Full depth takes more than 200 ms" in out and "| full-depth |" in out and "too slow" in out
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_answers_that_are_no_single_labels_are_not_compared_with_a_servers(tmp_path, texts, kind):
+    from datasets import Dataset
+
+    names = ("score",) if kind == "regression" else ("a", "b", "c")
+    folder = saved(tmp_path / kind, names, problem_type=kind)
+    found = Known(folder).forecast(Dataset.from_csv(texts).select(range(5)), ("text",))
+    with pytest.raises(ValueError, match="model='several labels or values'"):
+        list(compared("http://127.0.0.1:9", ["w1"] * 5, found, Machine(TIMES), Plan(rate=1.0)))
+
+
+def test_work_that_is_not_known_is_not_zero():
+    sent = Outcome.of(replace(Run.of(np.array([0.0]), 1.0), latency=np.array([0.1]), busy=np.nan))
+    assert sent.cells()[-1] == "–" and Outcome.of(Run.of(np.array([0.0]), 1.0)).cells()[-1] == "0.0"
+
+
+def test_watching_is_refused_where_the_rule_promises_nothing(folder):
+    from modeling_pfberxit.serving.start import Loading, Rule
+
+    predictor = Loading(device="cpu").first(folder)
+    for policy in ("full-depth", {"criterion": "appointed", "appointed_layer": 2}):
+        with pytest.raises(ValueError, match="watch=0.5: must be left out where"):
+            Rule(policy, watch=0.5).served("m", predictor)
+    assert Rule("certified-1%", watch=0.5).served("m", predictor).watcher.share == 0.5
+    assert Rule(differ=0.05, watch=0.5).served("m", predictor).watcher.share == 0.5
 
 
 # ---- what it is held against -----------------------------------------------------------------------------------------

@@ -166,20 +166,20 @@ class Load:
         return sent.run
 
     def carries(self, name: str, options: Namespace) -> float:
-        """The highest steady rate tried at which p99 is under 200 ms and nothing is refused."""
+        """The highest of some steady rates, halved until one is, at which p99 is under 200 ms; 0: none was."""
         import numpy as np
 
         from modeling_pfberxit.serving.traces import steady
         from modeling_pfberxit.serving.traffic import Outcome
 
         crowd = self.send(name, steady(1.0), 0.0, requests=160)
-        most = 160 / np.nanmax(crowd.latency)
-        low, high = 0.0, 1.1 * most
+        rate = 0.75 * 160 / np.nanmax(crowd.latency)
+        low, high = 0.0, 1.5 * rate
         for number in range(options.probes):
-            rate = 0.75 * most if not number else (max(low, 0.3 * most) + high) / 2
             found = Outcome.of(self.send(name, steady(options.probe), rate, seed=number))
             low, high = (rate, high) if found.p99 <= 200 and not found.refused else (low, rate)
-        return low or 0.3 * most
+            rate = (low + high) / 2
+        return float(low)
 
 
 def middle(outcomes: list):
@@ -188,8 +188,21 @@ def middle(outcomes: list):
     return kind(**{each.name: median(getattr(one, each.name) for one in outcomes) for each in fields(kind)})
 
 
-def measured(load: Load, simulated, options: Namespace, found: dict) -> dict:
-    """All parts, in turn, into `found`: (part, server) -> outcome."""
+def capacities(load: Load, options: Namespace) -> dict[str, float]:
+    """What every server without a controller carries, the stock classifier first."""
+    carried = {}
+    for name in (name for name in PLAIN if name in load.servers):
+        carried[name] = load.carries(name, options)
+        print(f"{name} carries {carried[name]:.1f} requests/s", flush=True)
+        if not any(carried.values()):
+            raise SystemExit(
+                f"{name} was in time at none of the rates tried: more --probes, or fewer others on its core"
+            )
+    return carried
+
+
+def measured(load: Load, simulated, options: Namespace, capacity: float, found: dict) -> None:
+    """All other parts, in turn, into `found`: (part, server) -> outcome."""
     from modeling_pfberxit.serving.traces import Trace, burst, steady
     from modeling_pfberxit.serving.traffic import Outcome
 
@@ -204,12 +217,7 @@ def measured(load: Load, simulated, options: Namespace, found: dict) -> dict:
             found[part, f"{name}, simulated"] = middle([Outcome.of(run) for run in expected])
         print(f"{part}, {name}: p50 {found[part, name].p50:.0f} ms, p99 {found[part, name].p99:.0f} ms", flush=True)
 
-    carried = {}
     plain = [name for name in PLAIN if name in load.servers]
-    for name in plain:
-        carried[name] = load.carries(name, options)
-        print(f"{name} carries {carried[name]:.1f} requests/s", flush=True)
-    capacity = carried[plain[0]]
     for name in load.servers:
         take("quiet", name, steady(options.quiet), 0.25 * capacity)
     for name in plain:
@@ -220,7 +228,6 @@ def measured(load: Load, simulated, options: Namespace, found: dict) -> dict:
             take("burst", name, trace, 0.25 * capacity)
     for name in (OURS, STEERED):
         take("heavy", name, trace, 0.6 * capacity)
-    return carried
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------
@@ -274,14 +281,14 @@ def main() -> None:
     texts = load_texts(options.dataset, options.config, **options.columns, split=options.split)
     known = Known(options.model)
     forecast, times = known.forecast(texts.rows, texts.names), known.times(5)
-    ladder = forecast.ladder
+    ladder, answers = forecast.ladder, forecast.compared()
     policy = options.policy or ladder[min(1, len(ladder) - 1)].name
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         export_file(known.model, known.tokenizer, str(file), policy)
         running = servers(options, policy, str(file))
         try:
-            load = Load(running, asked_of(texts.rows, texts.names), forecast.answers)
+            load = Load(running, asked_of(texts.rows, texts.names), answers)
             beside = request_seconds(running[OURS].url, load.texts)
 
             def simulated(name: str, trace, rate: float, seed: int):
@@ -290,7 +297,8 @@ def main() -> None:
                 return simulator.run(trace.arrivals(rate, seed=seed), trace.seconds, [steer])
 
             found: dict = {}
-            carried = measured(load, simulated, options, found)
+            carried = capacities(load, options)
+            measured(load, simulated, options, next(iter(carried.values())), found)
         finally:
             for server in running.values():
                 server.stop()

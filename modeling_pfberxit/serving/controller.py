@@ -5,7 +5,7 @@ state machine: times are given to it, so a simulation runs the same code as a se
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..model.validation import above_zero
 from .ladder import Ladder
@@ -34,12 +34,13 @@ class Reaction:
 
 @dataclass(frozen=True)
 class State:
-    """Where a controller stands: its rung, since when the queue is calm, the last step back, and failed ones."""
+    """Where a controller stands: its rung, since when the queue is calm, the last step back, failed ones, last look."""
 
     rung: int = 0
     calm_since: float | None = None
     stepped_back: float = -math.inf
     failed: int = 0
+    seen: float | None = None
 
 
 def step(state: State, now: float, age: float, rungs: int, reaction: Reaction) -> State:
@@ -47,17 +48,31 @@ def step(state: State, now: float, age: float, rungs: int, reaction: Reaction) -
 
     Example: with three rungs and a step of 0.05 s, an age of 0.12 s leads to the third; 2 s below 0.05 s, one back.
     """
+    state = replace(rested(state, now - age, reaction), seen=now)
     wanted = 0 if age < reaction.step else min(rungs - 1, 1 + int(math.log2(age / reaction.step)))
     rest = reaction.rest * 2**state.failed
     if wanted > state.rung:
         hasty = now - state.stepped_back < rest
-        return State(wanted, failed=min(state.failed + 1, reaction.patience) if hasty else 0)
+        return State(wanted, failed=min(state.failed + 1, reaction.patience) if hasty else 0, seen=now)
     if state.rung == 0 or age >= reaction.calm * reaction.step * 2 ** (state.rung - 1):
-        return State(state.rung, None, state.stepped_back, state.failed)
+        return replace(state, calm_since=None)
     since = now if state.calm_since is None else state.calm_since
     if now - since < rest:
-        return State(state.rung, since, state.stepped_back, state.failed)
-    return State(state.rung - 1, now, now, state.failed)
+        return replace(state, calm_since=since)
+    return replace(state, rung=state.rung - 1, calm_since=now, stepped_back=now)
+
+
+def rested(state: State, until: float, reaction: Reaction) -> State:
+    """The state after silence from the last look until the oldest request arrived: nobody asks while nothing waits."""
+    if state.seen is None or until <= state.seen:
+        return state
+    since = state.seen if state.calm_since is None else state.calm_since
+    rest = reaction.rest * 2**state.failed
+    back = min(state.rung, int((until - since) // rest))
+    if not back:
+        return state
+    at = since + back * rest
+    return replace(state, rung=state.rung - back, calm_since=at, stepped_back=at)
 
 
 class Controller:

@@ -19,7 +19,9 @@ from ..evaluation.recording import record
 from ..evaluation.saved_model import load_model, tokens_read
 from ..model.backbones import longest_input
 from ..model.exit_policy import FULL_DEPTH, requested_policy
+from ..model.exits import SINGLE_LABEL
 from ..model.persistence import replacing
+from ..model.validation import refuse
 from .batch_times import BatchTimes, fitted
 from .ladder import FULL, Ladder, ladder_of
 from .simulator import Texts, texts_of
@@ -29,11 +31,19 @@ BATCHES, LENGTHS = (1, 4, 16), (16, 64, 128)  # that the clock times
 
 @dataclass(frozen=True)
 class Forecast:
-    """A model's ladder, what its rungs do with some texts, and the label that full depth gives each."""
+    """A model's ladder, what its rungs do with some texts, and the label that full depth gives each.
+
+    Args:
+        answers: None for several labels and values, where a label does not say whether answers differ.
+    """
 
     ladder: Ladder
     texts: Texts
-    answers: list[str]
+    answers: list[str] | None
+
+    def compared(self) -> list[str]:
+        """The labels that a server's answers are compared with; raises a ValueError where there are none."""
+        return self.answers or refuse("model", "several labels or values", "one of single labels beside a real server")
 
 
 class Known:
@@ -57,7 +67,8 @@ class Known:
         tolerance = max(rung.tolerance for rung in self.ladder)
         texts = texts_of(recording, {FULL.name: FULL_DEPTH, **policies}, tolerance)
         best = recording.evidence.logits[:, -1].argmax(-1).tolist()
-        return Forecast(self.ladder, texts, [config.id2label[number] for number in best])
+        single = recording.problem_type == SINGLE_LABEL
+        return Forecast(self.ladder, texts, [config.id2label[number] for number in best] if single else None)
 
     def times(self, repeats: int = 9) -> BatchTimes:
         """What batches take on one core: of several sizes and lengths, in CPU time, fitted to each of their layers."""

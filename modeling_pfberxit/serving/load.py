@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -69,7 +69,7 @@ def send(
         rows: which text each request asks, (M,).
         arrivals: when, (M,), sorted, in seconds.
         seconds: that the trace lasts.
-        answers: full depth's label of each text, to see which answers differ.
+        answers: full depth's label of each text, to see which answers differ; of a classifier of single labels.
         timeout: seconds after which a request is given up.
         fields: further ones of the body.
 
@@ -85,7 +85,7 @@ async def _send(
     answers: Sequence[str] | None, timeout: float,
 ) -> Sent:  # fmt: skip
     """`send`, in an event loop."""
-    sent = Sent(Run.of(arrivals, seconds), np.full(len(arrivals), np.nan))
+    sent = Sent(replace(Run.of(arrivals, seconds), busy=np.nan), np.full(len(arrivals), np.nan))
     limit = aiohttp.TCPConnector(limit=CONNECTIONS)
     async with aiohttp.ClientSession(connector=limit, timeout=aiohttp.ClientTimeout(timeout)) as session:
         await greet(session, url)

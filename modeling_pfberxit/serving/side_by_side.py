@@ -40,8 +40,9 @@ def compared(
         texts: as requests send them, in the order of the forecast's.
 
     Raises:
-        ValueError: no server answers, or its rule is none of the model's rungs.
+        ValueError: no server answers, its rule is none of the model's rungs, or its answers are not single labels.
     """
+    answers = found.compared()
     steer = steering_of(url, found, plan)
     machine = replace(machine, request=request_seconds(url, texts))
     for shape in plan.shapes:
@@ -49,7 +50,7 @@ def compared(
         arrivals = trace.arrivals(plan.rate)
         simulated = Simulator(found.texts, machine.times, machine.limits, machine.request)
         expected = Outcome.of(simulated.run(arrivals, trace.seconds, [steer()]))
-        sent = send(url, texts, drawn(len(texts), len(arrivals)), arrivals, trace.seconds, found.answers)
+        sent = send(url, texts, drawn(len(texts), len(arrivals)), arrivals, trace.seconds, answers)
         yield shape, {SIMULATED: expected, MEASURED: Outcome.of(sent.run)}
 
 

@@ -64,6 +64,9 @@ class Rule:
             if getattr(self, option) is not None and not certified:
                 why = "; ".join(f"{each}: {reason}" for each, reason in ladder.left_out.items()) or "it has no points"
                 refuse(option, getattr(self, option), f"left out: {name} has no certified points ({why})")
+        if self.watch is not None and self.differ is None and point.name not in promised(ladder):
+            refuse("watch", self.watch, f"left out where {point.name} answers, or given with a rule that promises "
+                   f"something: differ, or one of {', '.join(promised(ladder))}")  # fmt: skip
         watcher = Watcher(ladder, predictor.activation, DREW if self.watch is None else self.watch)
         return Served(
             name, predictor, point, self.controller(ladder, point) if certified else None,
@@ -75,6 +78,11 @@ class Rule:
         if self.differ is not None:
             return Adaptive(ladder, self.differ, None if self.step is None else Reaction(self.step))
         return Fixed(ladder, point.name) if point.name in [rung.name for rung in ladder] else None
+
+
+def promised(ladder: Ladder) -> list[str]:
+    """The rungs whose answers can be held against full depth's."""
+    return [rung.name for rung in ladder if rung.epsilon]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Run:
         layers: executed, (M,).
         differs: from full depth, (M,).
         rungs: that answered, (M,).
-        busy: seconds that workers ran batches, or a server's CPU seconds, in all.
+        busy: seconds that workers ran batches, or a server's CPU seconds, in all; NaN: not known.
     """
 
     seconds: float
@@ -91,7 +91,7 @@ class Outcome:
 
     def cells(self) -> list[str]:
         """As a table shows it, under `TITLES`."""
-        work = "" if np.isnan(self.busy) else f"{self.busy:.1f}"
+        work = "–" if np.isnan(self.busy) else f"{self.busy:.1f}"
         return [
             f"{self.rate:.1f}", f"{self.p50:.0f}", f"{self.p99:.0f}", f"{self.goodput:.1f}",
             f"{100 * self.refused:.1f} %", f"{self.depth:.2f}", f"{100 * self.agreement:.2f} %", work,
