@@ -240,6 +240,8 @@ def test_a_model_on_the_hub_is_certified_in_a_copy(folder, model, hub, tmp_path)
         main(["certify", "acme/model", *options, "--output", str(mine)])
     with pytest.raises(SystemExit, match="output=.*must be left out with --check"):
         main(["certify", "acme/model", options[0], "--check", "--output", "x"])
+    with pytest.raises(SystemExit, match="output=.*must be a folder outside .*, which is copied whole"):
+        main(["certify", model, *options, "--output", f"{model}/copy"])
 
 
 def test_a_killed_pass_goes_on_and_ends_in_the_same_certificate(folder, model, tmp_path, monkeypatch):

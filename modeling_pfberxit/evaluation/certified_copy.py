@@ -14,13 +14,15 @@ PASS = "certify-pass"  # a folder with what a run that was killed has recorded
 
 
 def check_place(model: str, output: str | None, check: bool) -> None:
-    """Refuse a model on the Hub without a folder for its copy, a folder that has a model, a copy where none is made."""
+    """Refuse a model on the Hub without a folder for its copy, a place that cannot be one, or one for no copy."""
     if check and output is not None:
         refuse("output", output, "left out with --check: nothing is stored in the model")
     if not check and output is None and not os.path.isdir(model):
         refuse("output", None, f"a folder for a copy of {model}, with its certificates: it is no folder itself")
     if output is not None and (Path(output) / "config.json").exists():
         refuse("output", output, "a folder without a model: nothing is overwritten")
+    if output is not None and os.path.isdir(model) and Path(model).resolve() in Path(output).resolve().parents:
+        refuse("output", output, f"a folder outside {model}, which is copied whole")
 
 
 def local_folder(model: str) -> Path:
@@ -40,5 +42,7 @@ def stored_in(folder: Path, output: str | None) -> Iterator[Path]:
     shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(PASS, ".cache"))
     yield draft
     for path in sorted(draft.iterdir(), key=lambda path: path.name == "config.json"):
+        if path.is_dir():  # of a run that was killed among these lines
+            shutil.rmtree(place / path.name, ignore_errors=True)
         os.replace(path, place / path.name)
     draft.rmdir()

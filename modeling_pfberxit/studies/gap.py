@@ -55,7 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 NOTE = """\
 Differences are in points, from *{reference}* on the same rows and seeds, with 95 % intervals, rows{seeds} drawn anew
-together. At {goal:.0f} % saved: of all rules, the setting that scored best on held-out rows."""
+together. *Held out*: full depth on rows that nothing learned from, by which to choose a variant. At {goal:.0f} % saved:
+of all rules, the setting that scored best on held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Standing:
     metric: str
     seeds: list[int]
     share: float  # of the encoder's weights, what is trained
-    held_out: list[float]  # full depth on the held-out rows, by which variants are chosen
+    held_out: list[float]  # full depth on the held-out rows, by which to choose a variant
     full: list[float]
     full_ahead: list[float]  # mean difference, and its interval
     half: list[float]  # at about half of the layers saved
@@ -166,19 +167,20 @@ def difference(ahead: list[float]) -> str:
 
 
 def cells(each: Standing) -> list[str]:
-    """A variant's cells for one task: full depth, and half of the layers."""
+    """A variant's cells for one task: full depth on the held-out and on the reported rows, and half of the layers."""
     half = f"{spread(each.half)} @ {100 * sum(each.saved) / len(each.saved):.0f} %" if each.half_ahead else "-"
     compared = each.variant != REFERENCE
     return [
+        spread(each.held_out),
         spread(each.full) + compared * f"<br>{difference(each.full_ahead)}",
         half + (f"<br>{difference(each.half_ahead)}" if compared and each.half_ahead else ""),
     ]
 
 
 def as_markdown(found: Sequence[Standing], seeds: int) -> str:
-    """A line per variant, two columns per task."""
+    """A line per variant, three columns per task."""
     tasks, variants = (list(dict.fromkeys(getattr(each, name) for each in found)) for name in ("task", "variant"))
-    titles = [title for task in tasks for title in (f"{task}, full depth", f"{100 * GOAL:.0f} % saved")]
+    titles = [title for task in tasks for title in (f"{task}, held out", "full depth", f"{100 * GOAL:.0f} % saved")]
     lines = []
     for variant in variants:
         own = [each for each in found if each.variant == variant]
