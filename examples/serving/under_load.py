@@ -302,8 +302,9 @@ def main() -> None:
         finally:
             for server in running.values():
                 server.stop()
+    asked = {name: value for name, value in vars(options).items() if name not in ("columns", "output")}
     about = {
-        **{name: value for name, value in vars(options).items() if name != "columns"}, "policy": policy,
+        **asked, **{name: Path(asked[name]).name for name in ("model", "stock", "dataset")}, "policy": policy,
         "texts": len(texts.rows), "mean_tokens": float(np.mean(forecast.texts.lengths)), "times": asdict(times),
         "request_seconds": beside, "generator_late_ms": 1000 * load.latest, "torch": torch.__version__,
     }  # fmt: skip
