@@ -76,7 +76,7 @@ def page(browser):
     """A page that fails its test if anything is wrong in its script, or fetched from elsewhere."""
     context = browser.new_context(viewport={"width": 1180, "height": 900})
     page, wrong = context.new_page(), []
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)
     page.on("request", lambda request: wrong.append(request.url) if "127.0.0.1" not in request.url else None)
@@ -283,6 +283,31 @@ def test_an_exported_file_still_says_where_a_text_leaves(page, address):
         page.locator("#setting").select_option(setting)
         page.locator(f"#layers li:nth-child({layer}).leaves").wait_for()
     assert "exported file" in page.locator("#when").inner_text()
+    asked = {"inputs": page.locator("#text").input_value(), "parameters": {"exit_policy": "full-depth"}}
+    best = httpx.post(address, json=asked, timeout=30).json()[0][0]
+    label, share, _ = page.locator("#verdict").locator("strong, span").all_inner_texts()
+    assert (label, share) == (best["label"], f"{100 * best['score']:.0f} %")
+
+
+def test_an_exported_file_may_leave_a_text_as_unsure(page, address):
+    page.route("**/layers", lambda route: route.fulfill(status=501, json={"error": "must be a saved model"}))
+    unsure = [[{"label": "", "score": None, "exit_layer": 2, "exit_policy": "careful"}]]
+    page.route(lambda url: url == f"{address}/", lambda route: answer_posts(route, unsure))
+    page.goto(address)
+    page.locator("#layers li:nth-child(2).leaves").wait_for()
+    assert page.locator("#verdict strong").inner_text() == "unsure" and not page.locator("#trouble").is_visible()
+
+
+def answer_posts(route, answer):
+    """A made-up answer to the Hub's route; the page itself, at the same address, comes from the server."""
+    return route.fulfill(json=answer) if route.request.method == "POST" else route.continue_()
+
+
+def test_values_are_written_as_they_are(page, address):
+    opened(page, address)
+    values = [-3.2, 3.2, -0.5, 0.0004, -0.0004, 0, 123.4, -123.4, 0.00567]
+    words = ["-3.2", "3.2", "-0.5", "4e-4", "-4e-4", "0", "123", "-123", "0.0057"]
+    assert page.evaluate("values => values.map(short)", values) == words
 
 
 def test_what_is_refused_is_said(page, address):

@@ -48,6 +48,7 @@ class Info(BaseModel):
     max_concurrent_requests: int
     exit_policy: str
     layers: int
+    activation: str
     operating_points: dict[str, Any]
     ladder: list[str] | None
     waiting: int

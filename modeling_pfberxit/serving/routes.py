@@ -177,6 +177,7 @@ def info_of(service: Service, served: Served) -> Info:
         max_concurrent_requests=limits.queue,
         exit_policy=served.point.name,
         layers=predictor.depth,
+        activation=predictor.activation,
         operating_points={name: dict(point) for name, point in predictor.points.items()},
         ladder=None if served.controller is None else list(served.controller.within()),
         waiting=service.engine.waiting,
