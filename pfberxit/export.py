@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from .options import add_config, add_model, add_policy, add_split, add_text_columns
+from .options import NONE_PASSED, add_config, add_model, add_policy, add_split, add_text_columns
 
 HELP = "one ONNX file that exits early by itself, to be run without this package and without torch"
 
@@ -31,13 +31,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_split(parser, "which rows of --texts; needed where there are several splits; all: every row")
     parser.add_argument("--differ", type=float, metavar="SHARE", help="choose the threshold of --int8 on --texts and "
                         "certify that so many of its answers at most differ from full depth's in float32")  # fmt: skip
-    parser.add_argument("--confidence", type=float, default=0.95, help="of that (default: %(default)s)")
+    parser.add_argument("--confidence", type=float, help="of that (default: 0.95)")
 
 
 def run(
     model: str, onnx: str | None, hub: str | None, policy: str | None, single: bool, int8: bool,
     max_length: int | None, texts: str | None, config: str | None, columns: dict[str, Any], split: str | None,
-    differ: float | None, confidence: float,
+    differ: float | None, confidence: float | None,
 ) -> None:  # fmt: skip
     """Write the file, held against the model, and print what is in it."""
     from modeling_pfberxit.evaluation.saved_model import asked_policy, load_model, tokens_read
@@ -51,12 +51,23 @@ def run(
         refuse("single", single, "left out with --hub, where files are for any number of texts")
     if texts is None and (columns or split or config):
         refuse("texts", texts, "given together with --text, --pair, --split or --config, which are about it")
+    if confidence is not None and differ is None:
+        refuse("confidence", confidence, "given together with --differ")
+    if differ is not None and texts is None:
+        refuse("differ", differ, "given together with --int8 and --texts, on which it is certified")
     loaded, tokenizer = load_model(model, "cpu")
     read = tokens_read(loaded, tokenizer, max_length)
-    given = None if texts is None else read_texts(model, loaded, tokenizer, read, texts, config, split, columns)
-    options: dict[str, Any] = {"policy": asked_policy(policy), "max_length": max_length, "int8": int8,
-               "runner": Path(__file__).with_name("onnx.py"), "rows": given.rows if given else (),
-               "promise": None if differ is None else Promise(differ, confidence)}  # fmt: skip
+    given = None
+    if texts is not None:
+        asked = (read, texts, config, split, columns)
+        given = read_texts(model, loaded, tokenizer, *asked, unused=differ is not None)
+        for reason, number in given.left_out.items():
+            print(f"{number:,} texts are left out: {reason}", flush=True)
+    promise = None if differ is None else Promise(differ, 0.95 if confidence is None else confidence)
+    options: dict[str, Any] = {
+        "policy": asked_policy(policy), "max_length": max_length, "int8": int8, "promise": promise,
+        "runner": Path(__file__).with_name("onnx.py"), "rows": given.rows if given else (),
+    }  # fmt: skip
     if hub is not None:
         made = export_hub(loaded, tokenizer, hub, **options)
     else:
@@ -64,11 +75,13 @@ def run(
     say(made)
     if given is not None and made.certificate is not None:
         remember_texts(model, given)
+        if not made.certificate.passed:
+            raise SystemExit(NONE_PASSED)
 
 
 def say(made: Any) -> None:
     """What was written, and how it compares."""
-    from modeling_pfberxit.export.int8 import in_words
+    from modeling_pfberxit.export.int8 import in_words, promise_in_words
     from modeling_pfberxit.model.exit_policy import describe
 
     found = made.compared
@@ -79,6 +92,4 @@ def say(made: Any) -> None:
         f"{found.farthest:.1g} apart."
     )
     if made.int8 is not None:
-        print(in_words(made.int8))
-        print("Its thresholds are those of float32, and no certificate speaks of it." if made.certificate is None
-              else f"{made.certificate.in_words()} {describe(made.certificate.policy)}")  # fmt: skip
+        print(f"{in_words(made.int8)} {promise_in_words(made.certificate)}")

@@ -122,24 +122,28 @@ class Classifier:
     ) -> int:  # fmt: skip
         """Write the rows of a file with `label`, `score` and `exit_layer`, in their order; how many there are.
 
+        A column of the input that has one of these names is called `input_label` and so on.
+
         Args:
             source: CSV or TSV with a header, JSON Lines, or plain text with a text in each line.
             output: CSV, TSV or JSON Lines; not there yet.
             text, pair: columns of the texts.
         """
         output, rows, written = Path(output), read_rows(Path(source), (text, pair)), 0
-        if output.exists():
-            refuse("output", str(output), "a file that is not there yet")
+        if output.exists() or output.suffix not in WRITTEN:
+            refuse("output", str(output), f"a file that is not there yet and ends in {', '.join(WRITTEN)}")
+        columns: dict[str, str] = {}
         draft = output.with_name(f".{output.name}.{os.getpid()}")
         try:
             with open(draft, "w", encoding="utf-8", newline="") as file:
                 while chunk := list(islice(rows, CHUNK)):
+                    columns = columns or renamed(chunk)
                     texts = [row[text] if pair is None else (row[text], row[pair]) for row in chunk]
                     found = self.predict(texts, exit_policy, batch_size)
                     named = (self.labelled(logits, 1)[0] for logits in found.logits)
-                    answers = [{**row, **each, "exit_layer": int(layer)}
+                    answers = [{**under(columns, row), **each, "exit_layer": int(layer)}
                                for row, each, layer in zip(chunk, named, found.exit_layer)]  # fmt: skip
-                    write_rows(file, output, answers, first=not written)
+                    write_rows(file, output, [*columns.values(), *ANSWER], answers, first=not written)
                     written += len(chunk)
             os.replace(draft, output)
         finally:
@@ -265,6 +269,8 @@ def read_tokenizer(folder: Path, metadata: dict[str, Any]) -> Tokenizer:
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".txt")
+WRITTEN = (*SEPARATORS, ".jsonl")
+ANSWER = ("label", "score", "exit_layer")
 
 
 def read_rows(path: Path, needed: Iterable[str | None]) -> Iterator[dict[str, Any]]:
@@ -285,17 +291,36 @@ def read_rows(path: Path, needed: Iterable[str | None]) -> Iterator[dict[str, An
             for name in needed:
                 if name is not None and not (isinstance(row, dict) and isinstance(row.get(name), str)):
                     refuse(f"row {number}", row, f"one with a text in {name!r}")
+            if None in row:  # where a table's reader puts cells that the header has no name for
+                refuse(f"row {number}", row, "one with as many cells as the header")
             yield row
 
 
-def write_rows(file: Any, path: Path, rows: list[dict[str, Any]], first: bool) -> None:
+def renamed(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """By the columns of some rows, in their order, what they are called beside the answers."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    found: dict[str, str] = {}
+    for name in columns:
+        new = name
+        while new in ANSWER or new != name and (new in columns or new in found.values()):
+            new = f"input_{new}"
+        found[name] = new
+    return found
+
+
+def under(columns: dict[str, str], row: dict[str, Any]) -> dict[str, Any]:
+    """A row under its columns' new names; refuses one with a column that the first rows do not have."""
+    if unknown := [name for name in row if name not in columns]:
+        refuse("row", row, f"one of the columns {', '.join(map(str, columns))}, without {unknown}")
+    return {new: row.get(name) for name, new in columns.items()}
+
+
+def write_rows(file: Any, path: Path, columns: list[str], rows: list[dict[str, Any]], first: bool) -> None:
     """Add rows to a file; a header in front of the first ones."""
-    if path.suffix in SEPARATORS:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter=SEPARATORS[path.suffix])
-        if first:
-            writer.writeheader()
-        writer.writerows(rows)
-    elif path.suffix == ".jsonl":
+    if path.suffix not in SEPARATORS:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    else:
-        refuse("output", str(path), "a file that ends in .csv, .tsv or .jsonl")
+        return
+    writer = csv.DictWriter(file, columns, delimiter=SEPARATORS[path.suffix])
+    if first:
+        writer.writeheader()
+    writer.writerows(rows)

@@ -87,24 +87,91 @@ def test_the_folder_of_the_hub_has_both_files_and_its_card_says_how_they_are_use
     with pytest.raises(ValueError, match="built into the file"):
         built_in.predict(TEXTS, {"threshold": 0.2})
     card = (hub_folder / "README.md").read_text()
+    assert options_in(card) == {"dtype": "fp32"}
     assert "In 8 bits (216 of 216 matrix products" in card and "beside others 24 leave as they do alone" in card
 
 
-def test_openvino_gives_every_row_the_layer_and_label_it_has_in_onnx_runtime(hub_folder, expected):
+def test_a_folder_of_another_models_config_is_left_alone(tmp_path):
+    from tiny import tiny_model
+
+    from modeling_pfberxit.export.hub import export_hub
+
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="config.json is another model's"):
+        export_hub(tiny_model("bert", num_labels=3), None, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_openvino_gives_every_row_the_layer_and_label_it_has_in_onnx_runtime(local_backbone, tmp_path):
     openvino = pytest.importorskip("openvino")
+    from tiny import enliven
+    from transformers import AutoTokenizer
+
+    from modeling_pfberxit import PFBerxitForSequenceClassification
+    from modeling_pfberxit.export.files import export_file
     from pfberxit.onnx import Classifier
 
-    path = hub_folder / "onnx" / "model_adjustable.onnx"
+    model = PFBerxitForSequenceClassification.from_backbone(
+        local_backbone, num_labels=3, adapter_dim=8, exit_criterion="entropy", exit_threshold=0.7, exit_layers=[2, 4, 6]
+    )  # of 24 exits inside each other, OpenVINO's compiler does not come to an end in minutes
+    enliven(model)
+    path = tmp_path / "model.onnx"
+    export_file(model.eval(), AutoTokenizer.from_pretrained(local_backbone), path, max_length=12)
     classifier, compiled = Classifier(path, threads=1), openvino.compile_model(path, "CPU")
+    expected = classifier.predict(TEXTS, batch_size=1)
+    assert len(set(expected.exit_layer.tolist())) > 1
     for size in (1, 7):
         for start in range(0, len(TEXTS), size):
             rows = slice(start, start + size)
             batch = classifier.batch(classifier.tokenizer.encode_batch(TEXTS[rows]))
             number = len(batch["input_ids"])
-            asked = {"tau": np.full(number, 0.1, np.float32), "patience": np.ones(number, np.int64)}
+            asked = {"tau": np.full(number, 0.7, np.float32), "patience": np.ones(number, np.int64)}
             found = compiled({**batch, **asked})
             assert found["exit_layer"].tolist() == expected.exit_layer[rows].tolist()
             np.testing.assert_allclose(found["logits"], expected.logits[rows], atol=1e-4)
+
+
+def options_in(card: str) -> dict:
+    """What a card's JavaScript gives to `pipeline`."""
+    (line,) = (line for line in card.splitlines() if line.startswith("const classify"))
+    return json.loads(line[line.index('", {') + 3 : line.rindex(")")])
+
+
+ALONE = """
+import { Classifier } from %s;
+const sizes = [];
+class Tensor { constructor(kind, data, dims) { Object.assign(this, { data, dims }); } }
+const session = { inputNames: ["input_ids"], run: async ({ input_ids }) => {
+  sizes.push(input_ids.dims[0]);
+  return { logits: { data: [Number(input_ids.data[0]), 5] }, exit_layer: { data: [1n] } };
+} };
+const tokenizer = { encode: (text) => ({ ids: [Number(text)] }) };
+const metadata = { single: true, reads: [], policy: {}, most_patience: 1, max_length: 8, padding: { id: 0 },
+                   id2label: ["a", "b"], activation: "softmax" };
+const answers = await new Classifier({ Tensor }, session, tokenizer, metadata).predict(["9", "1", "7"]);
+console.log(JSON.stringify({ sizes, labels: answers.map((each) => each.label) }));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_a_file_for_single_rows_is_given_one_text_at_a_time_in_javascript():
+    module = json.dumps((ROOT / "examples" / "browser" / "classifier.mjs").as_uri())
+    command = ["node", "--input-type=module", "-e", ALONE % module]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"sizes": [1, 1, 1], "labels": ["a", "b", "a"]}
+
+
+def test_a_folder_whose_tokenizer_cuts_at_another_length_is_refused(tmp_path, local_backbone):
+    from tiny import tiny_model
+    from transformers import AutoTokenizer
+
+    from modeling_pfberxit.export.hub import export_hub
+
+    tokenizer = AutoTokenizer.from_pretrained(local_backbone, model_max_length=40)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="max_length=12: must be 40, as the tokenizer"):
+        export_hub(tiny_model("bert", num_labels=3), tokenizer, tmp_path, max_length=12)
 
 
 def alike(answers: list[dict], expected) -> None:
@@ -146,10 +213,14 @@ def test_a_page_opened_from_the_disk_classifies_what_is_typed_and_asks_nobody(hu
 @pytest.mark.parametrize("beside_a_checkpoint", [False, True])
 def test_transformers_js_answers_through_pipeline_as_python_does(hub_folder, expected, beside_a_checkpoint):
     module("@huggingface/transformers")
-    folder, options = hub_folder, {}
+    from modeling_pfberxit.export.hub import options_of
+
+    folder, options = hub_folder, options_in((hub_folder / "README.md").read_text())
     if beside_a_checkpoint:  # whose config.json has a model_type that transformers.js does not know
         folder = hub_folder.parent / "checkpoint"
-        options = {"config": {"model_type": "bert", "id2label": {"0": "a", "1": "b", "2": "c"}}}
+        own, there = (json.loads((each / "config.json").read_text()) for each in (hub_folder, folder))
+        options = options_of(there, own)
+        assert options["config"]["problem_type"] == "single_label_classification"
     found = node("hub.mjs", folder, json.dumps(options), json.dumps(TEXTS))
     labels = ["abc"[number] for number in expected.logits.argmax(1)]
     assert [each["label"] for each in found["answers"]] == labels

@@ -309,11 +309,17 @@ def test_a_point_without_a_patience_has_the_default_and_not_the_files():
     assert points_of(model, model.config.exit_policy, 128) == {"mine": {**point, "patience": 2}}
 
 
-@pytest.mark.parametrize(("length", "kept"), [(40, True), (16, False)])
-def test_a_certificate_of_texts_of_another_length_is_not_in_the_file(length, kept):
+@pytest.mark.parametrize(
+    ("length", "dtype", "kept"), [(40, "float32", True), (16, "float32", False), (40, "bfloat16", False)]
+)
+def test_a_certificate_of_texts_of_another_length_or_of_other_weights_is_not_in_the_file(length, dtype, kept):
     from modeling_pfberxit.export.metadata import points_of
 
-    point = {"criterion": "entropy", "threshold": 0.3, "certificate": {"epsilon": 0.01, "max_length": 40}}
+    point = {
+        "criterion": "entropy",
+        "threshold": 0.3,
+        "certificate": {"epsilon": 0.01, "max_length": 40, "dtype": dtype},
+    }
     model = tiny_model("bert", num_labels=3, operating_points={"certified": point})
     found = points_of(model, ExitPolicy("entropy", threshold=0.5), length)
     assert ("certificate" in found["certified"]) is kept and "certificate" in model.config.operating_points["certified"]

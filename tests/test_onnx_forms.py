@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,13 +11,17 @@ import torch
 from tiny import rows_of, tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
+from modeling_pfberxit.evaluation.certificates import Certificate
+from modeling_pfberxit.model.exit_policy import FULL_DEPTH
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from modeling_pfberxit.export import storage  # noqa: E402
 from modeling_pfberxit.export.evidence import EvidenceFile, in_two, recertified  # noqa: E402
-from modeling_pfberxit.export.made import begun, one_file  # noqa: E402
+from modeling_pfberxit.export.int8 import promise_in_words  # noqa: E402
+from modeling_pfberxit.export.made import Form, Promise, begun, one_file  # noqa: E402
+from modeling_pfberxit.export.metadata import metadata_of  # noqa: E402
 from modeling_pfberxit.export.quantised import products, quantised  # noqa: E402
 from modeling_pfberxit.export.segments import segments_of  # noqa: E402
 from modeling_pfberxit.export.verification import Compared, answers, check_same, compare, run  # noqa: E402
@@ -130,6 +135,58 @@ def each_alone(rows):
         yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
 
 
+def test_a_promise_that_no_setting_keeps_is_announced_as_none():
+    failed = Certificate("certified-int8", FULL_DEPTH, "differ", 0.01, 0.95, 0.05, 500, None, 200, 1, 6.0, 6)
+    none = "its thresholds are those of float32, and no certificate speaks of it."
+    assert promise_in_words(failed) == f"No setting passed at 1 % on 500 texts: {none}"
+    assert promise_in_words(None) == none.capitalize()
+
+
+@slow
+def test_a_file_of_a_threshold_of_its_own_is_compared_with_float32_at_that_threshold(monkeypatch):
+    model, segments = several_labels()
+    policy = ExitPolicy("entropy", threshold=0.0)
+    other = replace(policy, threshold=1.5)
+    passed = Certificate("certified-int8", other, "differ", 0.3, 0.95, 0.05, 500, 9.0, 200, 4, 2.0, 3)
+    monkeypatch.setattr(Form, "certified", lambda form, promise: passed)
+    form = Form(segments, policy, metadata_of(model, None, policy, 64), ROWS, built_in=True)
+    small = form.in_8_bits(form.made("model.onnx"), "model.onnx", Promise(0.3))
+    assert len(set(answers(model, ROWS, other)[1].tolist())) > 1
+    assert small.measured["layer_as_float32"] >= 29 and small.measured["layer_alone_as_in_batch"] == 32
+
+
+def test_texts_that_a_model_has_used_are_left_out_only_where_a_promise_is_made_on_them(local_backbone, tmp_path):
+    from transformers import AutoTokenizer
+
+    from modeling_pfberxit.evaluation.used_texts import hashes, remember
+    from modeling_pfberxit.export.texts import read_texts
+
+    (tmp_path / "texts.csv").write_text("text\nw1\nw2\nw3\n")
+    remember(tmp_path, train=hashes(["w1", "w2"]))
+    asked = (tmp_path, None, AutoTokenizer.from_pretrained(local_backbone), 16, str(tmp_path / "texts.csv"), None, None)
+    assert len(read_texts(*asked, {}).rows) == 3
+    fresh = read_texts(*asked, {}, unused=True)
+    assert len(fresh.rows) == 1 and fresh.left_out == {"used to train": 2}
+    remember(tmp_path, certify=hashes(["w3"]))
+    with pytest.raises(ValueError, match="texts=.*left out: 1 used to certify, 2 used to train"):
+        read_texts(*asked, {}, unused=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--confidence", "0.9"], "confidence=0.9: must be given together with --differ"),
+        (["--differ", "0.1", "--int8"], "differ=0.1: must be given together with --int8 and --texts"),
+        (["--text", "review"], "texts=None: must be given together with --text"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused_before_a_model_is_read(options, message):
+    from pfberxit.cli import main
+
+    with pytest.raises(SystemExit, match=message):
+        main(["export", "nothing-there", "--onnx", "model.onnx", *options])
+
+
 # ---- the runner ------------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +232,26 @@ def test_the_rows_of_a_file_are_written_with_their_answers_in_their_order(classi
     ]
     with pytest.raises(ValueError, match="not there yet"):
         classifier.predict_file(source, output)
+
+
+def test_columns_called_as_answers_are_keep_their_values_and_all_columns_their_places(
+    classifier, tmp_path, monkeypatch
+):
+    from pfberxit import onnx
+
+    monkeypatch.setattr(onnx, "CHUNK", 2)
+    rows = [{"text": "w1", "label": "x", "id": "1"}, {"text": "w2", "id": "2", "label": "y"}]
+    rows += [{"id": "3", "label": "z", "text": "w3"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    classifier.predict_file(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    found = read(tmp_path / "out.csv")
+    assert [(row["text"], row["input_label"], row["id"]) for row in found] == [
+        ("w1", "x", "1"), ("w2", "y", "2"), ("w3", "z", "3")
+    ]  # fmt: skip
+    assert all(row["label"].startswith("LABEL") for row in found)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "w4", "more": 1}]))
+    with pytest.raises(ValueError, match="without \\['more'\\]"):
+        classifier.predict_file(tmp_path / "in.jsonl", tmp_path / "out2.csv")
 
 
 def test_a_file_without_texts_is_refused_by_its_row_and_leaves_nothing(classifier, tmp_path):

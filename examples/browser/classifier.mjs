@@ -15,6 +15,11 @@ export class Classifier {
   // Label, score, exit layer and logits of each text. asked: threshold and patience, where the rule reads them.
   async predict(texts, asked = {}) {
     if (texts.length === 0) return [];
+    if (this.metadata.single && texts.length > 1) {
+      const answers = [];
+      for (const text of texts) answers.push(...(await this.predict([text], asked)));
+      return answers;
+    }
     const { threshold, patience } = this.point(asked);
     const rows = texts.map((text) => this.encode(text));
     const tokens = Math.max(...rows.map((ids) => ids.length));

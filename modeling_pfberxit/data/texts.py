@@ -128,6 +128,8 @@ def encode_texts(
         return tokenise(tokenizer, [batch[name] for name in names], max_length)
 
     rows = rows.select_columns(list(names))
+    if not len(rows):
+        return Dataset.from_dict({"input_ids": [], "attention_mask": []})
     encoded = rows.map(tokens, batched=True, remove_columns=list(names), desc=desc)
     report_cut(sum(encoded[CUT]), len(rows), max_length)
     return encoded.remove_columns(CUT)

@@ -15,12 +15,17 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data.texts import NO_LIMIT, length_of
+from ..model.backbones import longest_input
 from ..model.exit_policy import describe
+from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing
+from ..model.validation import refuse
 from .beside import TOKENIZER, check_beside, write_beside
+from .exportable import check_tokenizer
 from .files import Exported, check_promise, eight_bits, exported, form_of
-from .int8 import in_words
+from .int8 import in_words, promise_in_words
 from .made import Form, Promise, Small
 from .storage import write
 from .verification import Row
@@ -43,7 +48,7 @@ Classifier("onnx/model_adjustable.onnx")("a text", exit_policy={{}})  # label, s
 ```js
 import {{ pipeline }} from "@huggingface/transformers";
 
-const classify = await pipeline("text-classification", "{name}", {{ {options} }});
+const classify = await pipeline("text-classification", "{name}", {options});
 await classify("a text");
 ```
 """
@@ -58,6 +63,11 @@ def export_hub(
     folder = Path(folder)
     check_promise(promise, int8, rows)
     paths = [folder / FOLDER / name for name in (BUILT_IN, ADJUSTABLE)]
+    check_config(folder / "config.json", model)
+    check_tokenizer(tokenizer)
+    longest = longest_input(model.config.encoder_config())
+    length = length_of(tokenizer, longest, max_length)
+    check_length(folder / "tokenizer_config.json", tokenizer, longest, length)
     check_beside(folder / BUILT_IN, tokenizer, None)
     check_beside(paths[0], None, runner)
     forms = [form_of(model, tokenizer, policy, max_length, rows, built_in=True)]
@@ -83,17 +93,42 @@ def around(
         set_length(folder / "tokenizer_config.json", form.facts["max_length"])
     config = folder / "config.json"
     own = config_for_javascript(model)
-    there = json.loads(config.read_text(encoding="utf-8")) if config.exists() else own
     if not config.exists():
         write_json(config, own)
-    needed = {} if there.get("model_type") in KNOWN else {name: own[name] for name in ("model_type", "id2label")}
-    options = f"config: {json.dumps(needed)}" if needed else 'dtype: "fp32"'
-    text = CARD.format(rule=describe(form.policy), name=folder.resolve().name, options=options)
+    options = options_of(json.loads(config.read_text(encoding="utf-8")), own)
+    text = CARD.format(rule=describe(form.policy), name=folder.resolve().name, options=json.dumps(options))
     if small is not None:
-        text += f"\n`{FOLDER}/{eight_bits(Path(BUILT_IN)).name}`: {in_words(small.measured)}"
-        text += " No certificate of the model speaks of it." if small.certificate is None else (
-            f" {small.certificate.in_words()}")  # fmt: skip
+        name = f"{FOLDER}/{eight_bits(Path(BUILT_IN)).name}"
+        text += f"\n`{name}`: {in_words(small.measured)} {promise_in_words(small.certificate)}"
     put_section(folder, TITLE, text.rstrip() + "\n")
+
+
+def options_of(there: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """What a call of `pipeline` in JavaScript needs: float32 by name, since its own default asks for other files.
+
+    Args:
+        there: the folder's config; own: one that `transformers.js` knows.
+    """
+    needed = {name: own[name] for name in ("model_type", "id2label", "problem_type")}
+    return {"dtype": "fp32"} | ({} if there.get("model_type") in KNOWN else {"config": needed})
+
+
+def check_length(path: Path, tokenizer: PreTrainedTokenizerBase, longest: float, length: int) -> None:
+    """Refuse a folder whose tokenizer cuts texts to another length than the file."""
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8")).get("model_max_length", tokenizer.model_max_length)
+        if int(min(longest, there, NO_LIMIT)) != length:
+            refuse("max_length", length, f"{there}, as the tokenizer in {path.parent} was saved, or another folder")
+
+
+def check_config(path: Path, model: PFBerxitForSequenceClassification) -> None:
+    """Refuse a folder whose config is neither this checkpoint's nor what would be written."""
+    if not path.exists():
+        return
+    there, own = json.loads(path.read_text(encoding="utf-8")), json.loads(as_json(config_for_javascript(model)))
+    same = there.get("weights_sha256") == model.config.weights_sha256
+    if there != own and not (there.get("model_type") == model.config.model_type and same):
+        refuse("hub", str(path.parent), f"another folder: {path} is another model's")
 
 
 def config_for_javascript(model: PFBerxitForSequenceClassification) -> dict[str, Any]:
@@ -103,7 +138,7 @@ def config_for_javascript(model: PFBerxitForSequenceClassification) -> dict[str,
     kept = {name: value for name, value in encoder.to_dict().items() if name not in ("auto_map", "architectures")}
     labels = {str(number): config.id2label[number] for number in range(config.num_labels)}
     return {**kept, "model_type": kind, "id2label": labels, "label2id": {name: int(n) for n, name in labels.items()},
-            "problem_type": config.problem_type}  # fmt: skip
+            "problem_type": problem_type_of(config)}  # fmt: skip
 
 
 def set_length(path: Path, length: int) -> None:
@@ -114,7 +149,12 @@ def set_length(path: Path, length: int) -> None:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """A JSON file, in one move."""
     with replacing(path) as draft:
-        draft.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        draft.write_text(as_json(values), encoding="utf-8")
+
+
+def as_json(values: dict[str, Any]) -> str:
+    """With indents, and a line's end."""
+    return json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def put_section(folder: Path, title: str, text: str) -> None:

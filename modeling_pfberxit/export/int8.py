@@ -13,8 +13,9 @@ import onnx
 import torch
 from torch import Tensor
 
+from ..evaluation.certificates import Certificate
 from ..evaluation.replay import same_answers
-from ..model.exit_policy import ExitPolicy
+from ..model.exit_policy import ExitPolicy, describe
 from ..model.exits import REGRESSION
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
@@ -77,6 +78,16 @@ def without_certificates(facts: dict[str, Any], measured: dict[str, Any]) -> dic
         for name, point in facts["operating_points"].items()
     }
     return {**facts, "operating_points": points, "int8": measured}
+
+
+def promise_in_words(certificate: Certificate | None) -> str:
+    """What is promised of a file in 8 bits, if anything is."""
+    words = "its thresholds are those of float32, and no certificate speaks of it."
+    if certificate is None:
+        return words.capitalize()
+    if certificate.passed:
+        return f"{certificate.in_words()} Its rule: {describe(certificate.policy)}."
+    return f"No setting passed at {100 * certificate.epsilon:g} % on {certificate.rows} texts: {words}"
 
 
 def in_words(measured: dict[str, Any]) -> str:

@@ -96,7 +96,10 @@ class Form:
         certificate = self.certified(promise) if promise else None
         policy = certificate.policy if certificate and certificate.passed else self.policy
         proto = quantised(one_file(self.segments, policy, self.single, self.built_in))
-        measured = agreement(made.session, opened(proto), self.segments.model, self.texts, self.policy, self.single)
+        full = made.session
+        if policy != self.policy:  # a threshold that is built in is to be the same in both
+            full = opened(one_file(self.segments, policy, self.single, self.built_in))
+        measured = agreement(full, opened(proto), self.segments.model, self.texts, policy, self.single)
         measured |= {"products": check_products(proto, path), "texts": "texts" if self.rows else "drawn rows"}
         facts = without_certificates(self.said(policy), measured)
         if certificate and certificate.passed:

@@ -74,7 +74,7 @@ def most_patience(policy: ExitPolicy, model: PFBerxitForSequenceClassification) 
 def points_of(model: PFBerxitForSequenceClassification, policy: ExitPolicy, max_length: int) -> dict[str, Any]:
     """The model's operating points that this file serves: those that differ from its policy in nothing built in.
 
-    A certificate of texts that were cut to another length than here is left out.
+    A certificate of texts that were cut to another length than here, or of weights that are no float32, is left out.
     """
     names, found = list(model.config.operating_points), {}
     for name in names:
@@ -82,10 +82,15 @@ def points_of(model: PFBerxitForSequenceClassification, policy: ExitPolicy, max_
         if other is not None and served(policy, other):
             asked = {field: value for field, value in other.stated().items() if field in PER_ROW}
             point = {**asked, **model.config.operating_points[name]}
-            if point.get("certificate", {}).get("max_length", max_length) != max_length:
+            if not holds(point.get("certificate", {}), max_length):
                 del point["certificate"]
             found[name] = point
     return found
+
+
+def holds(certificate: dict[str, Any], max_length: int) -> bool:
+    """Whether a certificate, if there is one, speaks of a file in float32 that reads so many tokens."""
+    return certificate.get("max_length", max_length) == max_length and certificate.get("dtype", "float32") == "float32"
 
 
 def served(policy: ExitPolicy, other: ExitPolicy) -> bool:

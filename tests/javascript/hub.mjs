@@ -5,8 +5,7 @@ import { createRequire } from "node:module";
 const [folder, options, texts] = process.argv.slice(2);
 const { AutoModel, env, pipeline } = createRequire(`${process.env.NODE_MODULES}/`)("@huggingface/transformers");
 Object.assign(env, { allowRemoteModels: false, localModelPath: dirname(folder) });
-const given = { dtype: "fp32", ...JSON.parse(options) };
-const classify = await pipeline("text-classification", basename(folder), given);
+const classify = await pipeline("text-classification", basename(folder), JSON.parse(options));
 const answers = await classify(JSON.parse(texts));
 const inputs = await classify.tokenizer(JSON.parse(texts), { padding: true, truncation: true });
 // The classifiers of transformers.js pass logits on; a type that it does not know gives all outputs.
