@@ -15,8 +15,10 @@ await page.goto(pathToFileURL(file).href, { waitUntil: "commit" });
 await page.waitForFunction(() => document.body.dataset.ready === "yes").catch(() => {
   throw new Error(`the page is not ready: ${errors.join("; ")}`);
 });
-await page.locator("#text").pressSequentially(JSON.parse(texts).join(". "), { delay: 0 });
-const sentences = JSON.parse(texts).length;
+const given = JSON.parse(texts);
+await page.locator("#text").fill(`${given.slice(0, -1).join(". ")}. `);
+await page.locator("#text").pressSequentially(given.at(-1));  // each letter is an update
+const sentences = given.length;
 await page.waitForFunction((number) => document.querySelectorAll("#answers li").length === number, sentences);
 await page.waitForTimeout(500);
 const shown = await page.$$eval("#answers li", (items) => items.map((item) => ({
