@@ -88,8 +88,9 @@ def run(
 def said_of(served: Any) -> str:
     """What is served under a name, and by which points it answers."""
     words = f"{served.name}: {len(served.predictor.labels)} labels, {served.predictor.depth} layers; "
-    ladder = [] if served.controller is None else served.controller.within()
-    words += f"moves between {', '.join(ladder)}" if len(ladder) > 1 else f"leaves by {served.point.name}"
+    words += (
+        f"moves between {', '.join(served.controller.between)}" if served.moves else f"leaves by {served.rule.name}"
+    )
     return words + "".join(f"\n  {name} is no rung: {reason}" for name, reason in served.left_out.items())
 
 

@@ -20,20 +20,25 @@ class Scripted:
 
     labels, activation, depth, max_length, together, mixes = ["no", "yes"], "softmax", 6, 64, None, False
     points, facts = {}, {}
-    known = {OWN: Point(OWN, None, 2.0)}
+    known = {OWN: Point(OWN, None, 2.0), FULL: Point(FULL, FULL, 6.0)}
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds, self.batches = seconds, []
-        self.free, self.busy = threading.Event(), False
+        self.free, self.busy, self.readable = threading.Event(), False, threading.Event()
         self.free.set()
+        self.readable.set()
 
     def point(self, asked) -> Point:
+        if isinstance(asked, dict):
+            raise ValueError("must be a name")
         return Point(asked or OWN, str(asked), 6.0 if asked == FULL else 2.0)
 
     def read(self, texts: Sequence):
-        return [{"input_ids": [int(word) if word.isdigit() else 1 for word in text.split()]} for text in texts], [
-            False for _ in texts
-        ]
+        self.readable.wait(20)
+        words = [text.split() for text in texts]
+        return [{"input_ids": [int(word) if word.isdigit() else 1 for word in each]} for each in words], [False] * len(
+            texts
+        )
 
     def run(self, rows, points) -> Found:
         self.busy = True

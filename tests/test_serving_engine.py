@@ -195,6 +195,17 @@ def test_functions_are_called_between_batches(made):
     assert engine.submit(asked(served, 10)).result(5)
 
 
+def test_functions_and_batches_take_turns_so_that_neither_starves_the_other(made):
+    engine, served = made(rows=1)
+    hold(engine, served)
+    seen = []
+    calls = [engine.call(lambda: seen.append(len(served.predictor.batches))) for _ in range(3)]
+    rows = [engine.submit(asked(served, number)) for number in (10, 11)]
+    served.predictor.free.set()
+    assert all(future.result(5) for future in rows) and [call.result(5) for call in calls] == [None] * 3
+    assert seen == [1, 2, 3]
+
+
 # ---- under which point -----------------------------------------------------------------------------------------------
 
 
@@ -244,30 +255,48 @@ def test_who_watches_or_steers_can_fail_nobodys_request(made, caplog):
     engine, served = made()
     served.watcher = served.controller = engine.meter = Broken()
     engine.watched = [served]
-    assert engine.submit(asked(served, 10)).result(5)[0].rung == "default"
+    assert engine.submit(asked(served, 10)).result(5)[0].rung == FULL
     assert SECRET not in caplog.text
+
+
+class Watching:
+    """A watcher for which every row is due as soon as `most` were answered and nobody waits."""
+
+    def __init__(self, most: int = 1):
+        self.most, self.rows, self.seen, self.dropped = most, [], [], 0
+        self.asked = set()
+
+    def arrived(self, row):
+        row.watched = True
+
+    def answered(self, row, answer, rung):
+        self.rows.append(row)
+
+    def due(self, now, idle):
+        self.dropped += len(self.asked)
+        if not idle or len(self.rows) < self.most:
+            return []
+        found, self.rows, self.asked = self.rows, [], set(self.rows)
+        return found
+
+    def judged(self, row, full):
+        self.asked.remove(row)
+        self.seen.append((row.tokens["input_ids"][0], full.rung))
+
+
+def test_rows_that_are_due_run_in_batches_that_their_predictor_can_run(made):
+    engine, served = made(rows=2)
+    served.watcher, served.predictor.together = Watching(3), 1
+    engine.watched = [served]
+    engine.submit(asked(served, 10, 11, 12)).result(5)
+    wait_until(lambda: len(served.watcher.seen) == 3)
+    assert {len(ids) for ids, _ in served.predictor.batches} == {1} and served.watcher.dropped == 0
 
 
 def test_what_is_due_runs_at_full_depth_when_nobody_waits(made):
     engine, served = made()
-
-    class Watching:
-        due_rows, seen = [], []
-
-        def arrived(self, row):
-            row.watched = True
-
-        def answered(self, row, answer, rung):
-            self.due_rows.append(row)
-
-        def due(self, now, idle):
-            found, self.due_rows = (self.due_rows, []) if idle else ([], self.due_rows)
-            return found
-
-        def judged(self, row, full):
-            self.seen.append((row.tokens["input_ids"][0], full.rung))
-
     served.watcher = Watching()
     engine.watched = [served]
     engine.submit(asked(served, 10)).result(5)
-    wait_until(lambda: served.watcher.seen == [(10, FULL)])
+    wait_until(lambda: len(served.watcher.seen) == 1)
+    assert served.watcher.seen == [(10, FULL)]

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from scripted import Scripted, wait_until
+from scripted import SECRET, Scripted, wait_until
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -104,6 +104,28 @@ def test_one_connection_serves_many_requests(address):
         assert client._transport._pool.connections == [pool]
 
 
+def test_null_stands_for_what_is_usual(address):
+    nothing = {"raw_scores": None, "truncate": None, "truncation_direction": None, "details": None, "exit_policy": None}
+    usual = httpx.post(f"{address}/predict", json={"inputs": "7"}).json()
+    assert httpx.post(f"{address}/predict", json={"inputs": "7", **nothing}).json() == usual
+    parameters = {"truncation": None, "top_k": None, "function_to_apply": None}
+    response = httpx.post(address, json={"inputs": "7", "parameters": parameters, "options": {"use_cache": None}})
+    assert response.json() == [usual]
+
+
+def test_the_field_is_where_it_stands_in_the_body(address):
+    wrong, long = {"criterion": "x"}, "1" * 101
+    assert refused(address, {"inputs": "1", "exit_policy": wrong}) == (422, "exit_policy")
+    assert refused(address, {"inputs": "1", "parameters": {"exit_policy": wrong}}, "/") == (
+        422,
+        "parameters.exit_policy",
+    )
+    assert refused(address, {"inputs": "1", "parameters": {"differ": 0.1}}, "/") == (422, "parameters.differ")
+    assert refused(address, {"inputs": long}, "/") == (413, "inputs")
+    assert refused(address, {"inputs": [long]}, "/") == (413, "inputs[0]")
+    assert refused(address, {"inputs": long}) == (413, "inputs")
+
+
 # ---- clients that take their time, or leave --------------------------------------------------------------------------
 
 
@@ -132,7 +154,8 @@ def test_a_head_that_does_not_end_is_given_up(address):
 def test_broken_chunks_are_refused_and_hurt_nobody(address):
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     with dial(address, head, b"zz\r\n{}\r\n") as client:
-        assert b" 400 " in client.recv(1000)
+        answer = client.recv(1000)
+        assert b" 400 " in answer and b"application/json" in answer
     assert httpx.post(f"{address}/predict", json={"inputs": "7"}).status_code == 200
 
 
@@ -158,6 +181,55 @@ def test_a_full_queue_says_when_to_come_again_and_a_late_answer_that_it_is_late(
         first.free.set()
         assert ask(address, 14).status_code == 200
     assert {row[0] for ids, _ in first.batches for row in ids}.isdisjoint({11, 12, 13})
+
+
+def test_texts_that_wait_to_be_read_have_the_same_deadline_and_count_as_waiting():
+    first = Scripted()
+    service = service_of(first, Limits(queue=2), HttpLimits(texts=2, deadline=1.0))
+    with serving(service) as address, ThreadPoolExecutor(8) as pool:
+        first.readable.clear()
+        waiting = [pool.submit(ask, address, number) for number in (11, 12)]
+        wait_until(lambda: service.reading == 2)
+        assert ask(address, 13).status_code == 429
+        assert [future.result().status_code for future in waiting] == [504] * 2
+        wait_until(lambda: service.reading == 0)
+        first.readable.set()
+        assert ask(address, 14).status_code == 200
+
+
+def test_what_is_open_when_the_time_to_drain_is_over_fails_visibly_as_json():
+    first = Scripted()
+    with ThreadPoolExecutor(2) as pool:
+        with serving(service_of(first), drain=1) as address:
+            first.free.clear()
+            open_request = pool.submit(ask, address, 10)
+            wait_until(lambda: first.busy)
+        response = open_request.result(10)
+        first.free.set()
+    assert response.status_code == 503 and response.json()["error_type"] == "Unhealthy"
+    assert "retry-after" in response.headers
+
+
+def test_more_connections_than_allowed_are_told_so():
+    with serving(service_of(Scripted(), http=HttpLimits(connections=1))) as address, httpx.Client() as client:
+        wait_until(lambda: client.get(f"{address}/health").status_code == 200)
+        response = ask(address, 7)
+        assert response.status_code == 503 and response.json()["error_type"] == "Overloaded"
+        assert "retry-after" in response.headers
+        assert client.post(f"{address}/predict", json={"inputs": "7"}).status_code == 200
+
+
+def test_an_error_nobody_expects_is_json_without_its_words(caplog):
+    service = service_of(Scripted())
+
+    async def answers(*_):
+        raise LookupError(SECRET)
+
+    service.answers = answers
+    with serving(service) as address:
+        response = ask(address, 7)
+    assert response.status_code == 500 and response.json()["error_type"] == "Backend"
+    assert SECRET not in response.text and SECRET not in caplog.text and "LookupError" in caplog.text
 
 
 def test_who_hangs_up_is_forgotten():

@@ -25,7 +25,10 @@ from modeling_pfberxit import PFBerxitForSequenceClassification  # noqa: E402
 from modeling_pfberxit.serving.batching import Limits  # noqa: E402
 from modeling_pfberxit.serving.limits import HttpLimits  # noqa: E402
 from modeling_pfberxit.serving.meter import Meter  # noqa: E402
+from modeling_pfberxit.serving.onnx_predictor import full_depth  # noqa: E402
+from modeling_pfberxit.serving.routes import info_of  # noqa: E402
 from modeling_pfberxit.serving.start import Loading, Rule, make_service  # noqa: E402
+from pfberxit.serve import said_of  # noqa: E402
 
 torch.set_num_threads(1)
 ASKED = {"inputs": "w1 w2 w3", "details": True}
@@ -179,6 +182,23 @@ def test_the_models_own_rule_goes_by_its_operating_points_name(certified):
     assert list(service.models.first.controller.within()) == ["full-depth", "certified-1%"]
 
 
+@pytest.mark.parametrize(
+    "rule, said, now, ladder",
+    [
+        ({}, "leaves by certified-1%", "certified-1%", None),
+        ({"policy": "full-depth"}, "leaves by full-depth", "full-depth", None),
+        ({"differ": 0.001}, "leaves by full-depth", "full-depth", None),
+        ({"differ": 0.05}, "moves between certified-1%, certified-5%", "certified-1%",
+         ["full-depth", "certified-1%", "certified-5%"]),
+    ],
+)  # fmt: skip
+def test_a_server_says_the_rule_that_it_follows(certified, rule, said, now, ladder):
+    service = service_of(certified, rule=Rule(**rule))
+    info = info_of(service, service.models.first)
+    assert said_of(service.models.first).splitlines()[0].endswith(said)
+    assert (info.exit_policy, info.ladder) == (now, ladder) and service.models.first.rule.name == now
+
+
 def test_metrics_count_requests_layers_and_what_was_held_against_full_depth(certified):
     loading = Loading(device="cpu")
     service = make_service(loading.first(certified), Rule(watch=1.0), loading, {}, meter=Meter())
@@ -205,6 +225,14 @@ def test_what_cannot_be_steered_or_watched_is_refused_by_name(tmp_path):
             Rule(**rule)
     with pytest.raises(ValueError, match="queue"):
         service_of(plain, Limits(queue=3), HttpLimits(texts=4))
+
+
+def test_a_file_whose_rows_may_leave_as_unsure_has_no_full_depth():
+    policy = {"criterion": "entropy", "threshold": 0.3}
+    facts = {"reads": ["threshold"], "most_patience": 3}
+    assert full_depth({**facts, "policy": policy}) == (0.0, 3)
+    assert full_depth({**facts, "policy": {**policy, "answer": "abstain"}}) is None
+    assert full_depth({**facts, "policy": {**policy, "label_thresholds": {"a": 0.1}}}) is None
 
 
 # ---- an exported file ------------------------------------------------------------------------------------------------

@@ -67,13 +67,16 @@ ERRORS: dict[type[Exception], Callable[[Any], int]] = {
     Late: lambda error: 504,
     Failed: lambda error: 500,
     HTTPException: lambda error: error.status_code,
+    Exception: lambda error: 500,
 }
 
 
 async def refusal(request: Request, error: Any) -> Response:
     """An error as JSON: in words, its kind, and the field that is wrong."""
     status = next(status(error) for kind, status in ERRORS.items() if isinstance(error, kind))
-    body = {"error": str(getattr(error, "detail", error)), "error_type": KINDS.get(status, "Error")}
+    expected = isinstance(error, tuple(ERRORS)[:-1])  # what another error says may hold a part of a text
+    words = str(getattr(error, "detail", error)) if expected else "the server failed"
+    body = {"error": words, "error_type": KINDS.get(status, "Error")}
     if getattr(error, "field", ""):
         body["field"] = error.field
     headers = dict(getattr(error, "headers", None) or {})

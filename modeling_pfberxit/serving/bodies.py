@@ -17,6 +17,7 @@ TWO = {
     "additionalProperties": False,
 }  # fmt: skip
 PREDICTED = {"anyOf": [TEXT, PAIR, {"type": "array", "items": PAIR, "minItems": 1}]}
+PARAMETERS = "parameters."  # where terms are in the body of `/`
 INFERRED = {"anyOf": [TEXT, TWO, {"type": "array", "items": {"anyOf": [TEXT, TWO]}, "minItems": 1}]}
 
 
@@ -50,7 +51,7 @@ class Terms(BaseModel):
         le=1,
         description="of the answers, at most this share may differ from full depth's, as certified",
     )
-    details: bool = Field(default=False, description="every label with its exit_layer and exit_policy")
+    details: bool | None = Field(default=False, description="every label with its exit_layer and exit_policy")
 
 
 class Predict(Terms):
@@ -59,9 +60,9 @@ class Predict(Terms):
     inputs: Annotated[Any, WithJsonSchema(PREDICTED)] = Field(
         description="a text, a pair of two, or a batch: a list of lists of one or two"
     )
-    raw_scores: bool = Field(default=False, description="logits instead of probabilities")
-    truncate: bool = Field(default=False, description="cut texts that are too long instead of refusing them")
-    truncation_direction: Literal["right", "Right"] = Field(default="right", description="texts lose their end")
+    raw_scores: bool | None = Field(default=False, description="logits instead of probabilities")
+    truncate: bool | None = Field(default=False, description="cut texts that are too long instead of refusing them")
+    truncation_direction: Literal["right", "Right"] | None = Field(default="right", description="texts lose their end")
 
 
 class Parameters(Terms):
@@ -69,7 +70,7 @@ class Parameters(Terms):
 
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
     top_k: int | None = Field(default=None, ge=1, description="labels of each text; null: all")
-    truncation: bool = Field(default=True, description="cut texts that are too long; false: refuse them")
+    truncation: bool | None = Field(default=True, description="cut texts that are too long; false: refuse them")
 
 
 class Options(BaseModel):
@@ -77,8 +78,8 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    use_cache: bool = True
-    wait_for_model: bool = False
+    use_cache: bool | None = True
+    wait_for_model: bool | None = False
 
 
 class Inference(BaseModel):
@@ -104,6 +105,8 @@ class Asked:
         function: makes scores of logits; None: as the model has it.
         top_k: labels of each text; None: all.
         terms: the policy, or what is to choose one.
+        where: the part of the body that the terms are in, with its dot.
+        listed: whether the texts came in a list.
     """
 
     texts: list[Text]
@@ -112,6 +115,12 @@ class Asked:
     function: str | None
     top_k: int | None
     terms: Terms
+    where: str = ""
+    listed: bool = False
+
+    def field(self, number: int) -> str:
+        """Where a text is in the body."""
+        return f"inputs[{number}]" if self.listed else "inputs"
 
 
 def as_predict(body: bytes) -> Asked:
@@ -121,7 +130,7 @@ def as_predict(body: bytes) -> Asked:
     function = "none" if asked.raw_scores else None
     single = isinstance(given, str) or isinstance(given, list) and bool(given) and isinstance(given[0], str)
     texts = [sequence(given, "inputs")] if single else each(given, sequence)
-    return Asked(texts, single, asked.truncate, function, None, checked(asked))
+    return Asked(texts, single, bool(asked.truncate), function, None, checked(asked), listed=not single)
 
 
 def as_inference(body: bytes) -> Asked:
@@ -129,7 +138,8 @@ def as_inference(body: bytes) -> Asked:
     asked = parsed(Inference, body)
     given, how = asked.inputs, asked.parameters or Parameters()
     texts = each(given, text_or_two) if isinstance(given, list) else [text_or_two(given, "inputs")]
-    return Asked(texts, False, how.truncation, how.function_to_apply, how.top_k, checked(how, "parameters."))
+    terms, truncate, where = checked(how, PARAMETERS), how.truncation is not False, PARAMETERS
+    return Asked(texts, False, truncate, how.function_to_apply, how.top_k, terms, where, isinstance(given, list))
 
 
 def checked(terms: Terms, where: str = "") -> Terms:

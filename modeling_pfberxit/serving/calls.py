@@ -170,6 +170,14 @@ class Controller(Protocol):
     def within(self, differ: float | None = None) -> Sequence[str]:
         """The points of the ladder down to the floor, from careful to fast."""
 
+    @property
+    def between(self) -> Sequence[str]:
+        """The points that it moves between by itself, from careful to fast."""
+
+    @property
+    def current(self) -> str:
+        """The point that answers now."""
+
 
 class Watcher(Protocol):
     """Sees what is answered, and holds a share of it against full depth."""
@@ -220,3 +228,13 @@ class Served:
     controller: Controller | None = None
     watcher: Watcher | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rule(self) -> Point:
+        """By which rows leave now whose request does not say."""
+        return self.point if self.controller is None else self.predictor.point(self.controller.current)
+
+    @property
+    def moves(self) -> bool:
+        """Whether the rule changes with the traffic."""
+        return self.controller is not None and len(self.controller.between) > 1

@@ -117,6 +117,16 @@ class Controller:
         lowest = self.lowest if differ is None else self.ladder.lowest(differ)
         return [rung.name for rung in self.ladder.rungs[: lowest + 1]]
 
+    @property
+    def between(self) -> list[str]:
+        """The names of the rungs that it moves between by itself."""
+        return [rung.name for rung in self.ladder.rungs[self.highest : self.lowest + 1]]
+
+    @property
+    def current(self) -> str:
+        """The name of the rung that answers rows that bring no floor."""
+        return self.ladder[self.number].name
+
 
 class Fixed:
     """Stays on one rung whatever waits: serving without a controller."""
@@ -132,3 +142,13 @@ class Fixed:
     def within(self, differ: float | None = None) -> list[str]:
         """The rungs down to it."""
         return [rung.name for rung in self.ladder.rungs[: min(self.number, self.ladder.lowest(differ)) + 1]]
+
+    @property
+    def between(self) -> list[str]:
+        """The one rung."""
+        return [self.name]
+
+    @property
+    def current(self) -> str:
+        """The one rung."""
+        return self.name

@@ -40,6 +40,8 @@ class Engine:
         self.queue: list[Row] = []
         self.tasks: list[Callable[[], None]] = []
         self.watched: list[Served] = []
+        self.owed = False  # a batch, since a task was called
+        self.judging = 0  # batches of rows that are due and not yet run to full depth
         self.draining = self.stopped = False
         self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
 
@@ -129,19 +131,21 @@ class Engine:
     def next_job(self) -> Job | None:
         """Wait for a batch; None once drained. An empty one where something else was done."""
         with self.changed:
-            while not self.tasks:
+            while not self.tasks or (self.owed and self.queue):
                 now = self.clock()
                 self.leave_out(now)
-                if self.queue:
-                    job, pause = self.formed(now)
-                elif self.draining or self.stopped:
-                    return None
-                else:
-                    job, pause = self.shadow(now, idle=True), None
+                if not self.draining:
+                    self.look_back(now)
+                job, pause = self.formed(now) if self.queue else (None, None)
+                self.owed = False
                 if job is not None:
                     return job
+                if self.tasks:
+                    break
+                if not self.queue and (self.draining or self.stopped):
+                    return None
                 self.changed.wait(pause)
-            task = self.tasks.pop(0)
+            task, self.owed = self.tasks.pop(0), True
         task()
         return [], []
 
@@ -157,8 +161,6 @@ class Engine:
     def formed(self, now: float) -> tuple[Job | None, float]:
         """The next batch, out of the queue; or None and the seconds after which to look again."""
         waited = now - self.queue[0].request.arrived
-        if (job := self.shadow(now, idle=False)) is not None:
-            return job, 0.0
         points = attempt(chosen_points, self.queue, now, self.pace, self.limits.tokens)
         points = points or [row.request.point or most_careful(row.request.model) for row in self.queue]
         model = self.queue[0].request.model.predictor
@@ -218,20 +220,26 @@ class Engine:
 
     # ---- rows that are held against full depth ---------------------------------------------------------------------
 
-    def shadow(self, now: float, idle: bool) -> Job | None:
-        """Run what a watcher is due at full depth, if anything; an empty job then."""
+    def look_back(self, now: float) -> None:
+        """Have what watchers are due run at full depth, a batch at a time, between those of the queue."""
         for served in self.watched:
-            if served.watcher is not None and (rows := attempt(served.watcher.due, now, idle)):
-                self.tasks.append(partial(attempt, self.judge, served, served.watcher, list(rows)))
-                return [], []
-        return None
+            if served.watcher is not None and not self.judging:
+                rows = list(attempt(served.watcher.due, now, not self.queue) or ())
+                while rows:
+                    lengths = [Waiting(None, row.length) for row in rows]
+                    taken = set(form(lengths, self.limits, served.predictor.together).places)
+                    batch = [rows[place] for place in sorted(taken)]
+                    rows = [row for place, row in enumerate(rows) if place not in taken]
+                    self.judging += 1
+                    self.tasks.append(partial(self.judge, served, served.watcher, batch))
 
     def judge(self, served: Served, watcher: Watcher, rows: list[Row]) -> None:
         """Run rows to full depth and give their answers to the watcher."""
-        full = served.predictor.point(FULL)
-        found = served.predictor.run([row.tokens for row in rows], [full] * len(rows))
-        for row, logits, layer in zip(rows, *found):
-            watcher.judged(row, Answer(logits, int(layer), full.name))
+        self.judging -= 1
+        full = most_careful(served)
+        found = attempt(served.predictor.run, [row.tokens for row in rows], [full] * len(rows))
+        for row, logits, layer in zip(rows, *(found or ((), ()))):
+            attempt(watcher.judged, row, Answer(logits, int(layer), full.name))
 
 
 def most_careful(served: Served) -> Point:

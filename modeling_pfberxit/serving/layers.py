@@ -113,9 +113,9 @@ def walking(service: Service) -> Callable[[Request, str], Awaitable[Walked]]:
         served = service.models.get(name) or missing()
         asked = parsed(Layers, await request.body())
         predictor = showing(served)
-        policy = policy_of(predictor, served.point, asked.exit_policy)
+        policy = policy_of(predictor, served.rule, asked.exit_policy)
         texts = Asked([text_or_two(asked.inputs, "inputs")], True, True, None, None, Terms())
-        service.check_size(texts.texts)
+        service.check_size(texts)
         if not free:
             raise Busy(1)
         free -= 1

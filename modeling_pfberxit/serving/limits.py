@@ -86,18 +86,13 @@ class Guard:
 
         try:
             self.check_token(scope)
-            body = await asyncio.wait_for(self.read(scope, receive), self.limits.upload)
-            await self.app(scope, replayed(body, receive), noted)
-        except asyncio.TimeoutError:
-            await answer(noted, Refused(408, "the request took too long to arrive", "Timeout", Connection="close"))
-        except Refused as error:
-            await answer(noted, error)
+            await self.app(scope, replayed(await self.read_in_time(scope, receive), receive), noted)
         except Gone:
             status = 499
-        except Exception as error:
-            report(error)
+        except (Exception, asyncio.CancelledError) as error:
+            refused = refusal_of(error)
             if not status:
-                await answer(noted, Refused(500, "the server failed", "Internal"))
+                await answer(noted, refused)
         finally:
             if self.meter is not None:
                 self.meter.request(route_of(scope), status, time.monotonic() - began)
@@ -112,6 +107,13 @@ class Guard:
             raise Refused(
                 401, "the bearer token is missing, or another", "Unauthorized", **{"WWW-Authenticate": "Bearer"}
             )
+
+    async def read_in_time(self, scope: Scope, receive: Receive) -> bytes:
+        """The body, if it comes soon enough."""
+        try:
+            return await asyncio.wait_for(self.read(scope, receive), self.limits.upload)
+        except asyncio.TimeoutError:
+            raise Refused(408, "the request took too long to arrive", "Timeout", Connection="close") from None
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         """The body, while it is within the limit."""
@@ -129,6 +131,28 @@ class Guard:
             if size > self.limits.body:
                 raise too_large
         return b"".join(parts)
+
+
+def refusal_of(error: BaseException) -> Refused:
+    """What is answered where a request could not be handled; errors that nobody expects are logged."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, asyncio.CancelledError):  # the server's time to drain is over
+        return Refused(503, "the server has shut down", "Unhealthy", **{"Retry-After": "1"})
+    report(error)
+    return Refused(500, "the server failed", "Internal")
+
+
+def crowded(meter: Meter | None = None) -> App:
+    """What answers where too many connections are open."""
+
+    async def refuse_one(scope: Scope, receive: Receive, send: Send) -> None:
+        more = {"Retry-After": "1", "Connection": "close"}
+        await answer(send, Refused(503, "too many connections are open", "Overloaded", **more))
+        if meter is not None:
+            meter.request("other", 503, 0.0)
+
+    return refuse_one
 
 
 class Gone(Exception):
@@ -159,9 +183,14 @@ def route_of(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", "other")
 
 
+def told(message: str, kind: str) -> bytes:
+    """An error as a body of JSON."""
+    return json.dumps({"error": message, "error_type": kind}).encode()
+
+
 async def answer(send: Send, refused: Refused) -> None:
     """Send an error as the routes do."""
-    body = json.dumps({"error": refused.message, "error_type": refused.kind}).encode()
+    body = told(refused.message, refused.kind)
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refused.headers}
     encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": refused.status, "headers": encoded})

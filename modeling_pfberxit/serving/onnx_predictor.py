@@ -9,7 +9,7 @@ import numpy as np
 
 from ..model.criteria import rule_of
 from ..model.exit_policy import ExitPolicy
-from ..model.validation import refuse
+from ..model.validation import ABSTAIN, refuse
 from .calls import FULL, OWN, Found, Point, Tokens, named_point, with_own
 
 NEVER = 1e9  # above every certainty
@@ -81,6 +81,6 @@ def padded(rows: Sequence[Tokens], metadata: Mapping[str, Any]) -> dict[str, np.
 def full_depth(metadata: Mapping[str, Any]) -> tuple[float, int] | None:
     """The threshold and patience under which no row of a file leaves early; None where there are none."""
     policy = ExitPolicy(**metadata["policy"])
-    if "threshold" not in metadata["reads"] or policy.label_thresholds:
+    if "threshold" not in metadata["reads"] or policy.label_thresholds or policy.answer == ABSTAIN:
         return None
     return (NEVER if rule_of(policy).leaves_above else 0.0), metadata["most_patience"]

@@ -52,6 +52,6 @@ def attempt(function: Callable[..., Result], *arguments: Any) -> Result | None:
         return None
 
 
-def report(error: Exception) -> None:
+def report(error: BaseException) -> None:
     """Log where something went wrong; not what the error says, which may hold a part of a text."""
     logger.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))

@@ -175,10 +175,10 @@ def info_of(service: Service, served: Served) -> Info:
         max_client_batch_size=service.limits.texts,
         max_batch_tokens=limits.tokens,
         max_concurrent_requests=limits.queue,
-        exit_policy=served.point.name,
+        exit_policy=served.rule.name,
         layers=predictor.depth,
         activation=predictor.activation,
         operating_points={name: dict(point) for name, point in predictor.points.items()},
-        ladder=None if served.controller is None else list(served.controller.within()),
+        ladder=list(served.controller.within()) if served.controller is not None and served.moves else None,
         waiting=service.engine.waiting,
     )

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from .bodies import Asked, Invalid, Text
+from .bodies import Asked, Invalid
 from .calls import Answer, Meter, Point, Request, Served, Tokens
 from .engine import Engine
 from .limits import Gone, HttpLimits, Message
 from .models import Models
-from .outcomes import Late
+from .outcomes import Busy, Late
 
 Listen = Callable[[], Awaitable[Message]]
 
@@ -23,12 +23,14 @@ class Service:
 
     Args:
         readers: the thread that makes tokens of texts, so that a long text holds up no other connection.
+        reading: texts that wait for it; they count as waiting for the engine.
     """
 
     engine: Engine
     models: Models
     limits: HttpLimits = field(default_factory=HttpLimits)
     meter: Meter | None = None
+    reading: int = 0
     readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "reader"))
 
     @property
@@ -46,26 +48,29 @@ class Service:
             Invalid: it cannot be answered. outcomes.Busy, Closed, Late, Failed: it was not. limits.Gone: nobody waits.
         """
         arrived = self.engine.clock()
-        self.check_size(asked.texts)
+        self.check_size(asked)
         point = self.point(asked, served)
-        tokens = await self.tokens(asked, served)
+        answers = asyncio.ensure_future(self.answered(asked, served, point, arrived))
+        return await unless_gone(answers, listen, self.limits.deadline)
+
+    async def answered(self, asked: Asked, served: Served, point: Point | None, arrived: float) -> list[Answer]:
+        """Texts as tokens, and what the engine answers."""
         budget = asked.terms.latency_budget_ms
         request = Request(
-            served, tokens, point, asked.terms.differ, None if budget is None else budget / 1000,
-            arrived, arrived + self.limits.deadline,
+            served, await self.tokens(asked, served), point, asked.terms.differ,
+            None if budget is None else budget / 1000, arrived, arrived + self.limits.deadline,
         )  # fmt: skip
-        future = asyncio.wrap_future(self.engine.submit(request))
-        return await unless_gone(future, listen, request.deadline - self.engine.clock())
+        return await asyncio.wrap_future(self.engine.submit(request))
 
-    def check_size(self, texts: list[Text]) -> None:
+    def check_size(self, asked: Asked) -> None:
         """Refuse more, or longer, texts than a request may have."""
-        if len(texts) > self.limits.texts:
-            raise Invalid(f"must be at most {self.limits.texts} texts, not {len(texts)}", "inputs", 413)
-        for number, text in enumerate(texts):
+        if len(asked.texts) > self.limits.texts:
+            raise Invalid(f"must be at most {self.limits.texts} texts, not {len(asked.texts)}", "inputs", 413)
+        for number, text in enumerate(asked.texts):
             size = len(text) if isinstance(text, str) else sum(map(len, text))
             if size > self.limits.characters:
                 message = f"must have at most {self.limits.characters} characters, not {size}"
-                raise Invalid(message, f"inputs[{number}]", 413)
+                raise Invalid(message, asked.field(number), 413)
 
     def point(self, asked: Asked, served: Served) -> Point | None:
         """The rule that the request brings, or None; refuses what this model cannot do."""
@@ -74,22 +79,30 @@ class Service:
             try:
                 return served.predictor.point(terms.exit_policy)
             except (ValueError, TypeError) as error:
-                raise Invalid(str(error)[:500], "exit_policy") from None
+                raise Invalid(str(error)[:500], f"{asked.where}exit_policy") from None
         for name in ("differ", "latency_budget_ms"):
             if getattr(terms, name) is not None and served.controller is None:
-                raise Invalid("must be left out: this model has no certified points to choose among", name)
+                raise Invalid(
+                    "must be left out: this model has no certified points to choose among", asked.where + name
+                )
         return None
 
     async def tokens(self, asked: Asked, served: Served) -> list[Tokens]:
         """The tokens of all texts; refuses those that are too long where they may not be cut."""
-        loop = asyncio.get_running_loop()
-        tokens, cut = await loop.run_in_executor(self.readers, served.predictor.read, asked.texts)
+        if self.reading + self.engine.waiting + len(asked.texts) > self.engine.limits.queue:
+            raise Busy(self.engine.pace.retry_after(self.reading + self.engine.waiting))
+        self.reading += len(asked.texts)
+        try:
+            loop = asyncio.get_running_loop()
+            tokens, cut = await loop.run_in_executor(self.readers, served.predictor.read, asked.texts)
+        finally:
+            self.reading -= len(asked.texts)
         for number, row in enumerate(tokens):
             if not row["input_ids"]:
-                raise Invalid("must be a text in which the model finds a token", f"inputs[{number}]")
+                raise Invalid("must be a text in which the model finds a token", asked.field(number))
             if cut[number] and not asked.truncate:
                 message = f"must have at most {served.predictor.max_length} tokens, or be cut: truncate"
-                raise Invalid(message, f"inputs[{number}]", 413)
+                raise Invalid(message, asked.field(number), 413)
         return tokens
 
 

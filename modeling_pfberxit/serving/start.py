@@ -20,7 +20,7 @@ from .controller import Controller as Adaptive
 from .controller import Fixed, Reaction
 from .engine import Engine
 from .ladder import Ladder, ladder_of
-from .limits import HttpLimits
+from .limits import HttpLimits, crowded
 from .models import DEFAULT, Models
 from .onnx_predictor import OnnxPredictor
 from .service import Service
@@ -169,7 +169,7 @@ def server_of(service: Service, place: Place) -> uvicorn.Server:
         app = tracing.Traced(app, tracing.exporting())
     config = uvicorn.Config(
         app, host=place.host, port=place.port, access_log=False,
-        http=patient_for(service.limits.upload), ws="none", limit_concurrency=service.limits.connections,
+        http=patient_for(service.limits.upload, service.limits.connections, crowded(service.meter)), ws="none",
         timeout_graceful_shutdown=place.drain, server_header=False, log_level="info",
     )  # fmt: skip
     return uvicorn.Server(config)
