@@ -168,7 +168,7 @@ def ask(address: str, number: int, **more):
 
 def test_a_full_queue_says_when_to_come_again_and_a_late_answer_that_it_is_late():
     first = Scripted()
-    service = service_of(first, Limits(queue=2), HttpLimits(texts=2, deadline=1.0))
+    service = service_of(first, Limits(queue=2), HttpLimits(texts=2, deadline=4.0))
     with serving(service) as address, ThreadPoolExecutor(8) as pool:
         first.free.clear()
         running = pool.submit(ask, address, 10)
@@ -185,7 +185,7 @@ def test_a_full_queue_says_when_to_come_again_and_a_late_answer_that_it_is_late(
 
 def test_texts_that_wait_to_be_read_have_the_same_deadline_and_count_as_waiting():
     first = Scripted()
-    service = service_of(first, Limits(queue=2), HttpLimits(texts=2, deadline=1.0))
+    service = service_of(first, Limits(queue=2), HttpLimits(texts=2, deadline=4.0))
     with serving(service) as address, ThreadPoolExecutor(8) as pool:
         first.readable.clear()
         waiting = [pool.submit(ask, address, number) for number in (11, 12)]
