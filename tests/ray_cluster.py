@@ -35,7 +35,9 @@ def start(cores: int, tries: int = 3) -> None:
 
     for left in reversed(range(tries)):
         try:
-            ray.init(num_cpus=cores, object_store_memory=STORE, include_dashboard=False, log_to_driver=False)
+            ray.init(
+                "local", num_cpus=cores, object_store_memory=STORE, include_dashboard=False, log_to_driver=False
+            )  # "local": never somebody else's cluster
             return
         except Exception:
             ray.shutdown()

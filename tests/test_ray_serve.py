@@ -186,6 +186,21 @@ def test_a_replica_reports_its_queues_age_and_the_share_of_the_time_it_computed(
     assert meter.load() == {OLDEST_WAIT: 2.0, BUSY: 0.0}
 
 
+def test_a_replicas_models_are_counted_by_its_meter_and_stay_as_it_was_started_with(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    from modeling_pfberxit.serving.ray import Answers, Settings
+
+    monkeypatch.delenv("PFBERXIT_TOKEN", raising=False)
+    folder = saved(tmp_path / "model", ("a", "b"))
+    replica, started = Answers.func_or_class.__mro__[1], SimpleNamespace()  # below what `serve.ingress` puts around it
+    replica.__init__(started, Settings(model=folder, adapters={"more": folder}), None)
+    assert set(started.meter.models) == {"default", "more"} and started.meter.load()[OLDEST_WAIT] == 0.0
+    with pytest.raises(ValueError, match="name='more': must be left alone: this is one server of several"):
+        started.service.models.drop("more")
+    with pytest.raises(ValueError, match="without a folder to load models from"):
+        started.service.models.inside("x")
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads what is mapped from /proc")
 def test_weights_are_pages_of_the_saved_file_so_that_the_replicas_of_a_node_share_them(tmp_path):
     from modeling_pfberxit.serving.start import Loading

@@ -24,6 +24,10 @@ class Models:
         first: what answers requests that name no model.
         load: a folder's adapter over the first one's encoder, under a name; None: no other can be loaded.
         root: the folder that adapters may be loaded from while serving; None: from nowhere.
+
+    Attributes:
+        warm: whether their first batches have run.
+        fixed: whether none may be dropped, since other servers behind the same address would keep it.
     """
 
     def __init__(
@@ -31,7 +35,7 @@ class Models:
     ) -> None:
         self.engine, self.load, self.root = engine, load, root
         self.first, self.loading = first, threading.Lock()
-        self.warm = False
+        self.warm = self.fixed = False
         self.changed({first.name: first})
 
     def __iter__(self) -> Iterator[Served]:
@@ -62,8 +66,10 @@ class Models:
         """Take a model away; requests that wait are answered. False where there is none of the name.
 
         Raises:
-            ValueError: it is the first.
+            ValueError: it is the first, or all are to stay.
         """
+        if self.fixed:
+            refuse("name", name[:40], "left alone: this is one server of several, which have the models of their start")
         if name == self.first.name:
             refuse("name", name, "another: the first model stays as long as the server runs")
         with self.loading:

@@ -115,7 +115,7 @@ class Answers:
         )  # fmt: skip
         for served in self.service.models:
             warm(self.service.engine, served)
-        self.service.models.warm = True
+        self.service.models.warm = self.service.models.fixed = True
 
     def __serve_build_asgi_app__(self) -> Guard:
         """What answers HTTP."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from .calls import Answer, Row, Served
+from .controller import Controller, Fixed
 from .meter import SECONDS, Queued
 from .queue_age import BUSY, OLDEST_WAIT
 from .watching import Watcher
@@ -38,6 +39,7 @@ class RayMeter:
         self.gone = Counter("pfberxit_left_rows", "rows that left without an answer", ("model", "why"))
         self.rows = Gauge("pfberxit_queue_rows", "rows that wait")
         self.age = Gauge("pfberxit_queue_age_seconds", "how long the oldest row has waited")
+        self.rung = Gauge("pfberxit_rung", "rung that answers now, 0 is full depth", model)
         self.agreement = Gauge("pfberxit_agreement", "share of judged answers that are full depth's", model)
         self.alarm = Gauge("pfberxit_agreement_alarm", "1: the certificates no longer hold", model)
 
@@ -75,6 +77,8 @@ class RayMeter:
         self.age.set(age)
         self.rows.set(0 if self.engine is None else self.engine.waiting)
         for name, each in self.models.items():
+            if isinstance(each.controller, (Controller, Fixed)):
+                self.rung.set(each.controller.number, {"model": name})
             if isinstance(watcher := each.watcher, Watcher):
                 self.alarm.set(float(watcher.alarm.ringing), {"model": name})
                 if watcher.agreement is not None:
