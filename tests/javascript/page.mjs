@@ -12,7 +12,7 @@ page.on("request", (request) => asked.push(request.url()));
 page.on("pageerror", (error) => errors.push(String(error)));
 page.setDefaultTimeout(240_000);
 await page.goto(pathToFileURL(file).href, { waitUntil: "commit" });
-await page.waitForFunction(() => document.body.dataset.ready === "yes").catch(() => {
+await page.waitForFunction(() => document.body?.dataset.ready === "yes").catch(() => {
   throw new Error(`the page is not ready: ${errors.join("; ")}`);
 });
 const given = JSON.parse(texts);
