@@ -193,8 +193,8 @@ def test_a_replicas_models_are_counted_by_its_meter_and_stay_as_it_was_started_w
     monkeypatch.delenv("PFBERXIT_TOKEN", raising=False)
     folder = saved(tmp_path / "model", ("a", "b"))
     replica, started = Answers.func_or_class.__mro__[1], SimpleNamespace()  # below what `serve.ingress` puts around it
-    replica.__init__(started, Settings(model=folder, adapters={"more": folder}), None)
-    assert set(started.meter.models) == {"default", "more"} and started.meter.load()[OLDEST_WAIT] == 0.0
+    replica.__init__(started, Settings(model=folder), None)
+    assert set(started.meter.models) == {"default"} and started.meter.load()[OLDEST_WAIT] == 0.0
     with pytest.raises(ValueError, match="name='more': must be left alone: this is one server of several"):
         started.service.models.drop("more")
     with pytest.raises(ValueError, match="without a folder to load models from"):
