@@ -97,7 +97,7 @@ def test_the_table_trains_every_task_mode_and_seed_that_was_asked(monkeypatch, t
 def test_other_commands_are_told_all_that_was_asked(monkeypatch, place, arguments, expected):
     values, named = called(monkeypatch, f"pfberxit.{place}", arguments.split())
     assert values == () and {name: named[name] for name in expected} == expected
-    assert set(named) - set(expected) <= {"replay", "training", "profile", "columns", "rows", "exits"}
+    assert set(named) - set(expected) <= {"replay", "training", "profile", "exported", "columns", "rows", "exits"}
 
 
 def test_what_is_asked_of_training_steps_reaches_them(monkeypatch):

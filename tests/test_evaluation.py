@@ -16,12 +16,13 @@ from tiny import save_backbone, tiny_batch, tiny_config, tiny_model
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.benchmark import profiling
-from modeling_pfberxit.benchmark.baselines import errors_only, with_short_cuts
+from modeling_pfberxit.benchmark.baselines import with_short_cuts
 from modeling_pfberxit.benchmark.scripted import scripted
 from modeling_pfberxit.benchmark.workload import of_one_length, recorded, settled
 from modeling_pfberxit.data.metrics import METRICS, majority_score, score
 from modeling_pfberxit.data.source import Source
 from modeling_pfberxit.evaluation.frontier import settings_for
+from modeling_pfberxit.evaluation.onnx_stock import errors_only
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.settings import Setting, as_table, earlier, histogram
 from modeling_pfberxit.evaluation.timing import interleaved, median_ratio

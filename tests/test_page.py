@@ -4,13 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-import httpx
 import pytest
 
 pytest.importorskip("playwright")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
+pytest.importorskip("httpx")
 
+import httpx
 from playwright import sync_api
 from scripted import wait_until
 from served import saved, serving

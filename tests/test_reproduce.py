@@ -81,4 +81,4 @@ def test_an_unknown_item_is_refused_with_those_there_are():
     with pytest.raises(SystemExit, match="items=.'table9'.: must be among table1, table2"):
         main(["reproduce", "table9", "--backbone", "minilm"])
     tables, figures = {f"table{n}" for n in range(1, 7)}, {f"figure{n}" for n in range(2, 6)}
-    assert tables | figures | {"frontiers", "points", "gap"} == set(ITEMS)
+    assert tables | figures | {"frontiers", "points", "gap", "retrofits", "texts", "speed"} == set(ITEMS)

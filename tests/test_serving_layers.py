@@ -3,13 +3,14 @@
 import math
 from concurrent.futures import Future
 
-import httpx
 import pytest
 import torch
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
+pytest.importorskip("httpx")
 
+import httpx
 from served import POINTS, saved, service_of, serving
 
 from modeling_pfberxit.evaluation.saved_model import load_model
