@@ -103,7 +103,7 @@ def test_measures_are_of_rules_that_there_are():
     [
         ("/layers", {"inputs": ""}, 422, "inputs"),
         ("/layers", {"inputs": [TEXT]}, 422, "inputs"),
-        ("/layers", {"inputs": "w" * 401}, 413, "inputs[0]"),
+        ("/layers", {"inputs": "w" * 401}, 413, "inputs"),
         ("/layers", {"inputs": TEXT, "exit_policy": "unheard-of"}, 422, "exit_policy"),
         ("/layers", {"inputs": TEXT, "exit_policy": {"criterion": "distance"}}, 422, "exit_policy"),
         ("/layers", {"inputs": TEXT, "exit_policy": {"criterion": "divergence_v1", "patience": 7}}, 422, "exit_policy"),
