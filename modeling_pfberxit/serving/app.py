@@ -33,6 +33,7 @@ def make_app(service: Service, drain: float = 30.0) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        """Start the engine and warm it up; drain it when the application ends."""
         service.engine.start()
         if not service.models.warm:
             threading.Thread(target=service.models.warm_up, name="warm-up", daemon=True).start()

@@ -89,6 +89,7 @@ class Engine:
         done: Future[Result] = Future()
 
         def task() -> None:
+            """Settle the future with what the function returns or raises."""
             try:
                 settle(done, function())
             except Exception as error:

@@ -109,6 +109,7 @@ def walking(service: Service) -> Callable[[Request, str], Awaitable[Walked]]:
     free = TOGETHER
 
     async def respond(request: Request, name: str) -> Walked:
+        """What each exit of a model answers to the text of a body."""
         nonlocal free
         served = service.models.get(name) or missing()
         asked = parsed(Layers, await request.body())

@@ -79,6 +79,7 @@ class Guard:
         began, status = time.monotonic(), 0
 
         async def noted(message: Message) -> None:
+            """Send a message on, and keep the status of the response."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -147,6 +148,7 @@ def crowded(meter: Meter | None = None) -> App:
     """What answers where too many connections are open."""
 
     async def refuse_one(scope: Scope, receive: Receive, send: Send) -> None:
+        """503 to one connection, which is then closed."""
         more = {"Retry-After": "1", "Connection": "close"}
         await answer(send, Refused(503, "too many connections are open", "Overloaded", **more))
         if meter is not None:
@@ -169,6 +171,7 @@ def replayed(body: bytes, receive: Receive) -> Receive:
     given = False
 
     async def again() -> Message:
+        """The body that was read; from then on what the client sends."""
         nonlocal given
         if given:
             return await receive()

@@ -54,6 +54,7 @@ def answering(service: Service, read: Callable[[bytes], Asked]) -> Respond:
     """A route's function: a body in, labels out."""
 
     async def respond(request: Request, name: str) -> Response:
+        """The labels of the texts in a body."""
         began = service.engine.clock()
         served = service.models.get(name) or missing()
         asked = read(await request.body())
@@ -121,6 +122,7 @@ def add_models(router: APIRouter, service: Service) -> None:
         responses=errors(400, 408, 413, 422, 503), openapi_extra=taking(FolderBody),
     )  # fmt: skip
     async def put(request: Request, name: str) -> Response:
+        """Load the adapter in a folder, and serve it under a name."""
         folder = parsed(FolderBody, await request.body()).folder
         try:
             served = await asyncio.to_thread(lambda: models.add(name, models.inside(folder)))
@@ -130,6 +132,7 @@ def add_models(router: APIRouter, service: Service) -> None:
 
     @router.delete("/models/{name}", status_code=204, summary="drop an adapter", responses=errors(404, 422))
     async def delete(name: str) -> Response:
+        """Serve an adapter no longer."""
         try:
             found = await asyncio.to_thread(models.drop, name)
         except ValueError as error:

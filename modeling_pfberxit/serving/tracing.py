@@ -51,6 +51,7 @@ class Traced:
         with self.tracer.start_as_current_span(scope["method"], extract(named), SpanKind.SERVER) as span:
 
             async def noting(message: dict[str, Any]) -> None:
+                """Send a message on; the head of the response is noted in the span."""
                 if message["type"] == "http.response.start":
                     note(span, scope, message)
                 await send(message)
