@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ..model.backbones import longest_input, table_sizes
-from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.criteria import fits, rule_of
 from ..model.exit_policy import ExitPolicy, describe, resolve_policy
-from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from .facts import activation_of, library_version
 from .parts import per_row
 
 PER_ROW = ("threshold", "patience")  # what a request may change; everything else is built in
@@ -47,13 +45,6 @@ def metadata_of(
         "token_types": tokenizer is None or "token_type_ids" in tokenizer.model_input_names,
         "padding": {"side": "right", "id": 0 if tokenizer is None else tokenizer.pad_token_id or 0},
     }  # fmt: skip
-
-
-def activation_of(config: PFBerxitConfig) -> str:
-    """What makes scores of logits, as `pipeline` has it."""
-    if config.problem_type == REGRESSION:
-        return "none"
-    return "sigmoid" if config.problem_type == MULTI_LABEL or config.num_labels == 1 else "softmax"
 
 
 def reads(policy: ExitPolicy, name: str, problem_type: str) -> bool:
@@ -103,11 +94,3 @@ def served(policy: ExitPolicy, other: ExitPolicy) -> bool:
 def finite(length: float) -> int | None:
     """A number of tokens; None where there is no end to it."""
     return None if length == float("inf") else int(length)
-
-
-def library_version() -> str:
-    """Of this package, as it is installed."""
-    try:
-        return version("modeling-pfberxit")
-    except PackageNotFoundError:
-        return "unknown"

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from ..export.metadata import library_version
+from ..export.facts import library_version
 from .bodies import Invalid
 from .documents import KINDS
 from .layers import layers_of

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from ..data.texts import length_of
 from ..evaluation.onnx_stock import FP32, onnx_runtime
-from ..export.metadata import activation_of
+from ..export.facts import activation_of
 from ..model.backbones import longest_input
 from ..model.streams import pad_rows
 from ..model.validation import entry_of, refuse

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict
 
-from ..export.metadata import library_version
+from ..export.facts import library_version
 from .bodies import Asked, Inference, Invalid, Predict, as_inference, as_predict, parsed
 from .calls import Answer, Served
 from .documents import Folder, Health, Info, Label, errors, taking

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.texts import CUT, tokenise
 from ..evaluation.certifying import origin
-from ..export.metadata import activation_of
+from ..export.facts import activation_of
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy, resolve_policy
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
