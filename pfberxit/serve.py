@@ -99,7 +99,14 @@ def serving() -> Any:
     try:
         from modeling_pfberxit.serving import start
     except ImportError as error:
-        if (error.name or "").split(".")[0] not in ("fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic"):
+        if (error.name or "").split(".")[0] not in (
+            "fastapi",
+            "uvicorn",
+            "httptools",
+            "prometheus_client",
+            "starlette",
+            "pydantic",
+        ):
             raise
         raise SystemExit(f"pfberxit: {error.name} is missing: pip install 'modeling-pfberxit[serve]'") from error
     return start

@@ -58,7 +58,8 @@ def run(
     found = known.forecast(texts.rows, texts.names)
     for name, reason in found.ladder.left_out.items():
         print(f"{name} is no rung: {reason}")
-    machine = sizing.Machine(timed(known, times), request_ms / 1000)
+    asked = forecast.asked_of(texts.rows, texts.names)
+    machine = sizing.Machine(timed(known, asked, times), request_ms / 1000)
     if rate is None:
         carried = machine.carries(found.texts, found.ladder, "full-depth")
         if not carried:
@@ -66,14 +67,14 @@ def run(
         plan = replace(plan, rate=0.6 * (carried or machine.most(found.texts, "full-depth")))
     print(f"{len(texts.rows):,} texts, {plan.rate:.1f} requests/s for each core at the usual rate")
     if url is not None:
-        return beside(url, forecast.asked_of(texts.rows, texts.names), found, machine, plan)
+        return beside(url, asked, found, machine, plan)
     lengths = [length for length in forecast.LENGTHS if length <= known.read]
     print("\n" + sizing.sizes(sizing.capacities(machine, found.texts, found.ladder, lengths)), flush=True)
     outcomes = sizing.traffic(machine, found.texts, found.ladder, plan)
     print("\n" + traffic.as_markdown(outcomes, ["trace", "gaps", "cores", "rung"]))
 
 
-def timed(known: Any, path: str | None) -> Any:
+def timed(known: Any, texts: list[Any], path: str | None) -> Any:
     """What batches take: as a file has it, or as measured now, and kept there."""
     from pathlib import Path
 
@@ -81,7 +82,7 @@ def timed(known: Any, path: str | None) -> Any:
 
     if path is not None and Path(path).exists():
         return load_times(path)
-    times = known.times()
+    times = known.times(texts)
     if path is not None:
         save_times(times, path, {"threads": 1, "device": "cpu"})
     return times

@@ -188,7 +188,7 @@ def test_texts_that_wait_to_be_read_have_the_same_deadline_and_count_as_waiting(
     service = service_of(first, Limits(queue=2), HttpLimits(texts=2, deadline=4.0))
     with serving(service) as address, ThreadPoolExecutor(8) as pool:
         first.readable.clear()
-        waiting = [pool.submit(ask, address, number) for number in (11, 12)]
+        waiting = [pool.submit(ask, address, f"{number} " * 1000) for number in (11, 12)]  # shorter ones do not wait
         wait_until(lambda: service.reading == 2)
         assert ask(address, 13).status_code == 429
         assert [future.result().status_code for future in waiting] == [504] * 2

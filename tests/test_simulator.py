@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from modeling_pfberxit.evaluation.clock import Clock
-from modeling_pfberxit.serving.batch_times import BatchTimes, at, fitted
+from modeling_pfberxit.serving.batch_times import BatchTimes, Timed, fitted
 from modeling_pfberxit.serving.batching import Limits
 from modeling_pfberxit.serving.controller import Controller, Fixed, Reaction
 from modeling_pfberxit.serving.ladder import FULL, Ladder, Rung
@@ -79,19 +78,16 @@ def test_a_batch_takes_each_layer_for_the_rows_that_are_left_padded_to_the_longe
     assert times.seconds(lengths, layers) == pytest.approx(expected)
 
 
-def test_lines_are_found_again_from_a_clock():
-    layer, fixed = (3e-4, 2e-6, 3e-9), (1e-3, 5e-6, 0.0)
-    shapes = [(rows, length) for rows in (1, 4, 16) for length in (16, 64, 128)]
-    clock = Clock(
-        {shape: (1000 * at(fixed, *shape) / shape[0], 1000 * at(layer, *shape) / shape[0]) for shape in shapes}
-    )
-    found = fitted(clock)
-    assert found.layer == pytest.approx(layer) and found.fixed == pytest.approx(fixed, abs=1e-9)
-
-
-def test_a_clock_that_was_read_twice_is_too_little():
-    with pytest.raises(ValueError, match="clock="):
-        fitted(Clock({(1, 16): (1.0, 1.0), (1, 64): (1.0, 2.0)}))
+def test_lines_are_found_again_from_batches_whose_rows_leave_one_by_one():
+    times = BatchTimes((3e-4, 2e-6, 3e-9), (1e-3, 5e-6, 0.0))
+    cases = [
+        (np.full(rows, length) - np.arange(rows), 1 + np.arange(rows) % most)
+        for rows in (1, 4, 16) for length in (16, 64, 128) for most in (1, 2, 6)
+    ]  # fmt: skip
+    found = fitted([Timed(*case, times.seconds(*case)) for case in cases])
+    assert found.layer == pytest.approx(times.layer) and found.fixed == pytest.approx(times.fixed, abs=1e-9)
+    with pytest.raises(ValueError, match="batches=5: must be six"):
+        fitted([Timed(*case, 1.0) for case in cases[:5]])
 
 
 # ---- queues ----------------------------------------------------------------------------------------------------------

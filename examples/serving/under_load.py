@@ -280,7 +280,7 @@ def main() -> None:
     torch.set_num_threads(1)
     texts = load_texts(options.dataset, options.config, **options.columns, split=options.split)
     known = Known(options.model)
-    forecast, times = known.forecast(texts.rows, texts.names), known.times(5)
+    forecast, times = known.forecast(texts.rows, texts.names), known.times(asked_of(texts.rows, texts.names), 5)
     ladder, answers = forecast.ladder, forecast.compared()
     policy = options.policy or ladder[min(1, len(ladder) - 1)].name
     with tempfile.TemporaryDirectory() as folder:

@@ -1,17 +1,18 @@
 """What a batch takes: a line of padded tokens and their squares for each layer, and for all that is not a layer.
 
-Fitted to the clock's measurements (`evaluation.clock`), so that rows may leave one by one: each layer is counted for
-the rows that are still there, padded to the longest of them.
+Fitted to batches that were run as a server runs them, exits and all: each layer is counted for the rows that are still
+there, padded to the longest of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
 
-from ..evaluation.clock import Clock
 from ..model.validation import refuse
 
 Line = tuple[float, float, float]  # seconds of a call, of a token in it, of a token that looks at another
@@ -31,11 +32,14 @@ class BatchTimes:
 
     def seconds(self, lengths: np.ndarray, layers: np.ndarray) -> float:
         """What a batch of rows takes that have so many tokens (B,) and leave after so many layers (B,)."""
-        total = at(self.fixed, len(lengths), int(lengths.max()))
-        for depth in range(1, int(layers.max()) + 1):
-            remaining = lengths[layers >= depth]
-            total += at(self.layer, len(remaining), int(remaining.max()))
-        return total
+        calls = calls_of(lengths, layers)
+        return at(self.fixed, *calls[0]) + sum(at(self.layer, *call) for call in calls[1:])
+
+
+def calls_of(lengths: np.ndarray, layers: np.ndarray) -> list[tuple[int, int]]:
+    """Rows and tokens of the longest: of all that is not a layer, and of every layer that runs."""
+    remaining = (lengths[layers >= depth] for depth in range(1, int(layers.max()) + 1))
+    return [(len(each), int(each.max())) for each in (lengths, *remaining)]
 
 
 def at(line: Line, rows: int, length: int) -> float:
@@ -43,22 +47,30 @@ def at(line: Line, rows: int, length: int) -> float:
     return line[0] + rows * length * (line[1] + line[2] * length)
 
 
-def fitted(clock: Clock) -> BatchTimes:
+class Timed(NamedTuple):
+    """A batch that was run: tokens of its rows (B,), layers after which they left (B,), and the seconds it took."""
+
+    lengths: np.ndarray
+    layers: np.ndarray
+    seconds: float
+
+
+def fitted(batches: Sequence[Timed]) -> BatchTimes:
     """The lines nearest to what was measured, relative to it; none of their parts is below 0.
 
     Raises:
-        ValueError: fewer than three pairs of a batch size and a length.
+        ValueError: fewer batches than the six parts of two lines.
     """
-    if len(clock.lines) < 3:
-        refuse("clock", sorted(clock.lines), "measured at three pairs of a batch size and a length at least")
-    shapes = np.array([[1.0, rows * length, rows * length**2] for rows, length in clock.lines])
-    measured = np.array([[rows * part / 1000 for part in line] for (rows, _), line in clock.lines.items()])
-    fixed, layer = measured.clip(1e-7).T  # where a line crossed 0, its part was too short to be seen
-    return BatchTimes(line_of(shapes, layer), line_of(shapes, fixed))
-
-
-def line_of(shapes: np.ndarray, seconds: np.ndarray) -> Line:
-    """The least squares of the relative errors, shapes (N, 3) and seconds (N,)."""
+    if len(batches) < 6:
+        refuse("batches", len(batches), "six at least, of several sizes, lengths and depths")
+    seconds = np.array([batch.seconds for batch in batches])
+    calls = [calls_of(batch.lengths, batch.layers) for batch in batches]
+    shapes = np.array([[*shape(*first), *np.sum([shape(*each) for each in rest], 0)] for first, *rest in calls])
     scale = shapes.max(0)
-    parts = nnls(shapes / scale / seconds[:, None], np.ones(len(seconds)))[0] / scale
-    return float(parts[0]), float(parts[1]), float(parts[2])
+    found = nnls(shapes / scale / seconds[:, None], np.ones(len(seconds)))[0] / scale
+    return BatchTimes(tuple(found[3:].tolist()), tuple(found[:3].tolist()))
+
+
+def shape(rows: int, length: int) -> tuple[int, int, int]:
+    """What a line's parts are multiplied with: a call, its tokens with padding, its pairs of tokens."""
+    return 1, rows * length, rows * length**2

@@ -1,18 +1,19 @@
-"""Connections: how many may be open, how long one may take with the head of a request, and what it hears otherwise."""
+"""Connections: how many may be open, how long and large the head of a request may be, and what one hears otherwise."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .limits import App, told
 
+HEAD = 65_536  # bytes of a request that no body is made of: its head, chunks' lengths, trailers
 
-class Patient(H11Protocol):
-    """uvicorn's protocol with a time limit on the head of a request, which it has none for; bodies have their own.
+
+class Patient(HttpToolsProtocol):
+    """uvicorn's protocol with limits on the head of a request, which it has none for; bodies have their own.
 
     Attributes:
         seconds: that a head may take; the connection is closed then.
@@ -23,6 +24,7 @@ class Patient(H11Protocol):
     most: int
     crowded: App
     overdue: asyncio.TimerHandle | None = None
+    beside = 0  # bytes of the request that are none of its body
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
@@ -33,11 +35,24 @@ class Patient(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Wait no longer once a request is there; for the next one, from its first byte on."""
+        self.beside += len(data)
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self.beside > HEAD and not self.transport.is_closing():
+            self.send_400_response("the head of the request is too large")
+        elif self.cycle is not None and not self.cycle.response_complete:
             self.stop_waiting()
         elif self.overdue is None:
             self.overdue = self.loop.call_later(self.seconds, self.transport.close)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body, which `limits` counts."""
+        self.beside -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """What comes next is another request."""
+        self.beside = 0
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for."""
@@ -53,13 +68,11 @@ class Patient(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request in JSON, and close."""
         body = told(msg, "Malformed")
-        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-        head = h11.Response(status_code=400, headers=list(headers.items()), reason=b"Bad Request")
-        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+        head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         self.transport.close()
 
 
-def patient_for(seconds: float, most: int, crowded: App) -> type[H11Protocol]:
+def patient_for(seconds: float, most: int, crowded: App) -> type[HttpToolsProtocol]:
     """The protocol with its limits."""
     return type("Patient", (Patient,), {"seconds": seconds, "most": most, "crowded": staticmethod(crowded)})

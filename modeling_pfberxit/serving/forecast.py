@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from datasets import Dataset
 
 from ..data.texts import encode_texts
 from ..evaluation.certifying import origin
-from ..evaluation.clock import measure_clock
 from ..evaluation.recording import record
 from ..evaluation.saved_model import load_model, tokens_read
 from ..model.backbones import longest_input
@@ -22,11 +22,15 @@ from ..model.exit_policy import FULL_DEPTH, requested_policy
 from ..model.exits import SINGLE_LABEL
 from ..model.persistence import replacing
 from ..model.validation import refuse
-from .batch_times import BatchTimes, fitted
+from .batch_times import BatchTimes, Timed, fitted
+from .batching import Limits
+from .calls import Point, Tokens
 from .ladder import FULL, Ladder, ladder_of
 from .simulator import Texts, texts_of
+from .torch_predictor import TorchPredictor
+from .warming import of_length
 
-BATCHES, LENGTHS = (1, 4, 16), (16, 64, 128)  # that the clock times
+BATCHES, LENGTHS = (1, 4, 8, 16), (16, 32, 64, 128)  # that are timed, where a batch has room for them
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,34 @@ class Known:
         single = recording.problem_type == SINGLE_LABEL
         return Forecast(self.ladder, texts, [config.id2label[number] for number in best] if single else None)
 
-    def times(self, repeats: int = 9) -> BatchTimes:
-        """What batches take on one core: of several sizes and lengths, in CPU time, fitted to each of their layers."""
-        lengths = [length for length in LENGTHS if length <= self.longest]
-        return fitted(measure_clock(self.model, BATCHES, lengths, repeats, time.process_time))
+    def times(self, texts: Sequence[str | tuple[str, str]], repeats: int = 5) -> BatchTimes:
+        """What batches of some texts take on one core, run as the server runs them under each of its rungs.
+
+        Times are CPU time, medians of `repeats`; texts are cut or stretched, so that all lengths are seen.
+        """
+        predictor = TorchPredictor(self.model, self.tokenizer, self.read)
+        rows, _ = predictor.read(list(texts[: BATCHES[-1]]))
+        cases = [
+            ([of_length(row, length) for row in (rows * size)[:size]], predictor.point(rung.name))
+            for length in LENGTHS if length <= self.longest
+            for size in BATCHES if size * length <= Limits().tokens
+            for rung in self.ladder
+        ]  # fmt: skip
+        runs = [[timed(predictor, *case) for case in cases] for _ in range(1 + repeats)][1:]  # the first warms up
+        return fitted([each[0]._replace(seconds=median(run.seconds for run in each)) for each in zip(*runs)])
 
     @property
     def longest(self) -> int:
         """The most tokens that the encoder reads."""
         return int(min(longest_input(self.model.config.encoder_config()), LENGTHS[-1]))
+
+
+def timed(predictor: TorchPredictor, rows: Sequence[Tokens], point: Point) -> Timed:
+    """Run a batch once."""
+    began = time.process_time()
+    found = predictor.run(rows, [point] * len(rows))
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    return Timed(lengths, np.array(found.exit_layer), time.process_time() - began)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import ConfigDict
 
 from ..export.facts import library_version
@@ -21,6 +22,19 @@ from .wording import worded
 Respond = Callable[[Request, str], Awaitable[Response]]
 PLAIN = " !#$%&'()*+-./:;<=>?@[]^_`{|}~"  # what a header may hold as it is, beside letters and digits; no comma
 ANSWERING = errors(400, 404, 408, 413, 422, 429, 500, 503, 504)
+
+
+class Direct(APIRoute):
+    """A route that FastAPI documents and whose function reads what it needs itself: nothing is looked for to inject."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What handles a request."""
+
+        async def handle(request: Request) -> Response:
+            """The function, with what is in the path."""
+            return await self.endpoint(request, **request.path_params)
+
+        return handle
 
 
 def routes_of(service: Service) -> APIRouter:
@@ -43,7 +57,7 @@ def add_answers(router: APIRouter, service: Service) -> None:
         respond = answering(service, read)
         documented: dict[str, Any] = {
             "methods": ["POST"], "summary": (body.__doc__ or "").strip(), "openapi_extra": taking(body),
-            "responses": {200: {"model": answer, "headers": HEADERS}, **ANSWERING},
+            "responses": {200: {"model": answer, "headers": HEADERS}, **ANSWERING}, "route_class_override": Direct,
         }  # fmt: skip
 
         router.add_api_route(f"/{path}", first_of(service, respond), **documented)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
-from .bodies import Asked, Invalid
+from .bodies import Asked, Invalid, Text
 from .calls import Answer, Meter, Point, Request, Served, Tokens
 from .engine import Engine
 from .limits import Gone, HttpLimits, Message
@@ -15,6 +16,7 @@ from .models import Models
 from .outcomes import Busy, Late
 
 Listen = Callable[[], Awaitable[Message]]
+SHORT = 2_000  # characters of texts that are made tokens at once: sooner done than handed to another thread
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Service:
     """All that the routes share.
 
     Args:
-        readers: the thread that makes tokens of texts, so that a long text holds up no other connection.
+        readers: the thread that makes tokens of long texts, so that they hold up no other connection.
         reading: texts that wait for it; they count as waiting for the engine.
     """
 
@@ -50,8 +52,7 @@ class Service:
         arrived = self.engine.clock()
         self.check_size(asked)
         point = self.point(asked, served)
-        answers = asyncio.ensure_future(self.answered(asked, served, point, arrived))
-        return await unless_gone(answers, listen, self.limits.deadline)
+        return await unless_gone(self.answered(asked, served, point, arrived), listen, self.limits.deadline)
 
     async def answered(self, asked: Asked, served: Served, point: Point | None, arrived: float) -> list[Answer]:
         """Texts as tokens, and what the engine answers."""
@@ -67,8 +68,7 @@ class Service:
         if len(asked.texts) > self.limits.texts:
             raise Invalid(f"must be at most {self.limits.texts} texts, not {len(asked.texts)}", "inputs", 413)
         for number, text in enumerate(asked.texts):
-            size = len(text) if isinstance(text, str) else sum(map(len, text))
-            if size > self.limits.characters:
+            if (size := size_of(text)) > self.limits.characters:
                 message = f"must have at most {self.limits.characters} characters, not {size}"
                 raise Invalid(message, asked.field(number), 413)
 
@@ -89,14 +89,7 @@ class Service:
 
     async def tokens(self, asked: Asked, served: Served) -> list[Tokens]:
         """The tokens of all texts; refuses those that are too long where they may not be cut."""
-        if self.reading + self.engine.waiting + len(asked.texts) > self.engine.limits.queue:
-            raise Busy(self.engine.pace.retry_after(self.reading + self.engine.waiting))
-        self.reading += len(asked.texts)
-        try:
-            loop = asyncio.get_running_loop()
-            tokens, cut = await loop.run_in_executor(self.readers, served.predictor.read, asked.texts)
-        finally:
-            self.reading -= len(asked.texts)
+        tokens, cut = await self.read(asked.texts, served)
         for number, row in enumerate(tokens):
             if not row["input_ids"]:
                 raise Invalid("must be a text in which the model finds a token", asked.field(number))
@@ -105,19 +98,46 @@ class Service:
                 raise Invalid(message, asked.field(number), 413)
         return tokens
 
+    async def read(self, texts: list[Text], served: Served) -> tuple[list[Tokens], list[bool]]:
+        """Tokens and what was cut: of short texts here, of others by the thread for them, where none waits before."""
+        if self.reading + self.engine.waiting + len(texts) > self.engine.limits.queue:
+            raise Busy(self.engine.pace.retry_after(self.reading + self.engine.waiting))
+        if not self.reading and sum(map(size_of, texts)) <= SHORT:
+            return served.predictor.read(texts)
+        self.reading += len(texts)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.readers, served.predictor.read, texts)
+        finally:
+            self.reading -= len(texts)
 
-async def unless_gone(answers: asyncio.Future[list[Answer]], listen: Listen, seconds: float) -> list[Answer]:
-    """The answers, unless the client goes first or the time is over; the request is cancelled then."""
-    gone = asyncio.ensure_future(closed(listen))
-    either: set[asyncio.Future] = {answers, gone}
-    try:
-        await asyncio.wait(either, timeout=max(seconds, 0.0), return_when=asyncio.FIRST_COMPLETED)
-        if answers.done():
-            return answers.result()
-        raise Gone if gone.done() else Late("the deadline has passed")
-    finally:
-        gone.cancel()
+
+def size_of(text: Text) -> int:
+    """Characters of a text, or of both of a pair."""
+    return len(text) if isinstance(text, str) else sum(map(len, text))
+
+
+async def unless_gone(answering: Coroutine[Any, Any, list[Answer]], listen: Listen, seconds: float) -> list[Answer]:
+    """What a coroutine answers, unless the client goes first or the time is over; it is cancelled then."""
+    loop = asyncio.get_running_loop()
+    answers, gone = loop.create_task(answering), loop.create_task(closed(listen))
+    why: list[Exception] = []
+
+    def end(error: Exception) -> None:
+        """Answer no more."""
+        why.append(error)
         answers.cancel()
+
+    late = loop.call_later(max(seconds, 0.0), end, Late("the deadline has passed"))
+    gone.add_done_callback(lambda _: end(Gone()))
+    try:
+        return await answers
+    except asyncio.CancelledError:
+        if why:
+            raise why[0] from None
+        raise
+    finally:
+        late.cancel()
+        gone.cancel()
 
 
 async def closed(listen: Listen) -> None:

@@ -170,6 +170,6 @@ def server_of(service: Service, place: Place) -> uvicorn.Server:
     config = uvicorn.Config(
         app, host=place.host, port=place.port, access_log=False,
         http=patient_for(service.limits.upload, service.limits.connections, crowded(service.meter)), ws="none",
-        timeout_graceful_shutdown=place.drain, server_header=False, log_level="info",
+        timeout_graceful_shutdown=place.drain, server_header=False, proxy_headers=False, log_level="info",
     )  # fmt: skip
     return uvicorn.Server(config)

@@ -23,13 +23,13 @@ def batches(predictor: Predictor, limits: Limits) -> list[list[Tokens]]:
     (short,), _ = predictor.read(["warm"])
     longest = min(predictor.max_length, limits.tokens)
     together = min(limits.rows, predictor.together or limits.rows, max(1, limits.tokens // len(short["input_ids"])))
-    return [[short], [short] * together, [stretched(short, longest)]]
+    return [[short], [short] * together, [of_length(short, longest)]]
 
 
-def stretched(row: Tokens, length: int) -> Tokens:
-    """A row with its inner tokens repeated until it has so many."""
-    middle = len(row["input_ids"]) // 2
-    return {name: [*ids[:middle], *[ids[middle]] * (length - len(ids)), *ids[middle:]] for name, ids in row.items()}
+def of_length(row: Tokens, length: int) -> Tokens:
+    """A row with so many tokens: its middle one repeated, or those behind the middle left out."""
+    middle, more = len(row["input_ids"]) // 2, length - len(row["input_ids"])
+    return {name: [*ids[:middle], *[ids[middle]] * more, *ids[middle - min(more, 0) :]] for name, ids in row.items()}
 
 
 def run(engine: Engine, served: Served, batch: list[Tokens], point: Point) -> None:
