@@ -47,8 +47,10 @@ class EncoderFields:
 
     def __getattr__(self, name: str) -> Any:
         """What the config itself does not have: a field of the encoder, under any of its usual names."""
-        if name in self._encoder_fields():
-            return getattr(self.encoder_config(), name)
+        if field := self._encoder_fields().get(name):
+            value = self.backbone_config.get(field)
+            # Every module that is initialised asks for a number: a whole config each time took half of making a model.
+            return value if isinstance(value, int | float) else getattr(self.encoder_config(), name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def to_dict(self) -> dict[str, Any]:
