@@ -28,6 +28,7 @@ def run(
     policy: str | None, max_length: int | None, device: str | None, dtype: str | None, batch_size: int,
 ) -> None:  # fmt: skip
     """Write the answers in the rows' order, then print how many there are, how fast they came, what was cut."""
+    from modeling_pfberxit.data.outputs import check_new
     from modeling_pfberxit.data.survey import open_rows
     from modeling_pfberxit.evaluation.certifying import origin
     from modeling_pfberxit.evaluation.checking import void
@@ -35,6 +36,7 @@ def run(
     from modeling_pfberxit.evaluation.saved_model import asked_policy
     from modeling_pfberxit.model.exit_policy import describe
 
+    check_new(output)
     predictor = Predictor.load(model, asked_policy(policy), max_length, device, dtype, batch_size)
     loaded, rule = predictor.model, predictor.policy
     source = open_rows(dataset, config, **columns, split=split)

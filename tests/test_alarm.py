@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from modeling_pfberxit.evaluation.bounds import ALTERNATIVES, evidence
-from modeling_pfberxit.serving.alarm import BLOCK, Alarm, after, evidence_of
+from modeling_pfberxit.evaluation.betting import BLOCK, after, money, no_bets
+from modeling_pfberxit.evaluation.bounds import evidence
+from modeling_pfberxit.serving.alarm import Alarm
 
 TURN = 500  # rows that one rung answers before the next does
 
@@ -15,15 +16,15 @@ TURN = 500  # rows that one rung answers before the next does
 def rang(streams: int, epsilons, rates, rows: int, delta: float, seed: int = 0) -> np.ndarray:
     """The row at which each of many streams rings, 0 where it never does; rungs take turns."""
     generator = np.random.default_rng(seed)
-    bets, seen = [np.zeros((streams, len(ALTERNATIVES))) for _ in epsilons], [0] * len(epsilons)
-    money, at = np.ones((len(epsilons), streams)), np.zeros(streams, int)
+    bets, seen = [(no_bets(streams), 1.0) for _ in epsilons], [0] * len(epsilons)
+    each, at = np.ones((len(epsilons), streams)), np.zeros(streams, int)
     for row in range(rows):
         rung = row // TURN % len(epsilons)
         rate = rates[rung](row) if callable(rates[rung]) else rates[rung]
-        bets[rung] = after(bets[rung], seen[rung], generator.random(streams) < rate, epsilons[rung])
+        bets[rung] = after(*bets[rung], seen[rung], generator.random(streams) < rate, epsilons[rung])
         seen[rung] += 1
-        money[rung] = evidence_of(bets[rung], seen[rung])
-        at[(money.mean(0) >= 1 / delta) & (at == 0)] = row + 1
+        each[rung] = money(*bets[rung])
+        at[(each.mean(0) >= 1 / delta) & (at == 0)] = row + 1
     return at
 
 
@@ -45,7 +46,7 @@ def test_money_is_that_of_the_evidence_laid_out_block_by_block():
     for each in differs:
         alarm.add(0, bool(each))
     parts = [(1 / 2, 0), (1 / 6, BLOCK), (1 / 12, 2 * BLOCK), (1 / 20, 3 * BLOCK)]
-    bets = sum(part * evidence(differs[begin:].sum(), rows - begin, epsilon) for part, begin in parts)
+    bets = sum(part * evidence(differs[begin:].sum(), rows - begin, epsilon).mean() for part, begin in parts)
     assert alarm.evidence == pytest.approx(bets + 1 / 5)
 
 

@@ -1,6 +1,7 @@
 """Every family is walked layer by layer exactly as `transformers` runs it."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -191,6 +192,8 @@ def test_ids_that_have_no_embedding_are_named(family):
 INPUTS = {
     "input_ids='torch.float32'": {"input_ids": torch.ones(2, 3)},
     "input_ids='of shape": {"input_ids": torch.ones(3, dtype=torch.long)},
+    "input_ids='of shape (0, 5)'": {"input_ids": torch.ones(0, 5, dtype=torch.long)},
+    "inputs_embeds='of shape (2, 0, 32)'": {"inputs_embeds": torch.ones(2, 0, 32)},
     "token_type_ids='torch.bool'": {**MASKED, "token_type_ids": MASKED["attention_mask"].bool()},
     "position_ids='torch.float32'": {**MASKED, "position_ids": MASKED["attention_mask"].float()},
     "inputs_embeds='of shape": {"inputs_embeds": torch.ones(3, 32)},
@@ -200,5 +203,5 @@ INPUTS = {
 
 @pytest.mark.parametrize("start", INPUTS)
 def test_inputs_that_are_no_tokens_are_named(start):
-    with pytest.raises(ValueError, match=f"^{start}.*must be"):
+    with pytest.raises(ValueError, match=f"^{re.escape(start)}.*must be"):
         tiny_model("bert")(**INPUTS[start])

@@ -1,5 +1,6 @@
 """`pfberxit certify`: what is promised is stored, said in words, and held against new texts; no text is used twice."""
 
+import copy
 import csv
 import json
 import os
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.data.tasks import load_task
 from modeling_pfberxit.evaluation.bounds import evidence
+from modeling_pfberxit.evaluation.checking import Evidence as Checked
 from modeling_pfberxit.evaluation.checking import State, look
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evaluation.settings import Setting
@@ -193,6 +195,48 @@ def test_weights_that_were_changed_by_hand_have_no_certificates(certified, tmp_p
     assert points(tmp_path) == {}
 
 
+def inside_peft(model):
+    """LoRA beside the encoder's queries, as one that was trained."""
+    peft = pytest.importorskip("peft")
+    wanted = {"r": 2, "target_modules": ["query"], "init_lora_weights": False, "task_type": "SEQ_CLS"}
+    return peft.get_peft_model(model, peft.LoraConfig(**wanted)).eval()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # asked for by PEFT
+@pytest.mark.parametrize("change", [
+    lambda model: model.bfloat16(),
+    enliven,
+    inside_peft,
+    lambda model: inside_peft(model).merge_and_unload(),
+    lambda model: model.load_state_dict({name: 2 * each for name, each in model.state_dict().items()}),
+    lambda model: setattr(model.exits.classifiers[0].bias, "data", torch.ones_like(model.exits.classifiers[0].bias)),
+])  # fmt: skip
+def test_a_certificate_is_not_used_on_other_weights_in_memory(certified, change):
+    model, batch = PFBerxitForSequenceClassification.from_pretrained(certified).eval(), tiny_batch(4)
+    model(**batch, exit_policy="certified-5%")
+    change(model)
+    for ask in (lambda: model(**batch, exit_policy="certified-5%"),
+                lambda: model.predict([{"input_ids": [1, 5]}], "certified-5%", progress=False)):  # fmt: skip
+        with pytest.raises(ValueError, match="exit_policy='certified-5%': must be used on .*certified"):
+            ask()
+    model(**batch, exit_policy={"threshold": 0.1})  # promises nothing
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_a_certificate_is_used_as_long_as_the_weights_are_the_same(certified):
+    model, batch = PFBerxitForSequenceClassification.from_pretrained(certified).eval(), tiny_batch(4)
+    answers = model(**batch, exit_policy="certified-5%").logits
+    with torch.inference_mode():
+        again = PFBerxitForSequenceClassification.from_pretrained(certified).eval()
+        assert torch.equal(again(**batch, exit_policy="certified-5%").logits, answers)
+    model.load_state_dict(model.state_dict())  # written to, the same
+    for same in (model, copy.deepcopy(model), inside_peft(model).unload()):
+        assert torch.equal(same(**batch, exit_policy="certified-5%").logits, answers)
+    other = PFBerxitForSequenceClassification.from_pretrained(certified, dtype=torch.bfloat16).eval()
+    with pytest.raises(ValueError, match="must be used on float32 weights, as it was certified; these are bfloat16"):
+        other(**batch, exit_policy="certified-5%")
+
+
 def test_the_same_weights_keep_them_wherever_they_are_saved(certified, tmp_path, caplog):
     PFBerxitForSequenceClassification.from_pretrained(certified).save_pretrained(tmp_path)
     assert points(tmp_path) == points(certified) and "left behind" not in caplog.text
@@ -269,11 +313,26 @@ def test_a_killed_pass_goes_on_and_ends_in_the_same_certificate(folder, model, t
 def test_evidence_against_a_rate_that_holds_reaches_its_limit_no_more_often_than_promised():
     generator, epsilon = np.random.default_rng(0), 0.02
     missed = (generator.random((1000, 2000)) < epsilon).cumsum(1)
-    paths = evidence(missed, np.arange(1, 2001), epsilon)
+    paths = evidence(missed, np.arange(1, 2001), epsilon).mean(-1)
     assert (paths.max(1) >= 20).sum() <= 70  # of 1,000, at 1 - 1/20; were one to look after every text
     worse = (generator.random((200, 2000)) < 2 * epsilon).cumsum(1)
-    assert (evidence(worse, np.arange(1, 2001), epsilon).max(1) >= 20).mean() > 0.9
-    assert evidence(np.array(0), np.array(0), epsilon) == 1
+    assert (evidence(worse, np.arange(1, 2001), epsilon).mean(-1).max(1) >= 20).mean() > 0.9
+    assert (evidence(np.array(0), np.array(0), epsilon) == 1).all()
+
+
+def test_a_certificate_that_breaks_after_years_without_a_miss_is_noticed_soon():
+    known, every, later = Checked({}), np.ones(20_000, bool), np.arange(700) % 20 == 0  # five times the rate
+    assert max(known.add("", every, np.zeros(20_000), 0.01)) < 1.01
+    assert evidence(np.array(35), np.array(20_700), 0.01).mean() < 1e-6  # were all bets placed in front of the first
+    assert max(known.add("", every[:700], later, 0.01)) > 20
+    assert (known.rows[""], known.missed[""]) == (20_700, 35)
+
+
+def test_a_state_of_a_version_that_placed_all_bets_at_first_goes_on_with_them():
+    missed = np.random.default_rng(0).random(300) < 0.03
+    old = Checked({}, rows={"": 200}, missed={"": int(missed[:200].sum())})
+    path = old.add("", np.ones(100, bool), missed[200:], 0.02)
+    assert path[-1] == pytest.approx(evidence(missed.sum(), 300, 0.02).mean())
 
 
 def test_new_texts_are_counted_once_however_often_one_looks(certified, folder, tmp_path, capsys):

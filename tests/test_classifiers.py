@@ -1,16 +1,21 @@
 """A fine-tuned classifier with exits below its own head: the same logits at full depth, on every road."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import CONFIGS, VOCABULARY, save_backbone, tiny_batch, tiny_config
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForTokenClassification
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
+from modeling_pfberxit.data.tasks import load_task, targets
+from modeling_pfberxit.evaluation.prediction import joined_labels
 from modeling_pfberxit.model import heads
 from modeling_pfberxit.model.families import FAMILIES, classifier_head
+from modeling_pfberxit.model.validation import label_names
 
 from_classifier = PFBerxitForSequenceClassification.from_classifier
 PROBLEMS = {
@@ -293,19 +298,44 @@ def test_pipelines_take_it(tmp_path):
                               for key, value in other.items()}  # fmt: skip
 
 
+@pytest.mark.parametrize("written", ["in its config", "by itself"])
 @pytest.mark.parametrize("activation", ["torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"])
-def test_cross_encoders_take_a_reranker_with_what_its_values_mean(activation, tmp_path):
+def test_cross_encoders_take_a_reranker_with_what_its_values_mean(activation, written, tmp_path):
     cross = pytest.importorskip("sentence_transformers").CrossEncoder
     folder = Path(save_classifier(tmp_path / "classifier", num_labels=1))
-    config = json.loads((folder / "config.json").read_text())
-    config["sentence_transformers"] = {"activation_fn": activation, "version": "5.0.0"}
-    (folder / "config.json").write_text(json.dumps(config))
+    if written == "in its config":
+        config = json.loads((folder / "config.json").read_text())
+        config["sentence_transformers"] = {"activation_fn": activation, "version": "5.0.0"}
+        (folder / "config.json").write_text(json.dumps(config))
+    else:
+        chosen = torch.nn.Sigmoid() if activation.endswith("Sigmoid") else torch.nn.Identity()
+        cross(str(folder), device="cpu", activation_fn=chosen).save_pretrained(str(folder))
     from_classifier(folder).save_pretrained(tmp_path / "saved")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
     pairs = [("w1 w2", "w3"), ("w4", "w5 w6")]
     ours, stock = (cross(str(name), device="cpu").predict(pairs) for name in (tmp_path / "saved", folder))
     assert ((stock > 0) & (stock < 1)).all() == activation.endswith("Sigmoid")
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(stock), rtol=1e-4, atol=1e-5)
+
+
+def test_labels_that_are_numbers_stay_so_and_commands_read_them_as_their_names(tmp_path):
+    folder = save_classifier(tmp_path / "classifier", id2label={0: 1, 1: 2, 2: 3}, label2id={1: 0, 2: 1, 3: 2})
+    model = from_classifier(folder)
+    assert model.config.id2label == {0: 1, 1: 2, 2: 3} and label_names(model.config) == ["1", "2", "3"]
+    (tmp_path / "data.csv").write_text("text,label\n" + "w1,1\nw2,3\nw3,2\n")
+    task, rows = load_task(str(tmp_path / "data.csv"), split="train", model=model)
+    assert targets(task, rows["train"], "train") == [0, 2, 1]
+    assert joined_labels(torch.tensor([[True, False, True]]), task.labels) == ["1;3"]
+
+
+def test_weights_in_pickles_alone_are_refused_with_what_makes_safetensors(classifier, tmp_path):
+    shutil.copytree(classifier, tmp_path / "old")
+    weights = load_file(tmp_path / "old/model.safetensors")
+    torch.save(weights, tmp_path / "old/pytorch_model.bin")
+    from_classifier(tmp_path / "old")
+    (tmp_path / "old/model.safetensors").unlink()
+    with pytest.raises(OSError, match="pytorch_model.bin alone; save_pretrained of its own class makes safetensors"):
+        from_classifier(tmp_path / "old")
 
 
 def test_truncated_it_ends_in_the_exit_there(classifier):

@@ -176,6 +176,7 @@ def test_lists_that_both_readings_fit_are_refused_until_told(tmp_path, tokenizer
         (["a", " ", "b"], r"label\[1\]=' ': must be given.*row 1 of train"),
         ([0, None, 1], r"label\[1\]=None: must be given.*row 1 of train"),
         ([-1, -1], r"labels of label=\['-1'\]: must be at least two"),
+        ([0, 1, -100], r"label\[2\]=-100: must be a class: -100 marks rows that have none .row 2 of train"),
         ([0.0, 1.0], "label=0.0: must be named as a class or a value.*problem_type=.*--problem-type"),
         (["0.5", "1"], "label='0.5': must be named as a class or a value"),
     ],

@@ -219,8 +219,9 @@ def test_files_of_others_and_of_other_runs_are_left_as_they_are(tmp_path, model,
     (tmp_path / "b.csv.part").write_text("precious")
     with pytest.raises(SystemExit, match="b.csv.part is there, and not of this command"):
         predict(model, data, tmp_path / "b.csv")
-    with pytest.raises(SystemExit, match="a file that ends in .csv, .tsv, .jsonl"):
-        predict(model, data, tmp_path / "b.xlsx")
+    for bad, why in (("b.xlsx", "a file that ends in .csv, .tsv, .jsonl"), ("mine.csv", "nothing is overwritten")):
+        with pytest.raises(SystemExit, match=why):  # before anything is loaded
+            predict("nowhere", "nothing.csv", tmp_path / bad)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +251,9 @@ def test_a_text_that_is_no_string_and_a_broken_line_are_named_before_the_first_a
     data = tmp_path / "new.jsonl"
     data.write_text('{"text": "w1"}\n{"text": 7}\n')
     with pytest.raises(SystemExit, match=r"text\[1\]=7: must be a string \(row 1"):
+        predict(model, str(data), tmp_path / "a.csv")
+    data.write_text('{"text": 7}\n')
+    with pytest.raises(SystemExit, match=r"text\[0\]=7: must be a string"):
         predict(model, str(data), tmp_path / "a.csv")
     data.write_bytes(b'{"text": "w1"}\n{"text": "caf\xe9"}\n')
     with pytest.raises(SystemExit, match="new.jsonl, line 2=.*must be UTF-8"):
@@ -287,6 +291,16 @@ def test_a_stock_classifier_is_refused_and_told_of_retrofit(tmp_path):
     data = csv_of(tmp_path / "new.csv", ["text"], [["w1"]])
     with pytest.raises(SystemExit, match="model=.*must be a PF-BERxiT model; this is a plain bert.*pfberxit retrofit"):
         predict(folder, data, tmp_path / "a.csv")
+
+
+def test_a_model_that_is_nowhere_or_has_no_tokenizer_is_named(tmp_path):
+    data = csv_of(tmp_path / "new.csv", ["text"], [["w1"]])
+    with pytest.raises(SystemExit, match="model='/nowhere' is no folder here"):
+        predict("/nowhere", data, tmp_path / "a.csv")
+    tiny_model().save_pretrained(tmp_path / "bare")
+    with pytest.raises(SystemExit, match="bare': its tokenizer could not be loaded .*puts one beside") as why:
+        predict(str(tmp_path / "bare"), data, tmp_path / "a.csv")
+    assert "\n" not in str(why.value)
 
 
 # ---- size ------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
@@ -158,6 +160,7 @@ def test_json_gives_back_what_went_into_it(tmp_path_factory, rows):
         ("a.json", b'[{"text": "w1"}, ', "a.json', row 1: could not be loaded .the list has no end"),
         ("a.jsonl", b'{"text": "w1"}\n7\n', "a.jsonl, line 2=7: must be a JSON object"),
         ("a.jsonl", b'{"text": "w1"}\n{"text": 5}\n', "could not be loaded"),
+        ("a.jsonl", b'{"text": "w1", "label": 1}\n{"text": "w2", "label": "b"}\n', "a.jsonl', column label: could not"),
         ("a.parquet", b"PAR1 but not for long", "a.parquet'.*could not be loaded"),
     ],
 )
@@ -193,6 +196,16 @@ def test_a_column_of_cells_is_numbers_flags_or_strings_by_the_written_rule(tmp_p
     else:
         expected = [cell or None for cell in cells]
     assert found == expected
+
+
+def test_categories_of_pandas_are_the_strings_they_stand_for(tmp_path):
+    columns = {"text": [f"w{i}" for i in range(20)], "label": LABELS}
+    kept = {name: pa.array(values).dictionary_encode() for name, values in columns.items()}
+    pq.write_table(pa.table({**kept, "view": pa.array(LABELS, pa.string_view())}), tmp_path / "rows.parquet")
+    rows = read_files([tmp_path / "rows.parquet"])
+    assert rows[:] == {**columns, "view": LABELS}
+    assert load_task(str(tmp_path / "rows.parquet"))[0].labels == ("delivery", "refund")
+    assert len(load_texts(str(tmp_path / "rows.parquet"), text="text", split="train")) == 20
 
 
 def test_a_document_longer_than_the_csv_modules_limit_is_read(tmp_path):

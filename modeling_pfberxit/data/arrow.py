@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -96,19 +96,26 @@ def schema_of(paths: Sequence[Path]) -> pa.Schema:
 
 
 def of_parquet(path: Path) -> pa.Schema:
-    """The schema that a Parquet file states."""
+    """The schema that a Parquet file states; a categorical column of `pandas` is one of its values."""
     with reading(path):
-        return pq.read_schema(path)
+        stated = pq.read_schema(path)
+    return pa.schema([each.with_type(as_values(each.type)) for each in stated], stated.metadata)
+
+
+def as_values(kind: pa.DataType) -> pa.DataType:
+    """The type that the values of a column have, however they are kept."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.string() if pa.types.is_string_view(kind) else kind
 
 
 def of_objects(path: Path) -> pa.Schema:
     """The schema of a file of JSON objects."""
     whole = pa.schema([])
-    with reading(path):
-        for chunk in chunks(ROWS[kind_of(path)](path)):
-            names = dict.fromkeys(name for row in chunk for name in row)
-            types = {name: pa.array([row.get(name) for row in chunk]).type for name in names}
-            whole = pa.unify_schemas([whole, pa.schema(types)], promote_options="permissive")
+    for chunk in chunks(ROWS[kind_of(path)](path)):
+        for name in dict.fromkeys(name for row in chunk for name in row):
+            with reading(path, partial(str, f", column {name}")):
+                kind = pa.array([row.get(name) for row in chunk]).type
+                whole = pa.unify_schemas([whole, pa.schema({name: kind})], promote_options="permissive")
     return whole
 
 
@@ -158,10 +165,10 @@ class Cells:
 
 def value_of(cell: Any, kind: pa.DataType) -> Any:
     """A cell as a value of the column's type; what is no string stays as it is."""
-    if not isinstance(cell, str) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if not isinstance(cell, str):
         return cell
     if pa.types.is_boolean(kind):
         return cell.lower() == "true"
-    if cell.lower() in NO_NUMBER:
-        return None
-    return int(cell) if pa.types.is_integer(kind) else float(cell)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return None if cell.lower() in NO_NUMBER else int(cell) if pa.types.is_integer(kind) else float(cell)
+    return cell

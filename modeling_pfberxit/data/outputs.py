@@ -38,10 +38,7 @@ class GrowingFile:
         self.path, self.columns = Path(path), list(columns)
         self.part, self.state = (Path(f"{path}.part{ending}") for ending in ("", ".json"))
         self.run = json.loads(json.dumps({**run, "columns": self.columns}))
-        if self.path.suffix.lower() not in FORMATS:
-            refuse("output", str(path), f"a file that ends in {', '.join(FORMATS)}")
-        if self.path.exists():
-            refuse("output", str(path), "a file that is not there yet; nothing is overwritten")
+        check_new(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rows, size = self.resumed() if self.state.exists() and self.part.exists() else self.begun()
         with open(self.part, "r+b") as file:
@@ -96,6 +93,14 @@ class GrowingFile:
         """Give the whole file its name."""
         os.replace(self.part, self.path)
         self.state.unlink()
+
+
+def check_new(path: str | os.PathLike) -> None:
+    """Refuse an output whose name does not say how it is written, or that is there already."""
+    if Path(path).suffix.lower() not in FORMATS:
+        refuse("output", str(path), f"a file that ends in {', '.join(FORMATS)}")
+    if Path(path).exists():
+        refuse("output", str(path), "a file that is not there yet; nothing is overwritten")
 
 
 def check_same_run(path: Path, part: Path, kept: dict[str, Any], run: dict[str, Any]) -> None:

@@ -27,14 +27,12 @@ class Survey:
     Args:
         sha256: of all columns of all rows in their order.
         columns: all that occur, in the order of their first row.
-        strings: columns with a string, or with nothing, in some row.
         odd: by column, its first value that is no string, and that row's number, from 0.
     """
 
     rows: int = 0
     sha256: str = ""
     columns: list[str] = field(default_factory=list)
-    strings: set[str] = field(default_factory=set)
     odd: dict[str, tuple[int, Any]] = field(default_factory=dict)
 
 
@@ -68,8 +66,7 @@ def open_rows(
     survey = surveyed(read())
     if not survey.rows:
         refuse("dataset", dataset, "one with rows; this one is empty")
-    kinds = {name: Value("string" if name in survey.strings else "null") for name in survey.columns}
-    names = choose_texts(Features(kinds), text, pair, None)
+    names = choose_texts(Features({name: Value("string") for name in survey.columns}), text, pair, None)
     for name in names:
         if name in survey.odd:
             row, value = survey.odd[name]
@@ -104,9 +101,7 @@ def surveyed(rows: Iterable[Row]) -> Survey:
         columns.update(dict.fromkeys(row))
         found.rows = number + 1
         for name, value in row.items():
-            if value is None or isinstance(value, str):
-                found.strings.add(name)
-            else:
+            if value is not None and not isinstance(value, str):
                 found.odd.setdefault(name, (number, value))
     found.sha256, found.columns = digest.hexdigest(), list(columns)
     return found

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from ..model.validation import refuse
 from .labels import CLASS, LISTS, NUMBER, VALUE, VECTORS, LabelColumn, unlike_lists, unlike_vectors
 
+IGNORED = -100  # what losses of `torch` and `transformers` pass over
+
 
 def read_names(column: LabelColumn, form: str) -> tuple[str, ...]:
     """The outputs' names in their order, from the labels of the train split."""
@@ -21,6 +23,8 @@ def read_names(column: LabelColumn, form: str) -> tuple[str, ...]:
         return column.names
     if form == VECTORS:
         return column.name if isinstance(column.name, tuple) else tuple(map(str, range(len(column.values[0]))))
+    if column.holds == "whole number" and form == CLASS and IGNORED in column.values:
+        column.refuse(column.values.index(IGNORED), f"a class: {IGNORED} marks rows that have none")
     values = column.values if form == CLASS else [value for row in column.values for value in row]
     names = sorted({name_of(value) for value in values})
     if form == LISTS and column.holds == "whole number" and "0" in names:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.validation import one_of, optional, refuse
+from ..model.validation import label_names, one_of, optional, refuse
 from . import INTENTS, TOPICS
 from .columns import check_split, choose_label, choose_texts
 from .labels import CLASS, LISTS, PROBLEM_TYPES, VALUE, LabelColumn, label_column, read_form
@@ -203,7 +203,7 @@ def read_labels(
     """The task with what its labels show: form, names of the outputs (a saved model's own), problem type, metric."""
     labels, name = task.labels, task.label
     if model is not None:
-        labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
+        labels = tuple(label_names(model.config))
         own = problem_type_of(model.config)
         if model.config.problem_type is None and column.is_list:
             own = MULTI_LABEL  # such a model takes its problem type from the labels of a batch

@@ -85,16 +85,16 @@ def mean_p_value(values: np.ndarray, low: float, high: float, epsilon: float, de
 # ---- evidence against a certificate ----------------------------------------------------------------------------------
 
 
-def evidence(misses: np.ndarray, rows: np.ndarray, epsilon: float) -> np.ndarray:
-    """Evidence against "the rate is at most epsilon" after so many rows and misses: 1 at the start, of any shape.
+def evidence(misses: np.ndarray | int, rows: np.ndarray | int, epsilon: float) -> np.ndarray:
+    """Evidence for each larger rate against "at most epsilon" after so many rows and misses: (...) -> (..., A).
 
-    The mean likelihood ratio of several larger rates. Under every rate up to epsilon it is a supermartingale, so that
-    it ever reaches 1 / delta has probability delta at most, however often one looks and whenever one stops.
+    Likelihood ratios, 1 at the start. Under every rate up to epsilon each is a supermartingale, and so is their mean:
+    that it ever reaches 1 / delta has probability delta at most, however often one looks and whenever one stops.
     """
     hits, passed = np.log(likelihood_ratios(epsilon))
     misses, rows = np.asarray(misses, float)[..., None], np.asarray(rows, float)[..., None]
     logs = misses * hits + (rows - misses) * passed
-    return np.exp(np.minimum(logs, 700)).mean(-1)
+    return np.exp(np.minimum(logs, 690))
 
 
 def likelihood_ratios(epsilon: float) -> tuple[np.ndarray, np.ndarray]:

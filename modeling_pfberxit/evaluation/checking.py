@@ -1,7 +1,8 @@
 """Certificates held against new texts, day after day: evidence that a rate is above what was certified, kept in a file.
 
-Evidence is a supermartingale under every rate up to epsilon (`bounds.evidence`), so one may look whenever one likes. It
-can show that a certificate is broken; that it holds, no number of texts shows. A text counts once, whenever it comes.
+Evidence is a supermartingale under every rate up to epsilon (`betting`), so one may look whenever one likes, and it
+wakes up after years without a miss. It can show that a certificate is broken; that it holds, no number of texts shows.
+A text counts once, whenever it comes.
 """
 
 import json
@@ -17,7 +18,8 @@ from torch import Tensor
 from ..model.exit_policy import POLICY_CHECKS, ExitPolicy
 from ..model.persistence import replacing
 from ..model.validation import refuse
-from .bounds import evidence, share
+from .betting import after, money, no_bets
+from .bounds import ALTERNATIVES, evidence, share
 from .claims import CLAIMS, EVERY, Counter
 from .recording import Recording
 
@@ -29,14 +31,37 @@ class Evidence:
     Args:
         point: the operating point, as the config has it.
         rows, missed: by group: all rows (an empty name), and each certified label's own.
+        bets, kept: by group, on larger rates (A,), and what is not laid out yet.
         now, most: the evidence after the last text, and at its highest.
     """
 
     point: dict[str, Any]
     rows: dict[str, int] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
+    bets: dict[str, list[float]] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
     now: float = 1.0
     most: float = 1.0
+
+    def add(self, name: str, own: np.ndarray, missed: np.ndarray, epsilon: float) -> list[float]:
+        """Bet on the rows of a group, (N,) whether each is one and whether it missed: the evidence after each row.
+
+        A state without bets is of a version that placed all of them in front of the first row.
+        """
+        rows, misses = self.rows.get(name, 0), self.missed.get(name, 0)
+        if rows and name not in self.bets:
+            bets, kept = evidence(misses, rows, epsilon) / len(ALTERNATIVES), 0.0
+        else:
+            bets, kept = np.array(self.bets.get(name, no_bets())), self.kept.get(name, 1.0)
+        path = []
+        for belongs, miss in zip(own.tolist(), missed.tolist()):
+            if belongs:
+                bets, kept = after(bets, kept, rows, np.array(bool(miss)), epsilon)
+                rows, misses = rows + 1, misses + int(miss)
+            path.append(float(money(bets, kept)))
+        self.rows[name], self.missed[name] = rows, misses
+        self.bets[name], self.kept[name] = bets.tolist(), kept
+        return path
 
     def in_words(self, certificates: int, confidence: float) -> str:
         """What was counted, and how far the evidence has come."""
@@ -162,9 +187,7 @@ def add(known: Evidence, recording: Recording) -> None:
         own = np.ones(len(recording), bool) if name == EVERY else counter.own[name].numpy()
         missed = np.zeros(len(recording))
         missed[own] = counts[name]
-        rows, hits = known.rows.get(name, 0) + own.cumsum(), known.missed.get(name, 0) + missed.cumsum()
-        paths.append(evidence(hits, rows, about["epsilon"]))
-        known.rows[name], known.missed[name] = int(rows[-1]), int(hits[-1])
+        paths.append(known.add(name, own, missed, about["epsilon"]))
     path = np.mean(paths, axis=0)
     known.now, known.most = float(path[-1]), max(known.most, float(path.max()))
 

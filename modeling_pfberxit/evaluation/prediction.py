@@ -21,7 +21,7 @@ from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.streams import WINDOW
-from ..model.validation import whole
+from ..model.validation import label_names, whole
 from .recording import provenance
 from .replay import answered
 from .saved_model import load_model, tokens_read
@@ -149,7 +149,7 @@ def worded(
     model: PFBerxitForSequenceClassification, logits: Tensor, layers: list[int]
 ) -> list[tuple[str | float, Any, int]]:
     """`in_words` of rows that all have an answer."""
-    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    names = label_names(model.config)
     problem_type = problem_type_of(model.config)
     if problem_type == REGRESSION:
         return [(joined_values(row), None, layer) for row, layer in zip(logits.tolist(), layers)]

@@ -28,7 +28,7 @@ from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing
 from ..model.streams import as_row, pad_rows
-from ..model.validation import refuse
+from ..model.validation import label_names, refuse
 from .replay import ScoreBook
 
 
@@ -153,7 +153,7 @@ def record(
     return Recording(
         evidence, lengths, labels, model.exit_depths, problem_type_of(model.config, labels),
         {**provenance(model), **source},
-        [model.config.id2label[number] for number in range(model.config.num_labels)],
+        label_names(model.config),
     )  # fmt: skip
 
 

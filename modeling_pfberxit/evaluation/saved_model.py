@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tasks import Task, encode, load_task
 from ..data.texts import length_of
 from ..model.backbones import longest_input
 from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.load_options import read_config
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 from .recording import Recording, record
@@ -29,14 +30,30 @@ def load_model(
     Raises:
         ValueError, OSError: it is another kind of model; a device that is not there.
     """
-    kind = AutoConfig.from_pretrained(name).model_type
+    kind = read_config("model", name).get("model_type")
     if kind != PFBerxitConfig.model_type:
         refuse("model", name, f"a PF-BERxiT model; this is a plain {kind}, which `pfberxit retrofit` makes one of")
     place = check_device(device)
     options: dict[str, Any] = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     options |= {} if backbone is None else {"backbone": backbone}
     model = PFBerxitForSequenceClassification.from_pretrained(name, **options)
-    return model.to(place).eval(), AutoTokenizer.from_pretrained(name, padding_side="right")
+    return model.to(place).eval(), load_tokenizer(name)
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that was saved with a model; it pads on the right, whatever side it was saved with.
+
+    Raises:
+        OSError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, padding_side="right")
+    except (ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(
+            f"model={name!r}: its tokenizer could not be loaded ({reason}). "
+            f"tokenizer.save_pretrained({name!r}) puts one beside the model."
+        ) from error
 
 
 def check_device(name: str | None) -> torch.device:
@@ -81,7 +98,7 @@ def model_and_rows(
     if split not in data:
         refuse("split", split, f"one of {', '.join(data)}, or all")
     part = data[split] if not rows else data[split].select(range(min(rows, len(data[split]))))
-    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right")
+    tokenizer = load_tokenizer(model)
     return loaded, task, encode(task, part, tokenizer, tokens_read(loaded, tokenizer, None))
 
 

@@ -21,7 +21,7 @@ from ..model.exit_policy import describe
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing
-from ..model.validation import refuse
+from ..model.validation import label_names, refuse
 from .beside import TOKENIZER, check_beside, write_beside
 from .exportable import check_tokenizer
 from .files import Exported, check_promise, eight_bits, exported, form_of
@@ -136,7 +136,7 @@ def config_for_javascript(model: PFBerxitForSequenceClassification) -> dict[str,
     config, encoder = model.config, model.config.encoder_config()
     kind = encoder.model_type if encoder.model_type in KNOWN else "bert"
     kept = {name: value for name, value in encoder.to_dict().items() if name not in ("auto_map", "architectures")}
-    labels = {str(number): config.id2label[number] for number in range(config.num_labels)}
+    labels = {str(number): name for number, name in enumerate(label_names(config))}
     return {**kept, "model_type": kind, "id2label": labels, "label2id": {name: int(n) for n, name in labels.items()},
             "problem_type": problem_type_of(config)}  # fmt: skip
 

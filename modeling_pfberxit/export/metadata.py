@@ -12,6 +12,7 @@ from ..model.criteria import fits, rule_of
 from ..model.exit_policy import ExitPolicy, describe, resolve_policy
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import label_names
 from .facts import activation_of, library_version
 from .parts import per_row
 
@@ -28,7 +29,7 @@ def metadata_of(
         "version": library_version(),
         "problem_type": problem_type_of(config),
         "activation": activation_of(config),
-        "id2label": [config.id2label[number] for number in range(config.num_labels)],
+        "id2label": label_names(config),
         "layers": model.exit_depths[-1],
         "exit_layers": list(model.exit_depths),
         "rule": describe(policy),

@@ -123,6 +123,8 @@ def check_kinds(inputs_embeds: Tensor | None = None, **ids: Tensor | None) -> No
     for name, given, dims in (("input_ids", ids["input_ids"], 2), ("inputs_embeds", inputs_embeds, 3)):
         if given is not None and given.dim() != dims:
             refuse(name, f"of shape {tuple(given.shape)}", f"of {dims} dimensions, rows and tokens the first two")
+        if given is not None and 0 in given.shape[:2]:
+            refuse(name, f"of shape {tuple(given.shape)}", "at least one row, and one token in each")
 
 
 def check_ids(name: str, ids: Tensor, size: int) -> None:

@@ -36,6 +36,7 @@ from .identity import (
     drop_measured,
     keep_exits,
     loadable,
+    note_certified,
     rebuilt,
     share,
     stored_depths,
@@ -271,17 +272,15 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
                 encoder = share(backbone).to(self.dtype)
             else:
                 encoder = load_backbone(self.config, reads_backbone_pooler(self.config), dtype=self.dtype, **options)
-            self.attach_backbone(encoder)
-            identity = getattr(self.backbone, "identity", None)
+            identity = getattr(self.attach_backbone(encoder).backbone, "identity", None)
             self.config.base_model_sha256 = identity and identity.file_sha256
             load_head(self, checked=backbone is None, **options)
-        layers = stored_depths(wanted)
-        if layers != self.exit_depths:
-            keep_exits(self, layers)
+        keep_exits(self, stored_depths(wanted))
         rebuilt(self, exit_layers=wanted.exit_layers)
         self.config.adapter_only = wanted.adapter_only
         self._mark_backbone_keys()
         self._freeze()  # loading forgets it
+        note_certified(self)
 
     def attach_backbone(self, backbone: PreTrainedModel) -> PFBerxitPreTrainedModel:
         """Put a pretrained encoder in the placeholder's place, frozen unless the config trains it."""

@@ -21,6 +21,7 @@ from .validation import (
     either,
     entry_of,
     flag,
+    label_names,
     one_of,
     optional,
     real,
@@ -180,7 +181,7 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
         ValueError: an unknown field or name, or fields that do not fit each other or this model.
     """
     policy = configured_policy(config) if request is None else requested_policy(request, config)
-    known = numbered(policy, [config.id2label[number] for number in range(config.num_labels)])
+    known = numbered(policy, label_names(config))
     if not policy.is_active(problem_type):
         check_abstains(policy, inherited=request is None or isinstance(request, Mapping) and "answer" not in request)
         return None
@@ -218,9 +219,8 @@ def operating_point(name: str, config: Any) -> ExitPolicy:
     the config says by now. One without a criterion changes the config's policy, as a dict does.
     """
     if name not in config.operating_points:
-        refuse(
-            "exit_policy", name, f"one of this model's operating points: {sorted(config.operating_points) or 'none'}"
-        )
+        points = sorted(config.operating_points) or "none"
+        refuse("exit_policy", name, f"one of this model's operating points: {points}")
     point = {field: value for field, value in config.operating_points[name].items() if field in POLICY_CHECKS}
     return ExitPolicy(**point) if "criterion" in point else replace(configured_policy(config), **point)
 

@@ -7,9 +7,11 @@ weights then stay in the classifier's own checkpoint, which is the base. What ex
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -246,6 +248,17 @@ def deberta_head(config: PreTrainedConfig) -> Head:
     """A context pooler, with an activation and a dropout of its own."""
     dropouts = {"dropout": dropout_of(config), "dense_dropout": config.pooler_dropout}
     return stock_head(config, "pooler.dense", "classifier", config.pooler_hidden_act, **dropouts)
+
+
+CROSS_ENCODER = "config_sentence_transformers.json"  # where a reranker says what its values mean, since version 6
+
+
+def activation_of(path: str | None) -> dict[str, Any]:
+    """What a `CrossEncoder` makes of its logits by such a file, as a config says it; nothing where none does."""
+    stated = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    if stated.get("model_type") != "CrossEncoder" or not stated.get("activation_fn"):
+        return {}
+    return {"sentence_transformers": {"activation_fn": stated["activation_fn"]}}
 
 
 def read_tensors(files: Iterable[str], names: Iterable[str]) -> dict[str, Tensor]:

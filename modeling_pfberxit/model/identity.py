@@ -22,7 +22,7 @@ from .certified import leave_behind
 from .exit_policy import configured_policy
 from .exits import REGRESSION, SINGLE_LABEL
 from .strategies import learns_weights, refuse_unlearned
-from .validation import refuse
+from .validation import is_recorded, refuse
 
 logger = logging.get_logger(__name__)
 
@@ -60,12 +60,12 @@ def identify(backbone: PreTrainedModel, file_sha256: str | None) -> None:
     backbone.identity = identity_of(tensors_of(backbone), file_sha256)
 
 
-def identity_of(now: Mapping[str, Tensor], file_sha256: str | None) -> Identity:
-    """What tensors are, by name."""
+def identity_of(now: Mapping[str, Tensor], file_sha256: str | None, rounded: bool = True) -> Identity:
+    """What tensors are, by name, also rounded to smaller dtypes."""
     wanted = {
         (name, dtype): tensor
         for name, tensor in now.items()
-        for dtype in (tensor.dtype, *ROUNDED.get(tensor.dtype, ()))
+        for dtype in (tensor.dtype, *(ROUNDED.get(tensor.dtype, ()) if rounded else ()))
     }
     digests = hash_all([(tensor, dtype) for (_, dtype), tensor in wanted.items()])
     tensors: dict[str, tuple[torch.Size, dict[torch.dtype, bytes]]]
@@ -268,6 +268,8 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
 def keep_exits(model: nn.Module, layers: list[int]) -> None:
     """Leave a model the exits after these layers, each with all it had."""
+    if layers == model.exit_depths:
+        return
     if model.exits is not None:
         model.exits.keep([model.exit_depths.index(layer) for layer in layers])
     model.exit_depths = list(layers)
@@ -310,3 +312,37 @@ def drop_measured(stored: PreTrainedConfig, wanted: PreTrainedConfig, given: Ite
             f"{', '.join(dropped)}: left behind, since they were measured or set for "
             f"{'heads' if new_heads else 'exits'} that this model no longer has."
         )
+
+
+# ---- what was certified ----------------------------------------------------------------------------------------------
+
+
+def note_certified(model: nn.Module) -> None:
+    """Note the weights of a model that was loaded with certificates, so that others are told from them."""
+    if any("certificate" in point for point in model.config.operating_points.values()):
+        identity = identity_of(tensors_of(model), None, rounded=False)
+        model.certified_on = stamps(model), identity.tensors
+
+
+def as_certified(model: nn.Module, request: Any) -> Any:
+    """A call's policy as it is; refuses the name of an operating point that was certified on other weights."""
+    point = model.config.operating_points.get(request, {}) if isinstance(request, str) else {}
+    if "certificate" not in point or is_recorded(next(model.parameters())):
+        return request
+    dtype = str(model.dtype).removeprefix("torch.")
+    if (certified := point["certificate"].get("dtype", dtype)) != dtype:
+        refuse("exit_policy", request, f"used on {certified} weights, as it was certified; these are {dtype}")
+    noted, now = getattr(model, "certified_on", None), stamps(model)
+    if noted is None or now == noted[0]:
+        return request
+    if changed := changes(noted[1], tensors_of(model), contents=True):
+        refuse("exit_policy", request, f"used on the weights that were certified: {changed}; its fields in a dict "
+               "promise nothing")  # fmt: skip
+    model.certified_on = now, noted[1]
+    return request
+
+
+def stamps(model: nn.Module) -> list[tuple[str, int, int]]:
+    """What says in no time that no tensor was touched: where each lies, and how often it was written to."""
+    now = tensors_of(model).items()
+    return [(name, each.data_ptr(), 0 if each.is_inference() else each._version) for name, each in now]

@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from .families import FAMILIES
+from .heads import CROSS_ENCODER, activation_of
 from .validation import refuse, whole
 
 MODEL_TYPE = "pfberxit"
@@ -181,6 +182,9 @@ def read_encoder(field: str, name: str | os.PathLike, **options: Any) -> dict[st
         )
     if (adapter := locate(name, "adapter_config.json", **options)) is not None:
         refuse_peft(shown, adapter)
+    if any(Path(name).glob("pytorch_model*.bin*")) and not any(Path(name).glob("*.safetensors")):
+        raise OSError(f"{shown} has its weights in pytorch_model.bin alone; save_pretrained of its own class makes "
+                      "safetensors of them.")  # fmt: skip
     if not is_encoder(config):
         what = describe(name, config, **options)
         raise ValueError(f"{shown} is {what}: its model_type must be a supported backbone: {', '.join(FAMILIES)}.")
@@ -241,6 +245,7 @@ def as_last_exit(classifier: str | os.PathLike, knobs: dict[str, Any]) -> tuple[
     if (dtype := take_dtype(knobs, default="auto")) == "auto":  # as `transformers` loads the classifier
         dtype = config.dtype or "auto"
     kept = {name: stored[name] for name in OF_CROSS_ENCODERS if name in stored}
+    kept |= activation_of(locate(classifier, CROSS_ENCODER, **where))
     return {**BESIDE_CLASSIFIER, **knobs, **own, "dtype": dtype, "revision": where["revision"]}, kept
 
 
@@ -301,7 +306,8 @@ def refuse_without_config(shown: str, name: str | os.PathLike, **options: Any) -
         raise OSError(f"{shown} holds {files[0].name}{gguf(files[0])}.")
     if has(name, "tokenizer_config.json", **options) or has(name, "tokenizer.json", **options):
         raise OSError(f"{shown} holds a tokenizer and no model: there is no config.json.")
-    raise OSError(f"{shown} has no config.json: it is no checkpoint.")
+    unread = "" if os.path.isdir(name) else ", or it is neither cached nor within reach"
+    raise OSError(f"{shown} has no config.json: it is no checkpoint{unread}.")
 
 
 def refuse_peft(shown: str, path: str) -> NoReturn:

@@ -20,7 +20,7 @@ from .configuration_pfberxit import PFBerxitConfig
 from .exit_policy import FULL_DEPTH, POLICY_CHECKS, ExitPolicy, resolve_policy
 from .exits import Exits
 from .heads import POOLINGS, mean_weights
-from .identity import check_blueprint
+from .identity import as_certified, check_blueprint
 from .layers import check_predictable
 from .load_options import as_last_exit
 from .loop import Encoding, Loop
@@ -300,7 +300,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         check_predictable(self)
         problem_type = problem_type_of(self.config)
         self.exits.check_prototypes(self.num_labels, problem_type)
-        policy = resolve_policy(exit_policy, self.config, self.exit_depths, problem_type)
+        policy = self._policy(exit_policy, self.exits.classifiers[0].weight, problem_type)
         logits, layers = predict(self, rows, policy or FULL_DEPTH, problem_type, batch_size, progress)
         return PFBerxitOutput(logits=logits, exit_layer=layers)
 
@@ -317,7 +317,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
 
     def _policy(self, request: ExitPolicy | dict | str | None, inputs: Tensor, problem_type: str) -> ExitPolicy | None:
         """The policy of a call on `inputs`; None without early exit. Refused where a graph of the call is made."""
-        policy = resolve_policy(request, self.config, self.exit_depths, problem_type)
+        policy = resolve_policy(as_certified(self, request), self.config, self.exit_depths, problem_type)
         if policy is not None and is_recorded(inputs):
             allowed = "None (exit_policy={'criterion': None}) in a call that is traced, exported or without values"
             refuse("exit_criterion", policy.criterion, f"{allowed}: which rows leave where, a graph cannot hold")

@@ -195,6 +195,11 @@ def is_recorded(tensor: Tensor) -> bool:
     return is_watched(tensor) and (is_torchdynamo_exporting() or not torch.compiler.is_compiling())
 
 
+def label_names(config: Any) -> list[str]:
+    """The names of a model's outputs, in their order; those of a classifier may be numbers in its config."""
+    return [str(config.id2label[number]) for number in range(config.num_labels)]
+
+
 def is_readable(tensor: Tensor) -> bool:
     """Whether a check may read the values: they exist, are not traced, and reading them waits for no accelerator."""
     return tensor.device.type == "cpu" and not is_watched(tensor)

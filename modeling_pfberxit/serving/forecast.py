@@ -71,8 +71,8 @@ class Known:
         tolerance = max(rung.tolerance for rung in self.ladder)
         texts = texts_of(recording, {FULL.name: FULL_DEPTH, **policies}, tolerance)
         best = recording.evidence.logits[:, -1].argmax(-1).tolist()
-        single = recording.problem_type == SINGLE_LABEL
-        return Forecast(self.ladder, texts, [config.id2label[number] for number in best] if single else None)
+        single, labels = recording.problem_type == SINGLE_LABEL, recording.names
+        return Forecast(self.ladder, texts, [labels[number] for number in best] if single else None)
 
     def times(self, texts: Sequence[str | tuple[str, str]], repeats: int = 5) -> BatchTimes:
         """What batches of some texts take on one core, run as the server runs them under each of its rungs.

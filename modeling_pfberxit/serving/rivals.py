@@ -15,7 +15,7 @@ from ..evaluation.onnx_stock import FP32, onnx_runtime
 from ..export.facts import activation_of
 from ..model.backbones import longest_input
 from ..model.streams import pad_rows
-from ..model.validation import entry_of, refuse
+from ..model.validation import entry_of, label_names, refuse
 from .calls import FULL, OWN, Found, Point, Tokens
 from .torch_predictor import TorchPredictor
 
@@ -59,7 +59,7 @@ class FullDepth:
         self.tokenizer, self.reading = AutoTokenizer.from_pretrained(name, padding_side="right"), threading.Lock()
         config = model.config
         self.max_length = length_of(self.tokenizer, longest_input(config), max_length)
-        self.labels = [config.id2label[number] for number in range(config.num_labels)]
+        self.labels = label_names(config)
         self.activation, self.depth = activation_of(config), config.num_hidden_layers
         self.pad, self.answer = config.pad_token_id or 0, make(model)
         self.points: Mapping[str, Mapping[str, Any]] = {}

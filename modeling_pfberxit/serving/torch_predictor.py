@@ -16,6 +16,7 @@ from ..model.exit_policy import FULL_DEPTH, ExitPolicy, resolve_policy
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.streams import pad_rows
+from ..model.validation import label_names
 from .calls import FULL, OWN, Found, Point, Tokens, named_point, with_own
 
 
@@ -40,7 +41,7 @@ class TorchPredictor:
     ) -> None:
         self.model, self.tokenizer, self.max_length = model.eval(), tokenizer, max_length
         config = model.config
-        self.labels = [config.id2label[number] for number in range(config.num_labels)]
+        self.labels = label_names(config)
         self.activation, self.depth = activation_of(config), model.exit_depths[-1]
         self.facts: Mapping[str, Any] = {"max_length": max_length, **origin(model)}
         self.points: Mapping[str, Mapping[str, Any]] = dict(config.operating_points)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..data.labels import label_column
 from ..data.separators import find_separator
@@ -21,7 +21,7 @@ from ..data.texts import Texts
 from ..evaluation.bounds import rows_needed, share
 from ..evaluation.certifying import policy_asked_for
 from ..evaluation.recording import Recording
-from ..evaluation.saved_model import asked_policy, check_device, tokens_read
+from ..evaluation.saved_model import asked_policy, check_device, load_tokenizer, tokens_read
 from ..evaluation.used_texts import first_of_each, hashes_of
 from ..model.exit_policy import ExitPolicy
 from ..model.exits import REGRESSION
@@ -123,9 +123,7 @@ def planned(
     max_length: int | None, divide: Callable[[int], Parts],
 ) -> Plan:  # fmt: skip
     """All that can be said before the model is run."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        classifier, revision=model.config.base_model_revision, padding_side="right"
-    )
+    tokenizer = load_tokenizer(classifier, model.config.base_model_revision)
     rule, (rows, numbers) = policy_asked_for(asked_policy(policy), model.config), different(texts)
     parts, read = divide(len(rows)), tokens_read(model, tokenizer, max_length)
     labels = labels_of(texts, rows, model)

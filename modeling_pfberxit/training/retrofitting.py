@@ -22,6 +22,7 @@ from ..model.heads import POOLINGS
 from ..model.identity import rebuilt
 from ..model.losses import distillation_losses, lte_loss, problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.validation import label_names
 from .exit_states import States
 
 MOST_BYTES = 2_900_000  # that all exits together may take in a checkpoint
@@ -225,7 +226,7 @@ def recorded(
     return Recording(
         Evidence(*(None if part is None else part.float() for part in evidence)), states.lengths, labels,
         states.exit_depths, problem_type_of(model.config), dict(source),
-        [model.config.id2label[number] for number in range(model.config.num_labels)],
+        label_names(model.config),
     )  # fmt: skip
 
 
