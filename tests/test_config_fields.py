@@ -124,3 +124,20 @@ def test_names_of_others_are_kept():
     for name in names - {"label2id", "id2label", "quantization_config"}:
         setattr(config, name, getattr(config, name, "kept"))
     assert config.my_note == "kept"
+
+
+def test_names_of_labels_are_those_of_all_numbers_from_0_on_given_either_way_round():
+    encoder = tiny_config()
+    config = PFBerxitConfig.from_backbone(encoder, label2id={"no": 0, "yes": 1, "perhaps": 2})
+    assert config.id2label == {0: "no", 1: "yes", 2: "perhaps"} and config.num_labels == 3
+    assert PFBerxitConfig.from_backbone(encoder, id2label={"1": "yes", "0": "no"}).id2label == {0: "no", 1: "yes"}
+    for wrong, said in (
+        ({"id2label": {1: "no", 2: "yes"}}, "id2label={1: 'no', 2: 'yes'}: must be the names of 0, 1, 2"),
+        ({"id2label": ["no", "yes"]}, "id2label=.'no', 'yes'.: must be the names of 0, 1, 2"),
+        ({"label2id": {"no": 1, "yes": 2}}, "id2label=.*must be the names of 0, 1, 2"),
+        ({"label2id": {"no": 0, "yes": 1}, "num_labels": 3}, "num_labels=3: must be 2, as many as there are names"),
+        ({"num_labels": 0}, "num_labels=0: must be a whole number >= 1"),
+        ({"num_labels": "3"}, "num_labels='3': must be a whole number >= 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            PFBerxitConfig.from_backbone(encoder, **wrong)

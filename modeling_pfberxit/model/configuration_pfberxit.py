@@ -33,6 +33,7 @@ from .validation import (
     layer_range,
     layers_or_global,
     mapping,
+    names_by_id,
     no_misspelling,
     one_of,
     optional,
@@ -92,7 +93,7 @@ CHECKS: dict[str, Check] = {
     "system": optional(entry_of(SYSTEMS)),
     "dtype": lambda field, value: None if value in (None, "auto") else floating_dtype(field, value),
     "problem_type": optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION)),
-    "operating_points": mapping,
+    "operating_points": lambda field, value: {} if value is None else mapping(field, value),
     **{f"exit_{name}": check for name, check in POLICY_CHECKS.items()},
 }
 
@@ -237,12 +238,11 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
         if self.adapter_only is None:
             self.adapter_only = not self.train_backbone and self.base_model_name_or_path is not None
         self.take_back(kwargs)
+        self.id2label = names_by_id(self.id2label, self.label2id, kwargs.get("num_labels"))
         kwargs["auto_map"] = {**(kwargs.get("auto_map") or {}), **AUTO_MAP}  # an older checkpoint's may be another
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "operating_points" and value is None:
-            value = {}
         if name == "base_model_name_or_path" and value != self.__dict__.get(name, value):
             # Another place: the commit was of the old one, and only the hash still says which encoder it must be.
             self.base_model_revision = None

@@ -200,6 +200,25 @@ def label_names(config: Any) -> list[str]:
     return [str(config.id2label[number]) for number in range(config.num_labels)]
 
 
+def names_by_id(id2label: Any, label2id: Any, num_labels: Any) -> dict[Any, Any] | None:
+    """The names that a config is given for its outputs, by number; None where it is given none.
+
+    Raises:
+        ValueError: they are not the names of 0, 1, 2 ..., or not as many as there are outputs.
+    """
+    if num_labels is not None:
+        whole(1)("num_labels", num_labels)
+    if id2label is None and label2id:
+        id2label = {number: name for name, number in mapping("label2id", label2id).items()}
+        if num_labels not in (None, len(id2label)):
+            refuse("num_labels", num_labels, f"{len(id2label)}, as many as there are names in label2id")
+    if id2label is None:
+        return None
+    if not isinstance(id2label, Mapping) or sorted(map(str, id2label)) != sorted(map(str, range(len(id2label)))):
+        refuse("id2label", id2label, "the names of 0, 1, 2 ... in a dict: {0: 'no', 1: 'yes'}")
+    return dict(id2label)
+
+
 def is_readable(tensor: Tensor) -> bool:
     """Whether a check may read the values: they exist, are not traced, and reading them waits for no accelerator."""
     return tensor.device.type == "cpu" and not is_watched(tensor)
