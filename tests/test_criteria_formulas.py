@@ -104,6 +104,9 @@ def by_the_formulas(row: Evidence, problem_type: str, policy: ExitPolicy) -> tup
             fire = run >= t
         elif policy.criterion == "distance":
             fire = far_off(p[i], row.distances[i].double().numpy(), policy) < tau
+        elif policy.criterion == "cap":
+            unseen = np.exp(policy.nsp_weight * float(row.nsp[i]))
+            fire = unseen / (unseen + np.exp(logits[i]).sum()) < tau
         elif policy.criterion == "beem":
             agrees = i > 0 and (p[i].argmax(-1) == p[i - 1].argmax(-1)).all()
             gathered = gathered + (i + 1) / 10 * surest(p[i], policy.normalize) if agrees else 0.0
@@ -126,6 +129,7 @@ OPTIONS = {
     "distance": {"distance_weight": [0.0, 0.5, 2.0], "normalize": [False, True]},
     "voting": {"patience": [1, 2, 3, 4]},
     "beem": {"normalize": [False, True]},
+    "cap": {"nsp_weight": [0.0, 0.1, 3.0]},
 }
 JUDGED = [(problem, name) for name in OPTIONS for problem in CRITERIA[name].problem_types]
 

@@ -37,7 +37,7 @@ def random_evidence(rows: int, problem_type: str, seed: int = 0) -> Evidence:
     generator, logits = torch.Generator().manual_seed(seed + 100), random_logits(rows, seed=seed)
     lte = torch.rand(rows, EXITS, generator=generator)
     distances = 3 * torch.rand(rows, EXITS, *outcomes(logits.shape[-1], problem_type), generator=generator)
-    return Evidence(logits, lte, distances)
+    return Evidence(logits, lte, distances, torch.rand(rows, EXITS, generator=generator))
 
 
 def of_rows(evidence: Evidence, rows: Tensor | slice, exits: int | slice = slice(None)) -> Evidence:
@@ -179,7 +179,8 @@ def test_an_answer_of_several_exits_lies_between_them(name, problem_type):
 
 @pytest.mark.parametrize("problem_type, name", TAU_ALONE)
 def test_a_threshold_of_zero_lets_no_row_leave_that_must_be_below_it(name, problem_type):
-    sure = Evidence(torch.tensor([200.0, -200.0, -200.0]), torch.tensor(0.0), torch.zeros(outcomes(3, problem_type)))
+    sure = Evidence(torch.tensor([200.0, -200.0, -200.0]), torch.tensor(0.0), torch.zeros(outcomes(3, problem_type)),
+                    torch.tensor(0.0))  # fmt: skip
     sure = Evidence(*(part.expand(1, EXITS, *part.shape) for part in sure))  # nothing can be below its scores
     for evidence in (sure, random_evidence(100, problem_type)):
         assert not judge(evidence, replace(generous(name), threshold=0.0), problem_type)[0].any()
@@ -212,8 +213,9 @@ def test_at_the_threshold_only_certainty_leaves():
 def clean_evidence(problem_type: str) -> Evidence:
     """One row, of which all exits say the same."""
     return Evidence(
-        torch.ones(1, EXITS, 3), torch.full((1, EXITS), 0.5), torch.ones(1, EXITS, *outcomes(3, problem_type))
-    )
+        torch.ones(1, EXITS, 3), torch.full((1, EXITS), 0.5), torch.ones(1, EXITS, *outcomes(3, problem_type)),
+        torch.full((1, EXITS), 0.5),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("problem_type, name", JUDGED)
@@ -278,7 +280,7 @@ def test_an_exit_that_emits_nan_has_no_part_in_later_answers(name, problem_type)
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_model_whose_exits_emit_nan_runs_to_its_last_layer(name):
-    model = tiny_model("bert", num_labels=3, use_lte=True, use_prototypes=True)
+    model = tiny_model("bert", num_labels=3, use_lte=True, use_prototypes=True, use_nsp=True)
     policy, batch = generous(name), tiny_batch(6)
     assert model(**batch, exit_policy=policy).exit_layer.max() < 6
     with torch.no_grad():
@@ -321,7 +323,7 @@ def model_with_varied_rows(family: str, name: str, problem_type: str, **knobs) -
 def recorded_from(model: PFBerxitForSequenceClassification, batch: dict[str, Tensor]) -> Evidence:
     """What all exits of a model emit for a batch."""
     output = model(**batch, exit_policy={"criterion": None})
-    return Evidence(output.exit_logits, output.exit_lte, output.exit_distances)
+    return Evidence(*(getattr(output, f"exit_{part}") for part in Evidence._fields))
 
 
 def compare_with_replay(

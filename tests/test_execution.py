@@ -66,7 +66,8 @@ def evidences(draw, problem_type: str) -> Evidence:
     broken = torch.rand(ROWS, EXITS, generator=generator) < draw(st.sampled_from([0.0, 0.2]))
     lte = torch.rand(ROWS, EXITS, generator=generator)
     distances = 3 * torch.rand(ROWS, EXITS, *outcomes(3, problem_type), generator=generator)
-    return Evidence(logits.masked_fill(broken[..., None], torch.nan), lte, distances)
+    nsp = torch.rand(ROWS, EXITS, generator=generator)
+    return Evidence(logits.masked_fill(broken[..., None], torch.nan), lte, distances, nsp)
 
 
 @pytest.mark.parametrize(("problem_type", "name"), JUDGED)
@@ -167,7 +168,10 @@ def heard(model, policy: ExitPolicy, batch: dict[str, torch.Tensor]) -> list[int
     return list(rows.values())
 
 
-@pytest.mark.parametrize("name", ["entropy", "lte", "distance"])
+ALONE = ("entropy", "lte", "distance", "cap")  # rules that look at one exit
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_exits_that_nobody_may_leave_at_are_not_asked(name):
     model, batch = cls_model("bert"), tiny_batch(20)
     policy = replace(setting(name, SINGLE_LABEL, recorded_from(model, batch)), min_layer=4)
@@ -181,7 +185,7 @@ def test_an_appointed_layer_asks_its_exit_alone():
     assert heard(model, ExitPolicy("appointed", appointed_layer=2, min_layer=5), batch) == [0, 0, 0, 0, 20, 0]
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name not in ("entropy", "lte", "distance", "appointed")])
+@pytest.mark.parametrize("name", [name for name in RULES if name not in (*ALONE, "appointed")])
 def test_exits_that_the_rule_looks_back_on_are_asked_though_nobody_may_leave(name):
     model, batch = cls_model("bert"), tiny_batch(20)
     policy = replace(setting(name, SINGLE_LABEL, recorded_from(model, batch)), min_layer=4)

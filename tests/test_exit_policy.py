@@ -373,7 +373,7 @@ def test_early_exit_is_off_exactly_without_a_criterion_or_a_needed_threshold(
     off = criterion is None or (needs_threshold and threshold is None)
     policy = ExitPolicy(criterion, threshold=threshold, appointed_layer=3)
     assert policy.is_active(problem_type) is not off
-    emitted = {"use_lte": True, "use_prototypes": problem_type != REGRESSION}
+    emitted = {"use_lte": True, "use_prototypes": problem_type != REGRESSION, "use_nsp": True}
     watched = Watched(num_labels=outputs, problem_type=problem_type, **emitted)
     if criterion is not None and problem_type not in CRITERIA[criterion].problem_types and not off:
         watched.refusal(policy)

@@ -24,7 +24,7 @@ VALUES: dict[str, Any] = {
     "criterion": "appointed", "divergence": "rekl", "threshold": 0.25, "patience": 3, "window": 4, "min_layer": 3,
     "appointed_layer": 2, "normalize": True, "window_rule": "monotone", "window_range": 0.2, "ensemble": "run",
     "distance_weight": 0.5, "label_thresholds": {"LABEL_1": 0.2, "LABEL_2": None}, "answer": "abstain",
-    "unsure_below": 0.7,
+    "unsure_below": 0.7, "nsp_weight": 0.3,
 }  # fmt: skip
 FIELDS = [name for name in POLICY_CHECKS if name in VALUES]
 APPOINTED = {"criterion": "appointed", "appointed_layer": 2}

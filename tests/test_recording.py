@@ -24,7 +24,7 @@ def rows_of(batch: dict[str, torch.Tensor], labels: list[int]) -> Dataset:
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model("bert", num_labels=3, use_lte=True, use_prototypes=True)
+    return tiny_model("bert", num_labels=3, use_lte=True, use_prototypes=True, use_nsp=True)
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,12 @@ def cls_model(
     family: str = "bert", sublearner: str = "mlp", placement: str = "ffn", problem: str = SINGLE_LABEL, **knobs
 ) -> PFBerxitForSequenceClassification:
     """A model whose exits read the first token; what they say differs from row to row and centres on zero."""
-    emits = {"use_lte": True, "lte_shared": "exit_shared" in knobs, "use_prototypes": problem != REGRESSION}
+    emits = {
+        "use_lte": True,
+        "lte_shared": "exit_shared" in knobs,
+        "use_prototypes": problem != REGRESSION,
+        "use_nsp": True,
+    }
     adapter = {"adapter_sublearner": sublearner, "adapter_placement": placement}
     labels = {"num_labels": OUTPUTS[problem], "problem_type": problem}
     model = tiny_model(family, exit_pooling="cls", **adapter, **labels, **emits, **knobs)

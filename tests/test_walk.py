@@ -15,7 +15,7 @@ from modeling_pfberxit.evaluation.walk import walk
 from modeling_pfberxit.model.criteria import CRITERIA
 from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, kl
 
-HEADS = {"use_lte": True, "use_prototypes": True}
+HEADS = {"use_lte": True, "use_prototypes": True, "use_nsp": True}
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def token_macs(encoder: PreTrainedConfig, token_layers: Tensor) -> Tensor:
 
 
 def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count, head: Head | None = None) -> Count:
-    """One exit over a row of `tokens` positions: bypass, dense layer, classifier, learning-to-exit head, prototypes.
+    """One exit over a row of `tokens` positions: bypass, dense layer, classifier, LTE head, prototypes, NSP.
 
     Args:
         head: what the exit is made of; None: as the config has the exits below the last layer.
@@ -68,7 +68,7 @@ def exit_macs(config: PFBerxitConfig, hidden_size: int, tokens: Count, head: Hea
     head, labels = head or exit_heads(config, config.encoder_config(), 2)[0], config.num_labels
     outcomes = 2 * labels if config.problem_type == MULTI_LABEL else labels
     width = head.width(hidden_size)
-    macs = width * (labels + (outcomes if config.use_prototypes else 0) + config.use_lte)
+    macs = width * (labels + (outcomes if config.use_prototypes else 0) + config.use_lte + 2 * labels * config.use_nsp)
     macs += 0 if head.dense is None else head.read(hidden_size) * head.dense
     macs += {"none": 0, "in": 2 * head.read(hidden_size), "out": 2 * width}[head.norm]
     bypass = PLACEMENTS[config.adapter_placement].bypass and not head.names

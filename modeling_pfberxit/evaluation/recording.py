@@ -36,7 +36,7 @@ from .replay import ScoreBook
 class Recording:
     """The evidence of every exit on N rows."""
 
-    evidence: Evidence  # logits (N, E, C); LTE scores (N, E) and distances (N, E, L, K) where the model has them
+    evidence: Evidence  # logits (N, E, C); LTE scores, NSP (N, E) and distances (N, E, L, K) where exits emit them
     lengths: Tensor  # (N,) tokens of each row
     labels: Tensor | None  # (N,) or (N, C)
     exit_depths: list[int]  # the layers that have an exit
@@ -144,7 +144,8 @@ def record(
         batch = {name: values.to(model.device) for name, values in batch.items()}
         output = model(**batch, exit_policy=FULL_DEPTH)
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-        parts.append((output.exit_logits, output.exit_lte, output.exit_distances, mask.sum(1), labels))
+        emitted = [getattr(output, f"exit_{part}") for part in Evidence._fields]
+        parts.append((*emitted, mask.sum(1), labels))
     joined = [None if kind[0] is None else torch.cat([part.cpu() for part in kind]) for kind in zip(*parts)]
     if order is not None:
         joined = [None if kind is None else kind[order.argsort()] for kind in joined]

@@ -22,6 +22,8 @@ def check_exportable(model: PFBerxitForSequenceClassification) -> None:
         refuse("token_exits", True, "False: a file cannot hold tokens that leave on their own")
     if model.prompts is not None:
         refuse("prompt_generator", model.config.prompt_generator, "None: a file cannot hold prompts yet")
+    if model.config.use_nsp:
+        refuse("use_nsp", True, "False: ONNX has no pseudo-inverse, by which `cap` finds what no class sees")
     if len(model.exit_depths) > MOST_EXITS:
         refuse("exit_layers", len(model.exit_depths), f"at most {MOST_EXITS} exits: deeper files cannot be read")
 

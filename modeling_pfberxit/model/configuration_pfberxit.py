@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from .adapters import ACTIVATIONS, GENERATORS, PLACEMENTS, SUBLEARNERS
 from .backbones import EncoderFields, architecture, check_supported, global_layers, num_depths
 from .exit_policy import POLICY_CHECKS, SYSTEMS, ExitPolicy, check_system, configured_policy, requested_policy
-from .exits import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from .exits import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from .heads import LAST_EXITS, POOLERS, POOLINGS
 from .load_options import (
     AUTO_MAP,
@@ -72,6 +72,7 @@ CHECKS: dict[str, Check] = {
     "lte_shared": flag,
     "use_prototypes": flag,
     "prototype_weight": real(0.0),
+    "use_nsp": flag,
     "training_strategy": entry_of(STRATEGIES),
     "training_stage": whole(1, 2),
     "exit_weights": entry_of(EXIT_WEIGHTS),
@@ -147,6 +148,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
             they are explained. Without a threshold the default criterion is off: a new model runs to its last layer.
         use_prototypes (`bool`): class prototypes at every exit (DE3-BERT).
         prototype_weight (`float`): alpha, what their loss weighs beside an exit's own.
+        use_nsp (`bool`): exits emit how much of what they read no class sees, for `cap`. It has no weights.
         training_strategy (`str`): `joint` (all exits at every step), `two_stage` (two runs: the last exit, then, with
             `training_stage=2`, the others on the then frozen encoder) or `alternating` (last exit and all, in turns).
         training_stage (`int`): of `two_stage`, 1 or 2.
@@ -180,7 +182,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
     model_type = "pfberxit"
     # `Trainer.predict` then returns plain (N, C) logits; `ignore_keys=[]` brings the rest back.
     keys_to_ignore_at_inference = [
-        "exit_layer", "exit_logits", "exit_lte", "exit_distances", "token_layers", "hidden_states", "attentions",
+        "exit_layer", *(f"exit_{part}" for part in Evidence._fields), "token_layers", "hidden_states", "attentions",
     ]  # fmt: skip
 
     backbone_config: dict | None = None
@@ -210,6 +212,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
     lte_shared: bool = True
     use_prototypes: bool = False
     prototype_weight: float = 0.1
+    use_nsp: bool = False
     training_strategy: str = "joint"
     training_stage: int = 1
     exit_weights: str = "depth"
@@ -247,15 +250,12 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
             # Another place: the commit was of the old one, and only the hash still says which encoder it must be.
             self.base_model_revision = None
             value = os.path.abspath(value) if isinstance(value, (str, os.PathLike)) and os.path.isdir(value) else value
-        if not self._knows(name):
+        if not (name.startswith("_") or name in self.__dataclass_fields__ or hasattr(type(self), name)):
             if (field := self._encoder_fields().get(name)) is not None:
                 name, value = "backbone_config", {**(self.backbone_config or {}), field: value}
             else:
                 no_misspelling(name, CHECKS, POLICY_CHECKS)
         super().__setattr__(name, CHECKS[name](name, value) if name in CHECKS else value)
-
-    def _knows(self, name: str) -> bool:
-        return name.startswith("_") or name in self.__dataclass_fields__ or hasattr(type(self), name)
 
     @property
     def exit_policy(self) -> ExitPolicy:

@@ -22,9 +22,7 @@ from torch import Tensor
 from .exits import EMITTED_BY, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState
 from .scores import (
     ENSEMBLES,
-    all_before,
     by_ensemble,
-    by_window,
     decide_above,
     decide_appointed,
     decide_below,
@@ -34,10 +32,9 @@ from .scores import (
     decide_votes,
     ensemble_answer,
     majority_answer,
-    nothing,
-    one_before,
     own_answer,
     score_beem,
+    score_cap,
     score_confidence,
     score_dge,
     score_distance,
@@ -68,6 +65,26 @@ def after_patience(policy: PolicyFields) -> int:
 def after_comparing(policy: PolicyFields) -> int:
     """The rule fires at the exit behind the t-th at the earliest: t of them are compared with the one before."""
     return policy.patience + 1
+
+
+def nothing(policy: PolicyFields, exits: int) -> int:
+    """The rule looks at one exit alone."""
+    return 0
+
+
+def one_before(policy: PolicyFields, exits: int) -> int:
+    """The rule looks back on the exit before."""
+    return 1
+
+
+def by_window(policy: PolicyFields, exits: int) -> int:
+    """The rule looks back on m exits."""
+    return policy.window
+
+
+def all_before(policy: PolicyFields, exits: int) -> int:
+    """The rule looks back on every exit."""
+    return exits - 1
 
 
 def from_min_layer(policy: PolicyFields) -> int:
@@ -219,6 +236,10 @@ CRITERIA = {
     "beem": Criterion(
         "the confidences of exits that agree in a row, the i-th times i / 10, add up to τ",
         score_beem, decide_above, source="BEEM", memory=all_before, problem_types=(SINGLE_LABEL,),
+    ),
+    "cap": Criterion(
+        "the logit that stands for what none of its classes sees has a probability below τ",
+        score_cap, decide_below, source="CAPEE", problem_types=(SINGLE_LABEL,), needs_evidence="use_nsp",
     ),
     "appointed": Criterion(
         "it reaches a given layer",

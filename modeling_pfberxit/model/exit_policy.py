@@ -69,6 +69,7 @@ FIELDS = {
     "window_range": Field(real(0.0, 1.0), " within {:g}"),
     "ensemble": Field(entry_of(ENSEMBLES), lambda kind: f", ensemble {kind}" if ENSEMBLES[kind].members else ""),
     "distance_weight": Field(real(0.0), ", distance weight {:g}"),
+    "nsp_weight": Field(real(0.0), ", NSP weight {:g}"),
     "label_thresholds": Field(optional(by_label), labels_in_words),
     "answer": Field(one_of(*ANSWERS), lambda answer: ", unsure" if answer == ABSTAIN else ""),
     "unsure_below": Field(real(0.0, 1.0), " below {:g}"),
@@ -96,6 +97,7 @@ class ExitPolicy(PolicyFields):
             `narrow`, within `window_range`.
         ensemble: what `pcee` answers: the exit itself (`none`), the mean over the sure exits in a `run`, or over `all`.
         distance_weight: lambda of `distance`, what the distance ratio weighs against entropy.
+        nsp_weight: alpha of `cap`, the factor on what no class sees.
         label_thresholds: tau for the labels, by name or number, that an exit would answer with: {"attack": None} never
             leaves early as an attack. Of several labels each is scored on its own, and all must be on tau's side; the
             labels that a row would not get, and those not named, by `threshold`.
@@ -193,9 +195,7 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
 def check_abstains(policy: ExitPolicy, inherited: bool) -> None:
     """Refuse to abstain while early exit is off; only a config's answer may wait while its criterion is None."""
     if policy.answer == ABSTAIN and not (inherited and policy.criterion is None):
-        refuse(
-            "exit_answer", ABSTAIN, "label without a criterion, or without the threshold it needs: early exit is off"
-        )
+        refuse("exit_answer", ABSTAIN, "label without a criterion or the threshold it needs: early exit is off")
 
 
 def requested_policy(request: Any, config: Any) -> ExitPolicy:
@@ -337,9 +337,8 @@ SYSTEMS: dict[str, System] = {
         lambda layers: {**TRAINED, "exit_criterion": "pcee", "exit_normalize": True},
     ),
     "appointed": System(
-        "A fixed exit layer", lambda layers: {
-            **TRAINED, "exit_criterion": "appointed", "exit_appointed_layer": max(1, layers // 2),
-        },
+        "A fixed exit layer",
+        lambda layers: {**TRAINED, "exit_criterion": "appointed", "exit_appointed_layer": max(1, layers // 2)},
     ),
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ single-label L = 1, K = C; multi-label L = C, K = 2 (every label its own two out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -21,13 +21,14 @@ from transformers import initialization as init
 from .adapters import PLACEMENTS, Adapter
 from .backbones import pooler_dense
 from .families import exit_heads
-from .heads import POOLINGS
+from .heads import POOLINGS, null_share, only_real
 from .strategies import LearnedWeights, learns_weights
 from .validation import refuse
 
 REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
 ROW_WISE = ("past", "seen", "count")  # what an `ExitState` holds of every row
-EMITTED_BY = {"use_lte": "lte", "use_prototypes": "distances"}  # the config's field -> what exits emit beside logits
+# The config's field -> what exits emit beside logits.
+EMITTED_BY = {"use_lte": "lte", "use_prototypes": "distances", "use_nsp": "nsp"}
 NEVER = -1e4  # in place of the log-probability of an outcome that is ruled out: e^NEVER is 0, and 0 * NEVER is no NaN
 
 
@@ -106,6 +107,7 @@ class Evidence(NamedTuple):
     logits: Tensor  # (B, C)
     lte: Tensor | None = None  # (B,) learning-to-exit score in [0, 1]: how likely the logits are wrong
     distances: Tensor | None = None  # (B, L, K) to the prototype of every outcome
+    nsp: Tensor | None = None  # (B,) in [0, 1]: how much of what the classifier reads no class sees
 
     def at(self, number: int) -> Evidence:
         """One exit's part (0-based) of evidence whose second dimension is the exit."""
@@ -253,6 +255,7 @@ class Exits(nn.Module):
         ltes = own_widths[: 1 if config.lte_shared else None] if config.use_lte else []
         self.ltes = nn.ModuleList(nn.Linear(width, 1) for width in ltes)
         self.prototypes = nn.ModuleList(Prototypes(*problem, width) for width in own_widths if config.use_prototypes)
+        self.emits_nsp = config.use_nsp
         self.loss_weights = LearnedWeights(exits) if learns_weights(config) else None
         self.identity: Any = None  # of a classifier's own head, what it was when it was loaded
 
@@ -287,6 +290,8 @@ class Exits(nn.Module):
             evidence = evidence._replace(lte=score.squeeze(-1))
         if len(self.prototypes):
             evidence = evidence._replace(distances=_head(self.prototypes, number)(pooled))
+        if self.emits_nsp:
+            evidence = evidence._replace(nsp=null_share(pooled.detach(), classifier))
         return evidence
 
     def positions(self, number: int) -> int | None:
@@ -327,12 +332,6 @@ class Exits(nn.Module):
             for pooler in self.poolers:
                 if getattr(pooler, "in_features", None) == dense.in_features:  # not where exits read two states
                     pooler.load_state_dict(dense.state_dict())
-
-
-def only_real(parts: Iterable[nn.Module]) -> nn.ModuleList:
-    """The modules as a list; an empty one where none of them does anything."""
-    modules = list(parts)
-    return nn.ModuleList([] if all(isinstance(each, nn.Identity) for each in modules) else modules)
 
 
 def _head(heads: Sequence | nn.ModuleList, number: int) -> Any:

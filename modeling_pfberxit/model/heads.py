@@ -23,6 +23,20 @@ from transformers.activations import ACT2FN
 
 from .validation import refuse
 
+
+def null_share(read: Tensor, classifier: nn.Linear) -> Tensor:
+    """NSP: how much of what a classifier reads no class of it sees, (B, width) -> (B,) in [0, 1].
+
+    The length of the part in the null space of the weights over the whole length, where the zero point is moved to
+    that of the logits. (He et al., IJCAI 2025; the pseudo-inverse also where classes have equal weights.)
+    """
+    weight, inverse = classifier.weight.float(), torch.linalg.pinv(classifier.weight.float())  # (C, width), (width, C)
+    moved = read.float() + inverse @ classifier.bias.float()
+    unseen = moved - moved @ weight.T @ inverse.T
+    length = torch.linalg.vector_norm
+    return (length(unseen, dim=-1) / length(moved, dim=-1)).clamp(max=1)
+
+
 # ---- poolings --------------------------------------------------------------------------------------------------------
 
 
@@ -269,3 +283,9 @@ def read_tensors(files: Iterable[str], names: Iterable[str]) -> dict[str, Tensor
             for name in wanted & set(file.keys()):
                 found[name] = file.get_tensor(name)
     return found
+
+
+def only_real(parts: Iterable[nn.Module]) -> nn.ModuleList:
+    """The modules as a list; an empty one where none of them does anything."""
+    modules = list(parts)
+    return nn.ModuleList([] if all(isinstance(each, nn.Identity) for each in modules) else modules)

@@ -38,7 +38,7 @@ REMOVABLE = ("use_lte", "use_prototypes")  # may be left out of what was trained
 BUILT_FROM = (
     *FIXED, *REMOVABLE, "backbone_config", "num_labels", "exit_layers", "train_backbone", "adapter_activation",
     "adapter_scaling", "adapter_dropout", "exit_pooling", "exit_dropout", "token_exits", "token_exit_range",
-    "token_exit_seed",
+    "token_exit_seed", "use_nsp",
 )  # fmt: skip
 
 

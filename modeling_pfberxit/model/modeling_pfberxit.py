@@ -56,6 +56,7 @@ class PFBerxitOutput(ModelOutput):
         exit_logits: (B, exits, C) of every exit, in training and while early exit is off, else None.
         exit_lte: (B, exits) likewise, the learning-to-exit scores of a model that has them.
         exit_distances: (B, exits, L, K) likewise, to the prototypes of a model that has them.
+        exit_nsp: (B, exits) likewise, how much of what it read no class of it sees, with `use_nsp`.
         token_layers: (B, tokens) the layer each token left after, where tokens leave on their own; 0 at padding.
         hidden_states: (n + 1) x (B, tokens, d), the embeddings first.
         attentions: n x (B, heads, positions, positions); prompts, where they have joined, are positions as well.
@@ -67,6 +68,7 @@ class PFBerxitOutput(ModelOutput):
     exit_logits: Tensor | None = None
     exit_lte: Tensor | None = None
     exit_distances: Tensor | None = None
+    exit_nsp: Tensor | None = None
     token_layers: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -339,12 +341,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
 def as_output(record: CallRecord, token_layers: Tensor | None) -> PFBerxitOutput:
     """The output of a call whose rows have all exited, without a loss."""
     seen, (logits, exit_layer) = record.recorded, record.collect()
+    every_exit = {} if seen is None else {f"exit_{name}": part for name, part in seen._asdict().items()}
     return PFBerxitOutput(
-        logits=logits,
-        exit_layer=exit_layer,
-        exit_logits=seen and seen.logits,
-        exit_lte=seen and seen.lte,
-        exit_distances=seen and seen.distances,
-        token_layers=token_layers,
-        **record.shown(),
+        logits=logits, exit_layer=exit_layer, token_layers=token_layers, **every_exit, **record.shown()
     )

@@ -172,6 +172,13 @@ def score_beem(now: Tensor, evidence: Evidence, state: ExitState, policy: Policy
     return weighted.masked_fill(~in_a_row, 0.0).sum(1)
 
 
+@reads("nsp_weight")
+def score_cap(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
+    """CAPEE: the certainty-aware probability, (B,): of the weighted NSP as one more logit beside the others."""
+    doubt = policy.nsp_weight * evidence.required("use_nsp").float()
+    return torch.cat([evidence.logits.float(), doubt[:, None]], dim=-1).softmax(-1)[:, -1]
+
+
 def score_nothing(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFields) -> Tensor:
     """The rule does not look at predictions, (B,)."""
     return now.new_zeros(now.shape[0])
@@ -249,29 +256,6 @@ def decide_never(score: Tensor, state: ExitState, policy: PolicyFields, depth: T
     return torch.zeros_like(score, dtype=torch.bool)
 
 
-# ---- memory: how many earlier exits a rule looks back on ------------------------------------------------------------
-
-
-def nothing(policy: PolicyFields, exits: int) -> int:
-    """The rule looks at one exit alone."""
-    return 0
-
-
-def one_before(policy: PolicyFields, exits: int) -> int:
-    """The rule looks back on the exit before."""
-    return 1
-
-
-def by_window(policy: PolicyFields, exits: int) -> int:
-    """The rule looks back on m exits."""
-    return policy.window
-
-
-def all_before(policy: PolicyFields, exits: int) -> int:
-    """The rule looks back on every exit."""
-    return exits - 1
-
-
 # ---- answer: the logits of a row that exits -------------------------------------------------------------------------
 
 
@@ -308,7 +292,7 @@ class Ensemble(NamedTuple):
 
 
 ENSEMBLES = {
-    "none": Ensemble(None, nothing),
+    "none": Ensemble(None, lambda policy, exits: 0),
     "run": Ensemble(in_run, lambda policy, exits: policy.patience - 1),
     "all": Ensemble(all_exits, lambda policy, exits: exits - 1),
 }

@@ -245,6 +245,7 @@ class PolicyFields:
     window_range: float = 0.1
     ensemble: str = "none"
     distance_weight: float = 1.0
+    nsp_weight: float = 0.1
     label_thresholds: Any = None  # pairs of a label and its threshold, or None
     answer: str = "label"
     unsure_below: float = 0.6

@@ -33,7 +33,7 @@ from .wording import scores_of
 TOGETHER = 2  # texts that may be on their way at once: each costs a batch of its own, at full depth
 MEASURES = {
     "patience": "distance", "entropy": "entropy", "max_prob": "certainty", "lte": "doubt", "window": "entropy",
-    "pcee": "entropy", "distance": "doubt", "voting": "share of votes", "beem": "sum of certainties",
+    "pcee": "entropy", "distance": "doubt", "voting": "share of votes", "beem": "sum of certainties", "cap": "doubt",
 }  # fmt: skip
 Number = float | str | None  # `Infinity` and `-Infinity`, as protobuf's JSON has them; null: there is none
 
