@@ -252,7 +252,7 @@ OTHER = {
     "use_prototypes": True, "backbone_config": {"model_type": "bert"}, "num_labels": 7, "exit_layers": [5, 6],
     "train_backbone": True, "adapter_activation": "tanh", "adapter_scaling": 3.0, "adapter_dropout": 0.5,
     "exit_pooling": "cls", "exit_pooler_dim": 3, "last_exit": "classifier", "exit_dropout": 0.5,
-    "token_exits": True, "token_exit_range": [1, 2], "token_exit_seed": 9,
+    "token_exits": True, "token_exit_range": [1, 2], "token_exit_seed": 9, "use_nsp": True,
 }  # fmt: skip
 
 

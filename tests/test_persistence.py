@@ -636,6 +636,8 @@ CHANGED = {
     "exit_window_range": 0.3,
     "exit_ensemble": "run",
     "exit_distance_weight": 0.5,
+    "exit_nsp_weight": 0.3,
+    "use_nsp": True,
     "use_prototypes": True,
     "prototype_weight": 0.3,
     "training_strategy": "two_stage",
