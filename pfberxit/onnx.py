@@ -57,6 +57,7 @@ class Classifier:
             raise FileNotFoundError(f"{path}: there is no such file.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        options.enable_mem_pattern = False  # planned anew in every branch, it costs more than it gives
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of onnxruntime's own kinds

@@ -4,7 +4,9 @@ export class Classifier {
   // ort: onnxruntime-node or onnxruntime-web; Tokenizer: of @huggingface/tokenizers; model: the file's bytes or path;
   // tokenizer: tokenizer.json, parsed; metadata: what the file says of itself, under its key `pfberxit`.
   static async load({ ort, Tokenizer, model, tokenizer, metadata }) {
-    const session = await ort.InferenceSession.create(model, { executionProviders: [metadata.provider ?? "wasm"] });
+    const executionProviders = [metadata.provider ?? "wasm"];
+    // Memory planned anew in every branch costs more than it gives.
+    const session = await ort.InferenceSession.create(model, { executionProviders, enableMemPattern: false });
     return new Classifier(ort, session, new Tokenizer(tokenizer, {}), metadata);
   }
 

@@ -10,24 +10,20 @@ Weights are random, which decides nothing about speed.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ..evaluation.tables import table
-from ..evaluation.timing import interleaved, median_ratio
 from ..export.made import one_file
 from ..export.quantised import quantised
 from ..export.segments import segments_of
@@ -36,27 +32,14 @@ from ..model.criteria import rule_of
 from ..model.exit_policy import ExitPolicy, static
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
-from .baselines import OURS, SHORT_CUTS, Answer, answers_of, in_onnx_runtime, with_short_cuts
-from .speed import models_and_workloads, run_batches
+from .baselines import OURS, SHORT_CUTS, Answer, in_onnx_runtime, with_short_cuts
+from .speed import Case, Line, as_json, as_markdown, models_and_workloads, run_batches, timed
 from .workload import Batch, Workload
 
 EVERYTHING = 1e9  # a tau that all divergences are below
 PLAIN, FULL, FULL_INT8 = "ONNX Runtime", "ONNX Runtime, adapters", "ONNX Runtime, adapters, 8 bits"
 FILE, FILE_INT8, SINGLE, NEVER = "file", "file, 8 bits", "file, --single", "file that never exits"
 OVER = {FILE: FULL, SINGLE: FULL, FILE_INT8: FULL_INT8, NEVER: FULL}  # at full depth, in the same arithmetic
-
-
-@dataclass(frozen=True)
-class Timed:
-    """One case on one workload; the ratios are medians, taken pair by pair."""
-
-    batch: int
-    workload: str
-    case: str
-    saved: float  # share of the layers
-    ms: float  # per row
-    over_stock: float  # stock PyTorch's time over this one
-    efficiency: float | None  # over ONNX Runtime at full depth in the same arithmetic
 
 
 @dataclass(frozen=True)
@@ -75,7 +58,7 @@ class Opened:
 
 def run_exported(
     saved: list[float], repeats: int, output: str | None, say: Callable[[str], None], **setting: Any
-) -> list[Timed]:
+) -> list[Line]:
     """`pfberxit benchmark --exported`; `setting` as `models_and_workloads` takes it."""
     stock, ours, workloads = models_and_workloads(**setting)
     if setting["device"] != "cpu" or setting["dtype"] != "float32":
@@ -86,17 +69,16 @@ def run_exported(
     title = f"{setting['preset']}, {setting['pooling']} exits, {torch.get_num_threads()} threads"
     costs = f"{title}\n\nTranslated in {seconds:.0f} s.\n\n{costs_table(files)}\n"
     say(costs)
-    lines = []
+    lines: list[Line] = []
     for number, workload in enumerate(workloads, start=1):
         say(f"[{number}/{len(workloads)}] batch {workload.size}, {workload.name} ...")
-        lines += timed(stock, ours, workload, saved, repeats, files, plain)
-    say("\n" + as_markdown(lines))
+        lines += timed(stock, workload, cases_of(ours, workload, saved, files, plain), repeats)
+    say("\n" + as_markdown(lines, over_full=True))
     if output:
         folder_of = Path(output)
         folder_of.mkdir(parents=True, exist_ok=True)
-        (folder_of / "exported.md").write_text(f"{costs}\n{as_markdown(lines)}\n", encoding="utf-8")
-        numbers = json.dumps([asdict(line) for line in lines], indent=1)
-        (folder_of / "exported.json").write_text(numbers + "\n", encoding="utf-8")
+        (folder_of / "exported.md").write_text(f"{costs}\n{as_markdown(lines, over_full=True)}\n", encoding="utf-8")
+        (folder_of / "exported.json").write_text(as_json(lines), encoding="utf-8")
     return lines
 
 
@@ -112,18 +94,22 @@ def opened_files(model: PFBerxitForSequenceClassification, folder: Path) -> tupl
     seconds = time.perf_counter() - start
     protos = {FULL: full, FULL_INT8: quantised(full), FILE: file, FILE_INT8: quantised(file),
               SINGLE: one_file(segments, rule, single=True)}  # fmt: skip
-    return {name: opened(proto, folder / f"{number}.onnx") for number, (name, proto) in enumerate(protos.items())}, (
-        seconds
-    )
+    paths = {name: folder / f"{number}.onnx" for number, name in enumerate(protos)}
+    return {name: opened(proto, paths[name], name not in OVER.values()) for name, proto in protos.items()}, seconds
 
 
-def opened(proto: onnx.ModelProto, path: Path) -> Opened:
-    """Write a file, open it with as many threads as torch, and run a row of 64 tokens."""
+def opened(proto: onnx.ModelProto, path: Path, exits: bool) -> Opened:
+    """Write a file, open it with as many threads as torch, and run a row of 64 tokens.
+
+    Args:
+        exits: open it as `pfberxit.onnx` does; else as ONNX Runtime does by itself.
+    """
     import onnxruntime
 
     save(proto, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_mem_pattern = not exits
     before, start = resident(), time.perf_counter()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     seconds = time.perf_counter() - start
@@ -160,48 +146,28 @@ def run_file(session: Any, tokens: dict[str, Tensor], tau: np.ndarray, patience:
 # ---- the cases -------------------------------------------------------------------------------------------------------
 
 
-def timed(
-    stock: PreTrainedModel, ours: PFBerxitForSequenceClassification, workload: Workload, saved: Sequence[float],
-    repeats: int, files: dict[str, Opened], plain: dict[str, Answer],
-) -> list[Timed]:  # fmt: skip
-    """All cases of one workload, in turn."""
-    parts = workload.batches("cpu")
-    cases = {**{name: (0.0, answer) for name, answer in plain.items()}, **cases_of(ours, workload, saved, files)}
-    names = list(cases)
-    calls = [partial(run_batches, answers_of(stock), parts), *(partial(run_batches, cases[n][1], parts) for n in names)]
-    stock_times, *others = interleaved(calls, repeats, warmups=1)
-    times = dict(zip(names, others, strict=True))
-    lines = [Timed(workload.size, workload.name, "stock, PyTorch", 0.0, per_row(stock_times, workload), 1.0, None)]
-    for name, own in times.items():
-        share = cases[name][0]
-        kind = name.partition(" @")[0]
-        efficiency = median_ratio(times[OVER[kind]], own) * (1 - share) if kind in OVER else None
-        ratio = median_ratio(stock_times, own)
-        lines.append(Timed(workload.size, workload.name, name, share, per_row(own, workload), ratio, efficiency))
-    return lines
-
-
-def per_row(times: list[float], workload: Workload) -> float:
-    """Milliseconds of a row."""
-    return 1000 * median(times) / len(workload.rows)
-
-
 def cases_of(
-    ours: PFBerxitForSequenceClassification, workload: Workload, saved: Sequence[float], files: dict[str, Opened]
-) -> dict[str, tuple[float, Answer]]:
-    """By name, the share of layers that is saved, and what answers."""
-    depth, exits = ours.exit_depths[-1], list(ours.exit_depths)
-    layers = torch.full((len(workload.rows),), depth)
-    cases = {name: (0.0, by_file(files[name], layers, exits)) for name in (FULL, FULL_INT8)}
-    cases[NEVER] = (0.0, by_file(files[FILE], layers, exits))
+    ours: PFBerxitForSequenceClassification, workload: Workload, saved: Sequence[float], files: dict[str, Opened],
+    plain: dict[str, Answer],
+) -> list[Case]:  # fmt: skip
+    """What is timed on one workload."""
+    parts, exits = workload.batches("cpu"), list(ours.exit_depths)
+    layers = torch.full((len(workload.rows),), exits[-1])
+
+    def case(name: str, share: float, answer: Answer, kind: str = "") -> Case:
+        return Case(name, share, partial(run_batches, answer, parts), OVER.get(kind))
+
+    cases = [case(name, 0.0, answer) for name, answer in plain.items()]
+    cases += [case(name, 0.0, by_file(files[name], layers, exits)) for name in (FULL, FULL_INT8)]
+    cases.append(case(NEVER, 0.0, by_file(files[FILE], layers, exits), NEVER))
     for goal in saved:
         policy, left = workload.policy(goal)
-        share = 1 - left.double().mean().item() / depth
+        share = 1 - left.double().mean().item() / exits[-1]
         ending = f" @ {100 * share:.0f} %"
         answer = with_short_cuts(ours, SHORT_CUTS[OURS], policy, workload.recording)
-        cases[f"ours, PyTorch{ending}"] = (share, answer)
+        cases.append(case(f"ours, PyTorch{ending}", share, answer))
         for name in (FILE, FILE_INT8, *([SINGLE] if workload.size == 1 else [])):
-            cases[f"{name}{ending}"] = (share, by_file(files[name], left, exits))
+            cases.append(case(f"{name}{ending}", share, by_file(files[name], left, exits), name))
     return cases
 
 
@@ -220,14 +186,3 @@ def by_file(file: Opened, layers: Tensor, exits: list[int]) -> Answer:
         return torch.from_numpy(logits)
 
     return answer
-
-
-def as_markdown(lines: Sequence[Timed]) -> str:
-    """One row per case."""
-    titles = ["batch", "rows", "case", "layers saved", "ms/row", "over stock", "efficiency over full depth"]
-    rows = [
-        [str(each.batch), each.workload, each.case, f"{100 * each.saved:.0f} %", f"{each.ms:.2f}",
-         f"{each.over_stock:.2f}", "" if each.efficiency is None else f"{each.efficiency:.2f}"]
-        for each in lines
-    ]  # fmt: skip
-    return table(titles, rows, align="rll")

@@ -48,11 +48,12 @@ class Line:
     stock_ms: float  # per row
     ms: float  # per row
     speed_up: float  # over the stock model: the median of ratios taken pair by pair
+    over_full: float | None = None  # of an exported file, the same over ONNX Runtime at full depth
 
     @property
     def efficiency(self) -> float:
         """Wall-clock speed-up over layer speed-up."""
-        return self.speed_up * (1 - self.saved)
+        return (self.speed_up if self.over_full is None else self.over_full) * (1 - self.saved)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Case:
     name: str
     saved: float
     call: Callable[[], object]
+    full: str | None = None  # of an exported file, the case at full depth that it is held against
 
 
 def run_benchmark(
@@ -116,14 +118,24 @@ def benchmark(
     for number, workload in enumerate(workloads, start=1):
         say(f"[{number}/{len(workloads)}] batch {workload.size}, {workload.name} ...")
         cases = cases_of(stock, ours, workload, saved, others, short_cuts)
-        parts, rows = workload.batches(str(ours.device)), len(workload.rows)
-        calls = [partial(run_batches, answers_of(stock), parts), *(case.call for case in cases)]
-        stock_times, *times = interleaved(calls, repeats, warmups=1)
-        for case, own in zip(cases, times, strict=True):
-            stock_ms, ms = (1000 * median(each) / rows for each in (stock_times, own))
-            ratio = median_ratio(stock_times, own)
-            lines.append(Line(workload.size, workload.name, case.name, case.saved, stock_ms, ms, ratio))
+        lines += timed(stock, workload, cases, repeats)
         say(as_markdown(lines[-len(cases) :]))
+    return lines
+
+
+def timed(stock: torch.nn.Module, workload: Workload, cases: Sequence[Case], repeats: int) -> list[Line]:
+    """All cases of one workload and the stock model, in turn."""
+    parts, rows = workload.batches(str(next(stock.parameters()).device)), len(workload.rows)
+    calls = [partial(run_batches, answers_of(stock), parts), *(case.call for case in cases)]
+    stock_times, *others = interleaved(calls, repeats, warmups=1)
+    times = {case.name: own for case, own in zip(cases, others, strict=True)}
+    lines = []
+    for case in cases:
+        own = times[case.name]
+        stock_ms, ms = (1000 * median(each) / rows for each in (stock_times, own))
+        over_full = None if case.full is None else median_ratio(times[case.full], own)
+        ratio = median_ratio(stock_times, own)
+        lines.append(Line(workload.size, workload.name, case.name, case.saved, stock_ms, ms, ratio, over_full))
     return lines
 
 
@@ -166,8 +178,8 @@ def run_predict(model: PFBerxitForSequenceClassification, workload: Workload, po
 # ---- results --------------------------------------------------------------------------------------------------------
 
 
-def as_markdown(lines: list[Line]) -> str:
-    """One row per case."""
+def as_markdown(lines: Sequence[Line], over_full: bool = False) -> str:
+    """One row per case; `over_full`: efficiency only of those that are held against a case at full depth."""
     titles = ["batch", "rows", "case", "layers saved", "stock ms/row", "ms/row", "speed-up", "efficiency"]
     rows = [
         [
@@ -178,18 +190,22 @@ def as_markdown(lines: list[Line]) -> str:
             f"{each.stock_ms:.2f}",
             f"{each.ms:.2f}",
             f"{each.speed_up:.2f}",
-            f"{each.efficiency:.3f}",
+            "" if over_full and each.over_full is None else f"{each.efficiency:.3f}",
         ]
         for each in lines
     ]
     return table(titles, rows, align="rll")
 
 
+def as_json(lines: Sequence[Line]) -> str:
+    """All numbers."""
+    return json.dumps([{**asdict(line), "efficiency": line.efficiency} for line in lines], indent=1) + "\n"
+
+
 def save(lines: list[Line], folder: str | Path, title: str) -> None:
     """Write `benchmark.json`, `benchmark.md` and `benchmark.png` to a folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = [{**asdict(line), "efficiency": line.efficiency} for line in lines]
-    (folder / "benchmark.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    (folder / "benchmark.json").write_text(as_json(lines), encoding="utf-8")
     (folder / "benchmark.md").write_text(as_markdown(lines) + "\n", encoding="utf-8")
     plots.efficiencies(lines, folder / "benchmark.png", title)

@@ -142,7 +142,7 @@ class File:
                 place = graph.whole(number), graph.whole(depth)
                 fire, answer = self.run_exit(graph, values, self.segments.exits[number], place, depth == self.last)
                 if self.may_exit(depth):
-                    self.write(graph, values, answer, place[1])
+                    self.write(graph, values, answer)
                     if depth == self.last:
                         return [values["answers"], values["layers"]]
                     return self.part(graph, values, fire, depth)
@@ -165,54 +165,56 @@ class File:
         template, outputs = self.rule.template, segment.template.outputs
         given = {name: values[name] for name in segment.template.inputs}
         evidence = dict(zip(outputs, graph.copy_of(segment.template, given, segment.weights, outputs), strict=True))
-        rows = graph.op("Shape", evidence["logits"], end=1)
-        seen, depth = (graph.op("Expand", each, rows) for each in place)
-        every = {**values, **evidence, "seen": seen, "depth": depth}
+        if not self.single:
+            rows = graph.op("Shape", evidence["logits"], end=1)
+            place = graph.op("Expand", place[0], rows), graph.op("Expand", place[1], rows)
+        values["seen"], values["depth"] = place
+        every = {**values, **evidence}
         wanted = [name for name in template.outputs if not last or name == "answer"]
         found = dict(zip(wanted, graph.copy_of(template, {name: every[name] for name in template.inputs}, {}, wanted)))
         values |= {name: found[f"{name}_after"] for name in ("count", "past") if f"{name}_after" in found}
         return found.get("fire", ""), found.get("answer", evidence["logits"])
 
-    def write(self, graph: Graph, values: Values, answer: str, depth: str) -> None:
+    def write(self, graph: Graph, values: Values, answer: str) -> None:
         """Every row's answer so far."""
         if self.single:
-            values["answers"], values["layers"] = answer, depth
+            values["answers"], values["layers"] = answer, values["depth"]
             return
         places = graph.op("Unsqueeze", values["index"], graph.whole(1))
-        layers = graph.op("Expand", depth, graph.op("Shape", values["index"]))
         values["answers"] = graph.op("ScatterND", values["answers"], places, answer)
-        values["layers"] = graph.op("ScatterND", values["layers"], places, layers)
+        values["layers"] = graph.op("ScatterND", values["layers"], places, values["depth"])
 
     def part(self, graph: Graph, values: Values, fire: str, depth: int) -> list[str]:
         """The rows that fire are done; the others go on, if there are any."""
-        stay, some = staying(graph, fire)
+        keep, some = self.staying(graph, fire)
 
         def go_on(inner: Graph) -> list[str]:
-            return self.descend(inner, values if self.single else remaining(inner, values, stay, self.axes), depth + 1)
+            return self.descend(inner, self.remaining(inner, values, keep), depth + 1)
 
         return graph.branch(some, go_on, lambda inner: [values["answers"], values["layers"]], ANSWERS)
 
+    def staying(self, graph: Graph, fire: str) -> tuple[str, str]:
+        """The numbers of the rows that do not fire, (1, N), and whether there are any."""
+        stay = graph.op("Not", fire)
+        if self.single:
+            return stay, graph.op("Squeeze", stay)
+        keep = graph.op("NonZero", stay)
+        return keep, graph.op("Cast", graph.op("Size", keep), to=KINDS["bool"])
 
-def staying(graph: Graph, fire: str) -> tuple[str, str]:
-    """Which rows do not fire, (B,), and whether there are any."""
-    stay = graph.op("Not", fire)
-    return stay, graph.op("Cast", graph.op("ReduceMax", graph.op("Cast", stay, to=KINDS["int64"]), keepdims=0),
-                          to=KINDS["bool"])  # fmt: skip
-
-
-def remaining(graph: Graph, values: Values, stay: str, axes: dict[str, dict[int, str]]) -> Values:
-    """The rows for which `stay` (B,) is true, cut to the longest of them; nothing is lost where none is."""
-    values = dict(values)
-    keep = graph.op("Squeeze", graph.op("NonZero", stay), graph.whole(0))
-    moved = [name for name in values if ROWS in axes.get(name, {}).values()]
-    for name in moved:
-        axis = next(axis for axis, kind in axes[name].items() if kind == ROWS)
-        values[name] = graph.op("Gather", values[name], keep, axis=axis)
-    lengths = graph.op("Concat", values["lengths"], graph.whole(1), axis=0)  # one at least: rows may be none
-    longest = graph.op("ReduceMax", lengths, keepdims=1)
-    for name in values:
-        cut = [axis for axis, kind in axes.get(name, {}).items() if kind == TOKENS]
-        if cut and not name.endswith(".distances"):  # of those, more than occur do no harm
-            ends = longest if len(cut) == 1 else graph.op("Concat", *[longest] * len(cut), axis=0)
-            values[name] = graph.op("Slice", values[name], graph.whole(*[0] * len(cut)), ends, graph.whole(*cut))
-    return values
+    def remaining(self, graph: Graph, values: Values, keep: str) -> Values:
+        """The rows of these numbers, (1, N), cut to the longest of them; nothing is lost where there are none."""
+        if self.single:
+            return values
+        values, keep = dict(values), graph.op("Squeeze", keep, graph.whole(0))
+        moved = [name for name in values if ROWS in self.axes.get(name, {}).values()]
+        for name in moved:
+            axis = next(axis for axis, kind in self.axes[name].items() if kind == ROWS)
+            values[name] = graph.op("Gather", values[name], keep, axis=axis)
+        lengths = graph.op("Concat", values["lengths"], graph.whole(1), axis=0)  # one at least: rows may be none
+        longest = graph.op("ReduceMax", lengths, keepdims=1)
+        for name in values:
+            cut = [axis for axis, kind in self.axes.get(name, {}).items() if kind == TOKENS]
+            if cut and not name.endswith(".distances"):  # of those, more than occur do no harm
+                ends = longest if len(cut) == 1 else graph.op("Concat", *[longest] * len(cut), axis=0)
+                values[name] = graph.op("Slice", values[name], graph.whole(*[0] * len(cut)), ends, graph.whole(*cut))
+        return values

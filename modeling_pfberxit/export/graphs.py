@@ -103,16 +103,17 @@ class Graph:
         self, name: str, inputs: Iterable[Any], outputs: Sequence[str], kinds: Sequence[str],
         shapes: Sequence[Sequence | None] | None = None,
     ) -> GraphProto:  # fmt: skip
-        """The graph with its constants; outputs that no node makes are passed on by one."""
+        """The nodes that outputs hang on, with their constants; outputs that no node makes are passed on by one."""
         made = {name for node in self.nodes for name in node.output}
         outputs = [each if each in made else self.op("Identity", each) for each in outputs]
+        nodes = needed(self.nodes, outputs)
         infos = [
             helper.make_tensor_value_info(each, KINDS[kind], shape)
             for each, kind, shape in zip(outputs, kinds, shapes or [None] * len(kinds), strict=True)
         ]
-        read = read_by(self.nodes)
+        read = read_by(nodes)
         kept = [numpy_helper.from_array(value, key) for key, value in self.constants.items() if key in read]
-        return helper.make_graph(self.nodes, name, list(inputs), infos, kept)
+        return helper.make_graph(nodes, name, list(inputs), infos, kept)
 
 
 def needed(nodes: Sequence[NodeProto], wanted: Iterable[str]) -> list[NodeProto]:
@@ -120,7 +121,7 @@ def needed(nodes: Sequence[NodeProto], wanted: Iterable[str]) -> list[NodeProto]
     asked, kept = set(wanted), []
     for node in reversed(nodes):
         if asked & set(node.output):
-            asked |= set(node.input)
+            asked |= read_by([node])
             kept.append(node)
     return kept[::-1]
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from .compose import ANSWERS, File, Values, remaining, staying
+from .compose import ANSWERS, File, Values
 from .graphs import KINDS, Graph
 from .segments import Segment, Segments
 
@@ -76,9 +76,9 @@ class LoopFile(File):
         seen = graph.op("Unsqueeze", turn, graph.whole(0))
         depth = graph.op("Add", seen, graph.whole(1))
         fire, answer = self.run_exit(graph, values, turning(graph, turn, self.segments.exits[:turns]), (seen, depth))
-        self.write(graph, values, answer, depth)
-        stay, some = staying(graph, fire)
-        values = values if self.single else remaining(graph, values, stay, self.axes)
+        self.write(graph, values, answer)
+        keep, some = self.staying(graph, fire)
+        values = self.remaining(graph, values, keep)
         kinds = ["bool", *("int64" if name in WHOLE else "float32" for name in names)]
         numbered = [helper.make_tensor_value_info(turn, KINDS["int64"], []),
                     helper.make_tensor_value_info(going, KINDS["bool"], [])]  # fmt: skip

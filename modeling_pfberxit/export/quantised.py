@@ -125,11 +125,11 @@ class Quantiser:
         self.made[value] = [f"{name}_whole", f"{name}_scale"]
         last = self.constant("last", [-1], np.int64)
         return [
-            helper.make_node("ReduceMax", [value, last], [f"{name}_high"], keepdims=1),
-            helper.make_node("ReduceMin", [value, last], [f"{name}_low"], keepdims=1),
-            helper.make_node("Neg", [f"{name}_low"], [f"{name}_deep"]),
-            helper.make_node("Max", [f"{name}_high", f"{name}_deep", self.constant("tiny", TINY)], [f"{name}_most"]),
+            helper.make_node("Abs", [value], [f"{name}_abs"]),
+            helper.make_node("ReduceMax", [f"{name}_abs", last], [f"{name}_high"], keepdims=1),
+            helper.make_node("Max", [f"{name}_high", self.constant("tiny", TINY)], [f"{name}_most"]),
             helper.make_node("Div", [self.constant("top", TOP), f"{name}_most"], [f"{name}_steps"]),
+            # No `Mul`: ONNX Runtime would take a product of scales as one number for all tokens.
             helper.make_node("Div", [f"{name}_most", self.constant("top", TOP)], [f"{name}_scale"]),
             helper.make_node("Mul", [value, f"{name}_steps"], [f"{name}_wide"]),
             helper.make_node("Add", [f"{name}_wide", self.constant("half", MIDDLE + 0.5)], [f"{name}_moved"]),

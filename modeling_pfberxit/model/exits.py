@@ -209,7 +209,8 @@ class ExitState:
 
     def remember(self, now: Tensor) -> None:
         """Push the newest prediction (B, L, K), drop the oldest."""
-        self.past = self.with_newest(now)[:, : self.past.shape[1]]
+        room = self.past.shape[1]
+        self.past = now[:, None] if room == 1 else self.with_newest(now)[:, :room]
         self.seen = self.seen + 1
 
     def with_newest(self, now: Tensor) -> Tensor:
