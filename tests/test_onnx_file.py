@@ -236,7 +236,7 @@ def exported(tmp_path_factory, local_backbone):
             "another rule": {"criterion": "patience", "patience": 2},
         },
     )  # fmt: skip
-    enliven(model)
+    enliven(model, seed=0)
     tokenizer = AutoTokenizer.from_pretrained(local_backbone)
     model.eval().save_pretrained(folder / "saved")
     tokenizer.save_pretrained(folder / "saved")

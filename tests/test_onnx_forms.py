@@ -203,7 +203,7 @@ def classifier(tmp_path_factory, local_backbone):
     model = PFBerxitForSequenceClassification.from_backbone(
         local_backbone, num_labels=3, adapter_dim=8, exit_criterion="entropy", exit_threshold=0.7, exit_layers=[2, 6]
     )
-    enliven(model)
+    enliven(model, seed=0)
     export_file(model.eval(), AutoTokenizer.from_pretrained(local_backbone), folder / "model.onnx", max_length=20)
     return Classifier(folder / "model.onnx", threads=1)
 

@@ -116,8 +116,13 @@ def awaken(encoder: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def enliven(model: PFBerxitForSequenceClassification) -> None:
-    """Weights that make adapters change the states and exits differ from each other, as after training."""
+def enliven(model: PFBerxitForSequenceClassification, seed: int | None = None) -> None:
+    """Weights that make adapters change the states and exits differ from each other, as after training.
+
+    Without a seed they follow from the last `torch.manual_seed`: where none is near, from the tests that ran before.
+    """
+    if seed is not None:
+        torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "adapter" in name and "norm" not in name:
             parameter.normal_(0.0, 0.3)
