@@ -43,11 +43,12 @@ test-newest:  ## the tests on the newest transformers 5 there is
 
 test-onnx: install  ## the tests of exported files, which the others skip where onnx is not installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[onnx]"
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_onnx_file.py tests/test_onnx_forms.py tests/test_export.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_onnx_file.py tests/test_onnx_forms.py tests/test_export.py \
+	  tests/test_retrofits_study.py
 
 test-serve: install  ## the tests of the server, which the others skip where fastapi is not installed
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[serve,onnx]" httpx schemathesis
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_serving*.py
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[trace,onnx]" httpx schemathesis
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_serving*.py tests/test_space.py tests/test_watching.py
 
 test-page: install  ## the tests of the server's page in a browser; Chromium has to be there
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[serve]" httpx playwright
@@ -55,7 +56,7 @@ test-page: install  ## the tests of the server's page in a browser; Chromium has
 
 test-ray: install  ## the tests on a Ray cluster of this machine, which the others skip where ray is not installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[ray]" httpx psutil
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_ray_*.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_ray_*.py tests/test_containers.py
 
 # chromium and node of the system; runtimes and transformers.js by npm, none of whose scripts run.
 test-browser: install  ## exported files in OpenVINO, node, transformers.js and a headless browser

@@ -22,6 +22,13 @@ RULES = {
     "window-narrow": {"criterion": "window", "window_rule": "narrow", "window_range": 0.2},
 }  # every criterion, and the faces that some of them have
 JUDGED = [(problem, name) for name, rule in RULES.items() for problem in CRITERIA[rule["criterion"]].problem_types]
+
+
+def in_turn(*values) -> list[tuple]:
+    """Every rule with every problem, and with each one of these values, which have nothing to do with the rule."""
+    return [(*case, values[number % len(values)]) for number, case in enumerate(JUDGED)]
+
+
 BY_CERTAINTY = ("max_prob", "voting", "beem")  # their rows leave at tau or above, those of all others below
 COMPARING = ("divergence_v1", "divergence_v2", "divergence_v3", "patience", "dge")  # mute at the first exit
 OF_SEVERAL_EXITS = ("max_prob", "pcee-run", "pcee-all", "voting")  # what their answers are made of
@@ -350,8 +357,7 @@ def compare_with_replay(
     return left
 
 
-@pytest.mark.parametrize("family", ["albert", "bert"])
-@pytest.mark.parametrize("problem_type, name", JUDGED)
+@pytest.mark.parametrize("problem_type, name, family", in_turn("albert", "bert"))
 @torch.no_grad()
 def test_online_equals_replay(name, problem_type, family):
     model, batch = model_with_varied_rows(family, name, problem_type), tiny_batch(40)

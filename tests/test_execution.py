@@ -72,7 +72,7 @@ def evidences(draw, problem_type: str) -> Evidence:
 
 @pytest.mark.parametrize(("problem_type", "name"), JUDGED)
 def test_no_row_ever_does_what_it_has_no_chance_of(problem_type, name):
-    @settings(max_examples=25, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=12, deadline=None, derandomize=True, database=None)
     @given(policies(name), evidences(problem_type))
     def holds(policy: ExitPolicy, evidence: Evidence) -> None:
         state = start(ROWS, 3, policy, EXITS, problem_type, torch.device("cpu"))

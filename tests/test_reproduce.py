@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def test_our_parameter_counts_are_those_of_table_2(study):
 
 
 def test_tables_and_figures_share_their_trainings(study, monkeypatch):
+    study = replace(study, seeds=study.seeds[:1])
     done = dict(reproduce(["table4", "table5", "figure4"], study))
     assert [row[0] for row in cells(done["table4"])] == ["attention", "ffn", "sequential"]
     assert [row[0] for row in cells(done["table5"])] == list(RULES)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from test_criteria_promises import JUDGED, RULES, generous, setting
 from test_criteria_promises import OUTPUTS as LABELS
+from test_criteria_promises import RULES, generous, in_turn, setting
 from test_threads import inside
 from test_threads import same as unchanged
 from test_token_first import EAGER, PLAIN, alone, counted, executed, same
@@ -137,8 +137,7 @@ def emitting(name: str) -> dict[str, bool]:
     return {needed: True, "lte_shared": False} if needed else {}
 
 
-@pytest.mark.parametrize("model_name", ["albert, cls", "bert"])
-@pytest.mark.parametrize(("problem", "name"), JUDGED)
+@pytest.mark.parametrize(("problem", "name", "model_name"), in_turn("albert, cls", "bert"))
 def test_a_stream_follows_every_rule(problem, name, model_name):
     model = served(model_name, problem, **emitting(name))
     evidence = evidence_of(model_name, problem, **emitting(name))
