@@ -93,7 +93,7 @@ KINDS = (wrong_types, deep, nul_and_surrogates, broken_chunks, no_http, lies_abo
 def send(address: str, data: bytes, hurry: bool = False) -> tuple[int, bytes]:
     """The status of an answer, and its body. In a hurry the connection is dropped before it comes."""
     host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=300) as connection:
         try:
             connection.sendall(data)
             if hurry:
@@ -115,7 +115,15 @@ def slow(address: str) -> None:
             time.sleep(0.002)
 
 
-def attack(address: str, requests: int, seed: int = 0, workers: int = 4) -> Counter:
+def same(found: tuple[int, bytes], expected: tuple[int, bytes]) -> bool:
+    """Whether two answers are alike: status, labels and, to the rounding of other batches, scores."""
+    if found[0] != expected[0] or found[0] != 200:
+        return found == expected
+    pairs = list(zip(json.loads(found[1]), json.loads(expected[1]), strict=True))
+    return all(one["label"] == other["label"] and abs(one["score"] - other["score"]) < 1e-5 for one, other in pairs)
+
+
+def attack(address: str, requests: int, seed: int = 0, workers: int = 32) -> Counter:
     """Send so many requests, good ones among them; the statuses by kind. Raises where one is answered wrongly."""
     good = request(json.dumps({"inputs": TEXT}).encode())
     expected = send(address, good)
@@ -125,7 +133,7 @@ def attack(address: str, requests: int, seed: int = 0, workers: int = 4) -> Coun
         drawn = random.Random(f"{seed}/{number}")
         if number % 10 == 0:
             found = send(address, good)
-            assert found == expected, (number, found)
+            assert same(found, expected), (number, found, expected)
             return "good", found[0]
         if number % 500 == 1:
             kind = ten_megabytes

@@ -12,10 +12,12 @@ import sys
 import tempfile
 import threading
 import time
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -77,6 +79,45 @@ class Server:
         """End it as an operator would."""
         self.process.terminate()
         self.process.wait(40)
+
+
+# ---- what scripts share ----------------------------------------------------------------------------------------------
+
+
+def add_inputs(parser: ArgumentParser) -> None:
+    """A model, the classifier that it was made from, texts, cores, and where the exported file is kept."""
+    from pfberxit.options import add_text_columns
+
+    parser.add_argument("model", help="folder of a retrofitted model with certified points")
+    parser.add_argument("stock", help="the stock classifier that it was made from")
+    parser.add_argument("dataset", metavar="DATA", help="texts that are asked, as `pfberxit predict` takes them")
+    parser.add_argument("--config")
+    parser.add_argument("--split")
+    add_text_columns(parser, label=False)
+    parser.add_argument("--cores", nargs=2, type=int, default=[0, 1], help="of servers, and of the load (default: 0 1)")
+    parser.add_argument(
+        "--files", default="under_load.files", help="folder that keeps what was made (default: %(default)s)"
+    )
+
+
+def texts_of(options: Namespace) -> tuple[list, Any]:
+    """The texts, as requests send them, and as `load_texts` gives them."""
+    from modeling_pfberxit.data.texts import load_texts
+    from modeling_pfberxit.serving.forecast import asked_of
+
+    found = load_texts(options.dataset, options.config, **options.columns, split=options.split)
+    return asked_of(found.rows, found.names), found
+
+
+def exported(model: str, folder: Path) -> str:
+    """The model as an ONNX file in a folder; one that is there is taken."""
+    from modeling_pfberxit.evaluation.saved_model import load_model
+    from modeling_pfberxit.export.files import export_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (file := folder / "model.onnx").exists():
+        export_file(*load_model(model, "cpu"), str(file), None)
+    return str(file)
 
 
 # ---- in its process --------------------------------------------------------------------------------------------------

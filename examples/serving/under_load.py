@@ -1,239 +1,227 @@
 """A served model under load on loopback, beside its stock classifier behind the same server, each side on a core.
 
-    python examples/serving/under_load.py faster my-classifier nyu-mll/glue --config sst2 --split validation
+    python examples/serving/under_load.py faster my-classifier texts.csv --text text --minutes 4
 
 `faster` is a folder that `pfberxit retrofit my-classifier` made, with certified points. Servers: the stock classifier
 in `transformers` and in ONNX Runtime, ours at its most careful certified point in PyTorch and in its ONNX file, and
-both with the controller (`pfberxit serve --differ`). Parts, each for every server in turn:
+both with the controller (`pfberxit serve --differ`). Parts:
 
-1. the highest steady rate at which p99 stays under 200 ms (the stock classifier's is its capacity);
-2. quiet: a quarter of that capacity;  3. steady: 60 % of it, repeated, the median is told;
-4. bursts: three times the quiet rate for 30 s, and three times the 60 % (`heavy`), with and without the controller.
+1. `carries`: the highest steady rate at which p99 stays under 200 ms (the stock classifier's is its capacity);
+2. `steady`: 60 % of it, `--repeats` times;  3. `quiet`: a quarter of it;
+4. `burst`: three times the quiet rate for 30 s; `heavy`: three times the 60 %; with and without the controller.
 
-The same traffic is simulated for ours in PyTorch. Numbers go to under_load.json and .md, latencies in bursts to .png.
+Each measurement is kept in `--files` as soon as it is done; where the minutes are over the script ends, and the next
+call goes on. Ours in PyTorch is simulated under the same traffic; numbers of what there is go to under_load.json and
+.md in `--output`, latencies in bursts to .png.
 """
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
-from urllib.error import URLError
-from urllib.request import urlopen
+from typing import Any
 
-FIRST_PORT = 8560
-OURS, FILE, STEERED, FILE_STEERED = "ours", "ours, ONNX", "ours, controller", "ours, ONNX, controller"
-RIVALS = {"stock transformers": "torch", "ONNX Runtime, full depth": "onnxruntime"}
-PLAIN = [*RIVALS, OURS, FILE]
-FIXED_AND_STEERED = {OURS: STEERED, FILE: FILE_STEERED}
+import numpy as np
+from servers import OURS, RIVALS, STOCK, Server, add_inputs, exported, texts_of
+
+PORT, STARTING, EDGE = 8560, 20.0, 5.0  # seconds: until a server is warm; before and behind a burst
+FILE, STEERED, FILE_STEERED = "ours, ONNX", "ours, controller", "ours, ONNX, controller"
+SERVERS = {
+    "carries": (*RIVALS, OURS, FILE), "steady": (*RIVALS, OURS, FILE), "quiet": (OURS, STEERED, FILE, FILE_STEERED),
+    "burst": (OURS, STEERED, FILE, FILE_STEERED), "heavy": (OURS, STEERED, FILE, FILE_STEERED),
+}  # fmt: skip
 
 
 def arguments() -> Namespace:
-    from pfberxit.options import add_text_columns
-
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder of a retrofitted model with certified points")
-    parser.add_argument("stock", help="the stock classifier that it was made from")
-    parser.add_argument("dataset", metavar="DATA", help="texts that are asked, as `pfberxit predict` takes them")
-    parser.add_argument("--config")
-    parser.add_argument("--split")
-    add_text_columns(parser, label=False)
+    add_inputs(parser)
     parser.add_argument("--policy", help="the point of ours without a controller (default: the most careful certified)")
     parser.add_argument("--differ", type=float, default=0.05, help="the controller's floor (default: %(default)s)")
-    parser.add_argument("--cores", nargs=2, type=int, default=[0, 1], help="of servers, and of the load (default: 0 1)")
-    parser.add_argument("--probes", type=int, default=4, help="rates tried for the capacity (default: %(default)s)")
-    parser.add_argument("--probe", type=float, default=5.0, help="seconds of each (default: %(default)s)")
-    parser.add_argument("--quiet", type=float, default=12.0, help="seconds (default: %(default)s)")
-    parser.add_argument("--steady", type=float, default=30.0, help="seconds (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=2, help="of the steady part (default: %(default)s)")
-    parser.add_argument(
-        "--burst", type=float, default=30.0, help="seconds, 5 s before and behind (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=12.0, help="refuse to run longer, about (default: %(default)s)"
-    )
+    for name, default, what in (
+        ("--probe", 4.0, "seconds of each rate that is tried"), ("--burst", 30.0, "seconds of a burst"),
+        ("--minutes", 4.0, "after which no measurement is begun that would take longer"),
+    ):  # fmt: skip
+        parser.add_argument(name, type=float, default=default, help=f"{what} (default: %(default)s)")
+    for name, number, what in (
+        ("--probes", 5, "rates tried for the capacity"), ("--requests", 2000, "of a steady or quiet run"),
+        ("--repeats", 3, "of the steady part"),
+    ):  # fmt: skip
+        parser.add_argument(name, type=int, default=number, help=f"{what} (default: %(default)s)")
     parser.add_argument("--output", default="under_load", help="folder (default: %(default)s)")
     return parser.parse_args()
 
 
-# ---- servers ---------------------------------------------------------------------------------------------------------
+# ---- what is measured ------------------------------------------------------------------------------------------------
 
 
-def serve(kind: str, model: str, port: str, core: str, *options: str) -> None:
-    """In a process of its own: one server on one core."""
-    from modeling_pfberxit.serving.load import pin
+class Kept:
+    """Measurements by part, server and number, each in a file of its own."""
 
-    pin(int(core))
-    import torch
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
 
-    torch.set_num_threads(1)
-    if kind in RIVALS.values():
-        from modeling_pfberxit.serving.rivals import FullDepth
-        from modeling_pfberxit.serving.start import Loading, Place, Rule, make_service, server_of
+    def path(self, part: str, server: str, number: int = 0) -> Path:
+        """Where one is."""
+        return self.folder / f"{part}-{server.replace(', ', '-').replace(' ', '-')}-{number}.npz"
 
-        service = make_service(FullDepth(model, kind), Rule(), Loading(), {})
-        return server_of(service, Place(port=int(port))).run()
-    from pfberxit.cli import main
+    def put(self, run: Any, late: float, *key: Any) -> None:
+        """Keep a run."""
+        np.savez(self.path(*key), late=late, **{**vars(run), "rungs": run.rungs.astype(str)})
 
-    return main(["serve", model, "--port", port, "--threads", "1", *options])
+    def run(self, *key: Any) -> Any:
+        """Read one back."""
+        from modeling_pfberxit.serving.traffic import Run
 
+        found = dict(np.load(self.path(*key)))
+        self.late = float(found.pop("late"))
+        return Run(**{name: value if value.ndim else float(value) for name, value in found.items()})
 
-class Server:
-    """A server in a process of its own, and what it has cost."""
-
-    def __init__(self, kind: str, model: str, port: int, core: int, *options: str) -> None:
-        import psutil
-
-        command = [sys.executable, __file__, "serve", kind, model, str(port), str(core), *options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.log = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=subprocess.STDOUT)
-        self.url, self.usage = f"http://127.0.0.1:{port}", psutil.Process(self.process.pid)
-
-    def wait(self, seconds: float = 180.0) -> None:
-        """Until it is warm."""
-        end = time.monotonic() + seconds
-        while True:
-            try:
-                with urlopen(f"{self.url}/health", timeout=2):
-                    return
-            except (URLError, OSError):
-                if self.process.poll() is not None or time.monotonic() > end:
-                    self.log.seek(0)
-                    self.process.kill()
-                    raise RuntimeError(f"it did not start\n{self.log.read().decode()[-500:]}") from None
-                time.sleep(0.2)
-
-    @property
-    def cpu(self) -> float:
-        """Seconds it has computed."""
-        times = self.usage.cpu_times()
-        return times.user + times.system
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(40)
-
-
-def servers(options: Namespace, policy: str, file: str) -> dict[str, Server]:
-    """All of them, on one core; those that are not asked do nothing."""
-    core, floor = options.cores[0], ["--differ", str(options.differ)]
-    cases = {name: (kind, options.stock, []) for name, kind in RIVALS.items()}
-    cases |= {OURS: ("ours", options.model, ["--policy", policy]), FILE: ("ours", file, ["--policy", policy])}
-    cases |= {STEERED: ("ours", options.model, floor), FILE_STEERED: ("ours", file, floor)}
-    found = {}
-    for number, (name, (kind, model, more)) in enumerate(cases.items()):
-        server = Server(kind, model, FIRST_PORT + number, core, *more)
-        try:
-            server.wait()
-        except RuntimeError as error:
-            print(f"{name} is left out: {error}", flush=True)
-        else:
-            found[name] = server
-            print(f"{name}: warm", flush=True)
-    return found
-
-
-# ---- load ------------------------------------------------------------------------------------------------------------
+    def carries(self, server: str, save: float | None = None) -> float:
+        """What a server carries, requests a second; NaN: not measured yet."""
+        path = self.path("carries", server).with_suffix(".json")
+        if save is not None:
+            path.write_text(json.dumps(save), encoding="utf-8")
+        return float(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else np.nan
 
 
 class Load:
-    """Sends traces to servers, and keeps what came of each."""
+    """Sends traffic to one server at a time, which is started when it is first asked."""
 
-    def __init__(self, found: dict[str, Server], texts: list, answers: list[str]) -> None:
-        self.servers, self.texts, self.answers, self.runs, self.latest = found, texts, answers, {}, 0.0
+    def __init__(self, options: Namespace, cases: dict[str, tuple], texts: list, answers: list[str]) -> None:
+        self.options, self.cases, self.texts, self.answers = options, cases, texts, answers
+        self.name, self.server = "", None
+        self.end = time.monotonic() + 60 * options.minutes
 
-    def send(self, name: str, trace, rate: float, seed: int = 0, requests: int | None = None):
-        """A trace at a usual rate, to one server; of `requests` at once where a number is given."""
-        import numpy as np
+    def has_time(self, name: str, seconds: float) -> bool:
+        """Whether a measurement of so many seconds would end in time."""
+        return time.monotonic() + seconds + (0.0 if name == self.name else STARTING) < self.end
 
+    def send(self, name: str, arrivals: np.ndarray, seconds: float, seed: int = 0) -> Any:
+        """What became of requests at these moments, and the CPU seconds that it took."""
         from modeling_pfberxit.serving.forecast import drawn
         from modeling_pfberxit.serving.load import send
 
-        server = self.servers[name]
-        arrivals = np.zeros(requests) if requests else trace.arrivals(rate, seed=seed)
+        server = self.started(name)
         before = server.cpu
         sent = send(
-            server.url, self.texts, drawn(len(self.texts), len(arrivals), seed), arrivals, trace.seconds, self.answers
+            server.url, self.texts, drawn(len(self.texts), len(arrivals), seed), arrivals, seconds, self.answers
         )
         sent.run.busy = server.cpu - before
-        self.latest = max(self.latest, sent.late)
-        return sent.run
+        return sent
 
-    def carries(self, name: str, options: Namespace) -> float:
-        """The highest of some steady rates, halved until one is, at which p99 is under 200 ms; 0: none was."""
-        import numpy as np
+    def started(self, name: str) -> Server:
+        """A server that is warm; the one before it is stopped."""
+        if name != self.name:
+            self.stop()
+            number = list(self.cases).index(name)
+            kind, model, *more = self.cases[name]
+            self.name, self.server = name, Server(kind, model, PORT + number, self.options.cores[0], *more)
+            self.server.wait()
+            self.send(name, np.arange(40) * 0.05, 2.0)  # caches are warm
+        return self.server  # type: ignore[return-value]
 
+    def stop(self) -> None:
+        """End the server that runs."""
+        if self.server is not None:
+            self.server.stop()
+        self.name, self.server = "", None
+
+    def carries(self, name: str) -> float:
+        """The highest of some steady rates at which p99 is under 200 ms; 0: none was."""
         from modeling_pfberxit.serving.traces import steady
         from modeling_pfberxit.serving.traffic import Outcome
 
-        crowd = self.send(name, steady(1.0), 0.0, requests=160)
+        crowd = self.send(name, np.zeros(160), 1.0).run
         rate = 0.75 * 160 / np.nanmax(crowd.latency)
         low, high = 0.0, 1.5 * rate
-        for number in range(options.probes):
-            found = Outcome.of(self.send(name, steady(options.probe), rate, seed=number))
+        for number in range(self.options.probes):
+            trace = steady(self.options.probe)
+            found = Outcome.of(self.send(name, trace.arrivals(rate, seed=number), trace.seconds, number).run)
             low, high = (rate, high) if found.p99 <= 200 and not found.refused else (low, rate)
             rate = (low + high) / 2
         return float(low)
 
 
-def middle(outcomes: list):
-    """The median of every number of repeated runs."""
-    kind = type(outcomes[0])
-    return kind(**{each.name: median(getattr(one, each.name) for one in outcomes) for each in fields(kind)})
+def traffic(part: str, capacity: float, options: Namespace) -> tuple[Any, float]:
+    """A part's trace, and its usual requests a second."""
+    from modeling_pfberxit.serving.traces import burst, steady
+
+    rate = capacity * (0.25 if part in ("quiet", "burst") else 0.6)
+    if part in ("quiet", "steady"):
+        return steady(options.requests / rate), rate
+    return burst(options.burst + 2 * EDGE, options.burst), rate
 
 
-def capacities(load: Load, options: Namespace) -> dict[str, float]:
-    """What every server without a controller carries, the stock classifier first."""
-    carried = {}
-    for name in (name for name in PLAIN if name in load.servers):
-        carried[name] = load.carries(name, options)
-        print(f"{name} carries {carried[name]:.1f} requests/s", flush=True)
-        if not any(carried.values()):
-            raise SystemExit(
-                f"{name} was in time at none of the rates tried: more --probes, or fewer others on its core"
-            )
-    return carried
+def measure(load: Load, kept: Kept, options: Namespace) -> bool:
+    """Measure what is missing, server by server, as long as there is time; whether all is there."""
+    order = [STOCK, *(name for name in load.cases if name != STOCK)]
+    for name in order:
+        if name in SERVERS["carries"] and np.isnan(kept.carries(name)):
+            if not load.has_time(name, options.probes * (options.probe + 2) + 5):
+                return False
+            print(f"{name} carries {kept.carries(name, load.carries(name)):.1f} requests/s", flush=True)
+        for part, number in (("steady", n) for n in range(options.repeats)):
+            if not take(load, kept, options, part, name, number):
+                return False
+        for part in ("quiet", "burst", "heavy"):
+            if not take(load, kept, options, part, name, 0):
+                return False
+    return True
 
 
-def measured(load: Load, simulated, options: Namespace, capacity: float, found: dict) -> None:
-    """All other parts, in turn, into `found`: (part, server) -> outcome."""
-    from modeling_pfberxit.serving.traces import Trace, burst, steady
-    from modeling_pfberxit.serving.traffic import Outcome
-
-    def take(part: str, name: str, trace: Trace, rate: float, repeats: int = 1) -> None:
-        runs = [load.send(name, trace, rate, seed) for seed in range(repeats)]
-        expected = [simulated(name, trace, rate, seed) for seed in range(repeats)] if name in (OURS, STEERED) else []
-        if part in ("burst", "heavy"):  # the outcome of the burst itself
-            load.runs[part, name] = runs[0], *expected
-            runs, expected = ([run.between(5, 5 + options.burst) for run in each] for each in (runs, expected))
-        found[part, name] = middle([Outcome.of(run) for run in runs])
-        if expected:
-            found[part, f"{name}, simulated"] = middle([Outcome.of(run) for run in expected])
-        print(f"{part}, {name}: p50 {found[part, name].p50:.0f} ms, p99 {found[part, name].p99:.0f} ms", flush=True)
-
-    plain = [name for name in PLAIN if name in load.servers]
-    for name in load.servers:
-        take("quiet", name, steady(options.quiet), 0.25 * capacity)
-    for name in plain:
-        take("steady", name, steady(options.steady), 0.6 * capacity, options.repeats)
-    trace = burst(options.burst + 10, options.burst)
-    for name in (each for pair in FIXED_AND_STEERED.items() for each in pair):
-        if name in load.servers:
-            take("burst", name, trace, 0.25 * capacity)
-    for name in (OURS, STEERED):
-        take("heavy", name, trace, 0.6 * capacity)
+def take(load: Load, kept: Kept, options: Namespace, part: str, name: str, number: int) -> bool:
+    """Measure one part of a server, unless it was or is not asked for; False: there is no time left."""
+    if name not in SERVERS[part] or kept.path(part, name, number).exists():
+        return True
+    trace, rate = traffic(part, kept.carries(STOCK), options)
+    if not load.has_time(name, trace.seconds + 5):
+        return False
+    sent = load.send(name, trace.arrivals(rate, seed=number), trace.seconds, number)
+    kept.put(sent.run, sent.late, part, name, number)
+    told = (
+        f"p99 {1000 * np.nanquantile(sent.run.latency, 0.99):.0f} ms, {1000 * sent.run.busy / len(sent.beside):.2f} ms"
+    )
+    print(f"{part}, {name}: {dict(sent.statuses)}, {told} of CPU, late {1000 * sent.late:.0f} ms", flush=True)
+    return True
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 
-def save(folder: Path, carried: dict, found: dict, load: Load, about: dict) -> str:
+def results(kept: Kept, simulated: Callable, options: Namespace) -> tuple[dict, dict]:
+    """Outcomes by part and server, medians of repeated runs, the simulated beside; and the runs of bursts."""
+    from modeling_pfberxit.serving.traffic import Outcome
+
+    found, bursts, late = {}, {}, 0.0
+    for part, names in list(SERVERS.items())[1:]:
+        for name in names:
+            trace, rate = traffic(part, kept.carries(STOCK), options)
+            numbers = [n for n in range(options.repeats) if kept.path(part, name, n).exists()]
+            if not numbers:
+                continue
+            runs = {name: [kept.run(part, name, number) for number in numbers]}
+            late = max(late, kept.late)
+            if name in (OURS, STEERED):
+                runs[f"{name}, simulated"] = [simulated(name, trace, rate, number) for number in numbers]
+            if part in ("burst", "heavy"):
+                bursts[part, name] = [each[0] for each in runs.values()]
+                runs = {each: [run.between(EDGE, EDGE + options.burst) for run in some] for each, some in runs.items()}
+            for each, some in runs.items():
+                found[part, each] = middle([Outcome.of(run) for run in some])
+    print(f"the generator was {1000 * late:.0f} ms late at most")
+    return found, bursts
+
+
+def middle(outcomes: list) -> Any:
+    """The median of every number of repeated runs."""
+    kind = type(outcomes[0])
+    return kind(**{each.name: median(getattr(one, each.name) for one in outcomes) for each in fields(kind)})
+
+
+def save(folder: Path, carried: dict, found: dict, bursts: dict, about: dict) -> str:
     """Write json, md and png; the tables."""
     from modeling_pfberxit.evaluation.plots import COLOURS, finish_panels, panels_of
     from modeling_pfberxit.evaluation.tables import table
@@ -246,8 +234,10 @@ def save(folder: Path, carried: dict, found: dict, load: Load, about: dict) -> s
     rates = table(["server", "requests/s at p99 < 200 ms"], [[name, f"{rate:.1f}"] for name, rate in carried.items()])
     text = f"{rates}\n\n{as_markdown(found, ['part', 'server'])}\n"
     (folder / "under_load.md").write_text(text, encoding="utf-8")
-    figure, panels = panels_of([f"{part}: {name}" for part, name in load.runs], (10, 6), 3, sharey=True)
-    for axes, runs in zip(panels, load.runs.values()):
+    if not bursts:
+        return text
+    figure, panels = panels_of([f"{part}: {name}" for part, name in bursts], (10, 6), 4, sharey=True)
+    for axes, runs in zip(panels, bursts.values()):
         for run, colour in zip(runs, COLOURS):
             axes.plot(run.arrivals, 1000 * run.latency, ".", ms=2, color=colour)
         axes.set_yscale("log")
@@ -255,61 +245,52 @@ def save(folder: Path, carried: dict, found: dict, load: Load, about: dict) -> s
     return text
 
 
-def planned(options: Namespace) -> float:
-    """About how many minutes it all takes."""
-    load = len(PLAIN) * (options.probes * options.probe + 3) + 6 * options.quiet
-    load += len(PLAIN) * options.repeats * options.steady + 6 * (options.burst + 10)
-    return (load + 60) / 60
-
-
 def main() -> None:
     options = arguments()
-    if planned(options) > options.minutes:
-        raise SystemExit(f"This would take about {planned(options):.1f} minutes; --minutes allows {options.minutes:g}.")
-    import numpy as np
     import torch
 
-    from modeling_pfberxit.data.texts import load_texts
-    from modeling_pfberxit.export.files import export_file
     from modeling_pfberxit.serving.controller import Controller, Fixed
-    from modeling_pfberxit.serving.forecast import Known, asked_of
+    from modeling_pfberxit.serving.forecast import Known, load_times, save_times
     from modeling_pfberxit.serving.load import pin, request_seconds
     from modeling_pfberxit.serving.simulator import Simulator
 
     pin(options.cores[1])
     torch.set_num_threads(1)
-    texts = load_texts(options.dataset, options.config, **options.columns, split=options.split)
-    known = Known(options.model)
-    forecast, times = known.forecast(texts.rows, texts.names), known.times(asked_of(texts.rows, texts.names), 5)
-    ladder, answers = forecast.ladder, forecast.compared()
-    policy = options.policy or ladder[min(1, len(ladder) - 1)].name
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        export_file(known.model, known.tokenizer, str(file), policy)
-        running = servers(options, policy, str(file))
-        try:
-            load = Load(running, asked_of(texts.rows, texts.names), answers)
-            beside = request_seconds(running[OURS].url, load.texts)
+    kept, file = Kept(options.files), exported(options.model, Path(options.files))
+    (texts, found), known = texts_of(options), Known(options.model)
+    forecast = known.forecast(found.rows, found.names)
+    policy = options.policy or forecast.ladder[min(1, len(forecast.ladder) - 1)].name
+    fixed, floor = ["--policy", policy], ["--differ", str(options.differ)]
+    cases: dict[str, tuple] = {name: (kind, options.stock) for name, kind in RIVALS.items()}
+    cases |= {OURS: (OURS, options.model, *fixed), STEERED: (OURS, options.model, *floor)}
+    cases |= {FILE: (OURS, file, *fixed), FILE_STEERED: (OURS, file, *floor)}
+    load = Load(options, cases, texts, forecast.compared())
+    try:
+        if not (timed := kept.folder / "times.json").exists():
+            beside = request_seconds(load.started(OURS).url, texts)
+            save_times(known.times(texts), timed, {"request": beside})
+        if not measure(load, kept, options):
+            print("The minutes are over: call again for what is missing.", flush=True)
+    finally:
+        load.stop()
+    beside = json.loads(timed.read_text(encoding="utf-8"))["request"]
 
-            def simulated(name: str, trace, rate: float, seed: int):
-                steer = Fixed(ladder, policy) if name == OURS else Controller(ladder, options.differ)
-                simulator = Simulator(forecast.texts, times, request=beside, seed=seed)
-                return simulator.run(trace.arrivals(rate, seed=seed), trace.seconds, [steer])
+    def simulated(name: str, trace: Any, rate: float, seed: int) -> Any:
+        """The same traffic, simulated."""
+        steer = Fixed(forecast.ladder, policy) if name == OURS else Controller(forecast.ladder, options.differ)
+        simulator = Simulator(forecast.texts, load_times(timed), request=beside, seed=seed)
+        return simulator.run(trace.arrivals(rate, seed=seed), trace.seconds, [steer])
 
-            found: dict = {}
-            carried = capacities(load, options)
-            measured(load, simulated, options, next(iter(carried.values())), found)
-        finally:
-            for server in running.values():
-                server.stop()
-    asked = {name: value for name, value in vars(options).items() if name not in ("columns", "output")}
+    outcomes, bursts = results(kept, simulated, options)
+    asked = {name: value for name, value in vars(options).items() if name not in ("columns", "output", "files")}
     about = {
         **asked, **{name: Path(asked[name]).name for name in ("model", "stock", "dataset")}, "policy": policy,
-        "texts": len(texts.rows), "mean_tokens": float(np.mean(forecast.texts.lengths)), "times": asdict(times),
-        "request_seconds": beside, "generator_late_ms": 1000 * load.latest, "torch": torch.__version__,
+        "texts": len(texts), "mean_tokens": float(np.mean(forecast.texts.lengths)), "request_seconds": beside,
+        "times": asdict(load_times(timed)), "torch": torch.__version__,
     }  # fmt: skip
-    print("\n" + save(Path(options.output), carried, found, load, about))
+    carried = {name: rate for name in SERVERS["carries"] if not np.isnan(rate := kept.carries(name))}
+    print("\n" + save(Path(options.output), carried, outcomes, bursts, about))
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[2:]) if sys.argv[1:2] == ["serve"] else main()
+    main()

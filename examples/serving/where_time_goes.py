@@ -8,49 +8,33 @@ the functions that `servers.count_parts` names. `rest` is what is left of a thre
 """
 
 import json
-import tempfile
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from servers import OURS, RIVALS, STOCK, Server
+from servers import OURS, RIVALS, STOCK, Server, add_inputs, exported, texts_of
 
 PORT = 8580
 RESTS = {"MainThread": "event loop, routing, sockets", "engine": "engine: waiting and waking"}
 
 
 def arguments() -> Namespace:
-    from pfberxit.options import add_text_columns
-
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder of a retrofitted model with certified points")
-    parser.add_argument("stock", help="the stock classifier that it was made from")
-    parser.add_argument("dataset", metavar="DATA", help="texts that are asked, as `pfberxit predict` takes them")
-    parser.add_argument("--config")
-    parser.add_argument("--split")
-    add_text_columns(parser, label=False)
+    add_inputs(parser)
     parser.add_argument(
         "--policies", nargs="+", default=["certified-1%"], help="points of ours (default: certified-1%%)"
     )
     parser.add_argument("--rate", type=float, default=25.0, help="requests a second (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=500, help="(default: %(default)s)")
-    parser.add_argument("--cores", nargs=2, type=int, default=[0, 1], help="of servers, and of the load (default: 0 1)")
     parser.add_argument("--output", help="a file for the numbers, JSON")
     return parser.parse_args()
 
 
-def cases(options: Namespace, folder: Path) -> dict[str, tuple]:
+def cases(options: Namespace, file: str) -> dict[str, tuple]:
     """The servers by name: kind, model, further options."""
-    from modeling_pfberxit.evaluation.saved_model import load_model
-    from modeling_pfberxit.export.files import export_file
-
-    model, tokenizer = load_model(options.model, "cpu")
     found: dict[str, tuple] = {name: (kind, options.stock) for name, kind in RIVALS.items()}
     for policy in options.policies:
-        file = folder / policy / "model.onnx"
-        file.parent.mkdir()
-        export_file(model, tokenizer, str(file), policy)
         found[f"ours, {policy}"] = OURS, options.model, "--policy", policy
-        found[f"ours, ONNX, {policy}"] = OURS, str(file), "--policy", policy
+        found[f"ours, ONNX, {policy}"] = OURS, file, "--policy", policy
     return found
 
 
@@ -76,26 +60,20 @@ def parts_of(server: Server, texts: list, options: Namespace) -> dict[str, float
 
 def main() -> None:
     options = arguments()
-    import torch
-
-    from modeling_pfberxit.data.texts import load_texts
     from modeling_pfberxit.evaluation.tables import table
-    from modeling_pfberxit.serving.forecast import asked_of
     from modeling_pfberxit.serving.load import pin
 
     pin(options.cores[1])
-    torch.set_num_threads(1)
-    rows = load_texts(options.dataset, options.config, **options.columns, split=options.split)
-    texts, found = asked_of(rows.rows, rows.names), dict[str, dict[str, float]]()
-    with tempfile.TemporaryDirectory() as folder:
-        for number, (name, (kind, model, *more)) in enumerate(cases(options, Path(folder)).items()):
-            server = Server(kind, model, PORT + number, options.cores[0], *more, parts=True)
-            try:
-                server.wait()
-                found[name] = parts_of(server, texts, options)
-            finally:
-                server.stop()
-            print(name, {part: round(ms, 2) for part, ms in found[name].items()}, flush=True)
+    (texts, _), found = texts_of(options), dict[str, dict[str, float]]()
+    file = exported(options.model, Path(options.files))
+    for number, (name, (kind, model, *more)) in enumerate(cases(options, file).items()):
+        server = Server(kind, model, PORT + number, options.cores[0], *more, parts=True)
+        try:
+            server.wait()
+            found[name] = parts_of(server, texts, options)
+        finally:
+            server.stop()
+        print(name, {part: round(ms, 2) for part, ms in found[name].items()}, flush=True)
     order = [part for each in found.values() for part in each if part != "all"]
     cells = [
         [part, *(f"{each.get(part, 0.0):.2f}" for each in found.values())] for part in dict.fromkeys([*order, "all"])

@@ -204,7 +204,7 @@ def requested_policy(request: Any, config: Any) -> ExitPolicy:
         return operating_point(request, config)
     # Remote code has an ExitPolicy class of its own; any of them will do.
     if is_dataclass(request) and not isinstance(request, type):
-        return ExitPolicy(**asdict(request))
+        return request if isinstance(request, ExitPolicy) else ExitPolicy(**asdict(request))
     if not isinstance(request, Mapping):
         refuse("exit_policy", request, "an ExitPolicy, a dict of its fields, or the name of an operating point")
     if unknown := sorted(set(request) - set(POLICY_CHECKS), key=str):
