@@ -1,6 +1,7 @@
 """`pfberxit certify`: how often answers may differ from full depth's, with a confidence, stored with the model."""
 
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,22 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the texts of every label must pass on their own as well; or those of these labels alone",
     )  # fmt: skip
     parser.add_argument(
-        "--claim", default="differ", help="what is counted: differ, flips (of several labels' decisions), or with "
-        "--label newly_wrong, accuracy_drop (default: %(default)s)",
+        "--claim", help="what is counted: differ, flips (of several labels' decisions), or with --label newly_wrong, "
+        "accuracy_drop (default: differ)",
     )  # fmt: skip
     add_policy(parser, "a rule, as JSON, whose threshold is to be chosen, or a whole setting (default: all rules)")
     add_execution(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of the split into texts to choose on and to certify on")
+    parser.add_argument("--seed", type=int, help="of the split into texts to choose on and to certify on")
     parser.add_argument("--output", metavar="FOLDER", help="store certificates in a copy of the model, made there")
     parser.add_argument("--check", action="store_true", help="look for evidence against certificates on new texts")
     parser.add_argument("--state", metavar="FILE", help="with --check: evidence so far, read and written")
+    parser.set_defaults(differ=None)  # to tell that it was given
 
 
 def run(
-    model: str, dataset: str, config: str | None, columns: dict[str, Any], split: str | None, differ: list[float],
-    confidence: float, tolerance: float | None, per_label: list[str] | None, claim: str, policy: str | None,
-    max_length: int | None, device: str | None, dtype: str | None, seed: int, output: str | None, check: bool,
-    state: str | None,
+    model: str, dataset: str, config: str | None, columns: dict[str, Any], split: str | None, confidence: float,
+    policy: str | None, max_length: int | None, device: str | None, dtype: str | None, output: str | None, check: bool,
+    state: str | None, **promised: Any,
 ) -> None:  # fmt: skip
     """Record the texts once, certify on those that chose nothing, and store what passed; or check what is stored."""
     from modeling_pfberxit.evaluation.certified_copy import check_place, local_folder
@@ -46,19 +47,22 @@ def run(
     check_place(model, output, check)
     if state is not None and not check:
         refuse("state", state, "given together with --check")
+    given = {name: value for name, value in promised.items() if value is not None}
+    if check and given:
+        refuse(*next(iter(given.items())), "left out with --check: a certificate says what it is about")
     loaded, tokenizer = load_model(model, device, dtype)
     asked = (local_folder(model), dataset, config, split, columns, loaded)
     read = tokens_read(loaded, tokenizer, max_length)
     if check:
         look(asked, tokenizer, read, policy, confidence, state)
     else:
-        options = {"tolerance": tolerance, "claim": claim, "per_label": per_label is not None and (per_label or True)}
-        promise(asked, tokenizer, read, policy, differ, confidence, seed, output, options)
+        promise(asked, tokenizer, read, policy, confidence, output, **given)
 
 
 def promise(
-    asked: Asked, tokenizer: Any, read: int, policy: str | None, differ: list[float], confidence: float, seed: int,
-    output: str | None, options: dict[str, Any],
+    asked: Asked, tokenizer: Any, read: int, policy: str | None, confidence: float, output: str | None,
+    differ: Sequence[float] = (0.01,), claim: str = "differ", per_label: list[str] | None = None, seed: int = 0,
+    tolerance: float | None = None,
 ) -> None:  # fmt: skip
     """Certify and store; print what is promised. Ends with an exit code of its own where no setting passes."""
     from modeling_pfberxit.evaluation import certified_copy, certifying, kept_pass
@@ -71,7 +75,7 @@ def promise(
     folder, *_, loaded = asked
     certifying.check_length(loaded.config.operating_points, differ, read)
     rule = certifying.policy_asked_for(asked_policy(policy), loaded.config)
-    texts = certifying.fresh_texts(*asked, labelled=needs_labels(options["claim"]))
+    texts = certifying.fresh_texts(*asked, labelled=needs_labels(claim))
     choosing = rule is None or not rule.is_active(problem_type_of(loaded.config))
     certifying.check_enough(texts, differ, confidence, choosing)
     say(texts, read)
@@ -79,6 +83,7 @@ def promise(
         print(f"{folder} does not say which texts trained it; none of these may be among them.", flush=True)
     parts, place = Path(output or folder) / certified_copy.PASS, output or folder
     kept = certifying.recorded_texts(loaded, tokenizer, texts, read, parts)
+    options = {"tolerance": tolerance, "claim": claim, "per_label": per_label is not None and (per_label or True)}
     made, numbers = certifying.certify_texts(kept, texts.numbers, differ, confidence, seed, policy=rule, **options)
     facts = {"max_length": read, "columns": list(texts.names), **certifying.origin(loaded)}
     with certified_copy.stored_in(folder, output) as draft:

@@ -380,6 +380,11 @@ def test_a_broken_certificate_is_called_broken_for_good(certified, folder, tmp_p
     [
         (["--check", "--max-length", "32"], "max_length=32: must be as certified-10% was certified, 16"),
         (["--differ", "0.2", "--max-length", "32"], "max_length=32: must be 16, as certified-10% was certified"),
+        (["--check", "--differ", "0.01"], "differ=.0.01.: must be left out with --check"),
+        (["--check", "--seed", "0"], "seed=0: must be left out with --check"),
+        (["--check", "--per-label"], "per_label=..: must be left out with --check"),
+        (["--check", "--claim", "flips"], "claim='flips': must be left out with --check"),
+        (["--check", "--tolerance", "0.1"], "tolerance=0.1: must be left out with --check"),
         (["--check", "--policy", "fast"], "policy='fast': must be one of the certificates"),
         (["--state", "x"], "state='x': must be given together with --check"),
     ],

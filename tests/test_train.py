@@ -2,6 +2,9 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +275,42 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(
     train(data, local_backbone, tmp_path / "cut", *asked, "--resume_from_checkpoint", "true")
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+KILLED = """
+import os, signal, sys
+from transformers import TrainerCallback
+from modeling_pfberxit.training import session
+from pfberxit.cli import main
+
+class Killed(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+new_trainer = session.new_trainer
+def with_end(*parts):
+    trainer = new_trainer(*parts)
+    trainer.add_callback(Killed())
+    return trainer
+session.new_trainer = with_end
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_was_killed_is_gone_on_with_by_another(data, local_backbone, tmp_path):
+    def command(output: str, *more: str) -> list[str]:
+        words = ["train", data, "--text", "message", "--label", "intent", "--backbone", local_backbone]
+        return [*words, "--output", str(tmp_path / output), "--num_train_epochs", "3", *QUICK, *more]
+
+    start = [sys.executable, "-m", "pfberxit"]
+    subprocess.run([*start, *command("whole")], check=True)
+    assert subprocess.run([sys.executable, "-c", KILLED, *command("cut")]).returncode == -signal.SIGKILL
+    assert not (tmp_path / "cut").exists()
+    subprocess.run([*start, *command("cut", *RESUME)], check=True)
+    whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
 
 
 def test_the_best_epoch_is_kept_and_a_run_without_progress_ends(data, local_backbone, tmp_path, monkeypatch):
