@@ -25,7 +25,7 @@ class Service:
 
     Args:
         readers: the thread that makes tokens of long texts, so that they hold up no other connection.
-        reading: texts that wait for it; they count as waiting for the engine.
+        reading: texts that wait for it or are with it; they count as waiting for the engine.
     """
 
     engine: Engine
@@ -104,11 +104,14 @@ class Service:
             raise Busy(self.engine.pace.retry_after(self.reading + self.engine.waiting))
         if not self.reading and sum(map(size_of, texts)) <= SHORT:
             return served.predictor.read(texts)
+        loop, reading = asyncio.get_running_loop(), self.readers.submit(served.predictor.read, texts)
         self.reading += len(texts)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.readers, served.predictor.read, texts)
-        finally:
-            self.reading -= len(texts)
+        reading.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(self.was_read, len(texts)))
+        return await asyncio.wrap_future(reading)
+
+    def was_read(self, texts: int) -> None:
+        """So many texts no longer keep the thread for them, also where nobody waited for them any more."""
+        self.reading -= texts
 
 
 def size_of(text: Text) -> int:
