@@ -195,7 +195,8 @@ def resolve_policy(request: Any, config: Any, exit_depths: list[int], problem_ty
 def check_abstains(policy: ExitPolicy, inherited: bool) -> None:
     """Refuse to abstain while early exit is off; only a config's answer may wait while its criterion is None."""
     if policy.answer == ABSTAIN and not (inherited and policy.criterion is None):
-        refuse("exit_answer", ABSTAIN, "label without a criterion or the threshold it needs: early exit is off")
+        allowed = "label without a criterion, or without the threshold it needs: early exit is off"
+        refuse("exit_answer", ABSTAIN, allowed)
 
 
 def requested_policy(request: Any, config: Any) -> ExitPolicy:
