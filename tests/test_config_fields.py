@@ -133,6 +133,7 @@ def test_names_of_labels_are_those_of_all_numbers_from_0_on_given_either_way_rou
     assert PFBerxitConfig.from_backbone(encoder, id2label={"1": "yes", "0": "no"}).id2label == {0: "no", 1: "yes"}
     for wrong, said in (
         ({"id2label": {1: "no", 2: "yes"}}, "id2label={1: 'no', 2: 'yes'}: must be the names of 0, 1, 2"),
+        ({"id2label": {}}, "id2label=.*: must be the names of 0, 1, 2"),
         ({"id2label": ["no", "yes"]}, "id2label=.'no', 'yes'.: must be the names of 0, 1, 2"),
         ({"label2id": {"no": 1, "yes": 2}}, "id2label=.*must be the names of 0, 1, 2"),
         ({"label2id": {"no": 0, "yes": 1}, "num_labels": 3}, "num_labels=3: must be 2, as many as there are names"),

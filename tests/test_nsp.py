@@ -45,7 +45,7 @@ def test_any_checkpoint_emits_it_when_it_is_asked_for(tmp_path):
     batch, policy = tiny_batch(6, seed=1), ExitPolicy("cap", threshold=0.2)
     tiny_model("bert", num_labels=3).save_pretrained(tmp_path)
     plain = PFBerxitForSequenceClassification.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="exit_criterion='cap': must be .*use_nsp=True"):
+    with pytest.raises(ValueError, match="exit_criterion='cap': must be .* or the model loaded with use_nsp=True"):
         plain(**batch, exit_policy=policy)
     model = PFBerxitForSequenceClassification.from_pretrained(tmp_path, use_nsp=True)
     read = []
@@ -56,9 +56,9 @@ def test_any_checkpoint_emits_it_when_it_is_asked_for(tmp_path):
     for number, classifier in enumerate(model.exits.classifiers):
         weight, bias = (part.detach().double().numpy() for part in (classifier.weight, classifier.bias))
         expected = by_scipy(read[number].detach().double().numpy(), weight, bias)
-        np.testing.assert_allclose(output.exit_nsp[:, number].detach(), expected, atol=1e-5)
+        np.testing.assert_allclose(output.exit_nsp[:, number], expected, atol=1e-5)
     record(model, [batch], progress=False).save(tmp_path / "kept.safetensors")
-    torch.testing.assert_close(Recording.load(tmp_path / "kept.safetensors").evidence.nsp, output.exit_nsp.detach())
+    torch.testing.assert_close(Recording.load(tmp_path / "kept.safetensors").evidence.nsp, output.exit_nsp)
 
 
 def test_with_a_weight_of_none_cap_is_the_odds_of_a_logit_of_zero():
@@ -68,3 +68,16 @@ def test_with_a_weight_of_none_cap_is_the_odds_of_a_logit_of_zero():
     tau = float(caps[:, 0].sort().values[4])
     layers = model(**tiny_batch(8), exit_policy=ExitPolicy("cap", threshold=tau, nsp_weight=0.0)).exit_layer
     assert layers.eq(1).tolist() == caps[:, 0].lt(tau).tolist() and 0 < int(layers.eq(1).sum()) < 8
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # asked for by PEFT
+def test_it_is_of_what_a_classifier_inside_peft_multiplies_by():
+    peft = pytest.importorskip("peft")
+    model, batch = tiny_model("bert", num_labels=3, use_nsp=True), tiny_batch(8)
+    before = model(**batch).exit_nsp
+    adapted = peft.LoraConfig(target_modules=r"exits\.classifiers\.\d+", init_lora_weights=False)
+    inside = peft.get_peft_model(model, adapted).eval()
+    nsp = inside(**batch).exit_nsp
+    merged = inside.merge_and_unload()(**batch).exit_nsp
+    torch.testing.assert_close(nsp, merged, atol=1e-5, rtol=0)
+    assert not torch.allclose(nsp, before, atol=1e-4) and not nsp.requires_grad

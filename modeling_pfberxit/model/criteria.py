@@ -307,7 +307,8 @@ def check_evidence(policy: PolicyFields, config: Any, problem_type: str) -> None
     needed, emitted = rule_of(policy).needs_evidence, [name for name in EMITTED_BY if getattr(config, name)]
     if needed and needed not in emitted:
         names = ", ".join(able(problem_type, emitted))
-        refuse("exit_criterion", policy.criterion, f"one of {names}, or the model trained with {needed}=True")
+        made = "loaded" if needed == "use_nsp" else "trained"  # NSP has no weights
+        refuse("exit_criterion", policy.criterion, f"one of {names}, or the model {made} with {needed}=True")
 
 
 def check_labels(policy: PolicyFields, problem_type: str) -> None:

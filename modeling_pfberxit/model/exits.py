@@ -292,7 +292,7 @@ class Exits(nn.Module):
         if len(self.prototypes):
             evidence = evidence._replace(distances=_head(self.prototypes, number)(pooled))
         if self.emits_nsp:
-            evidence = evidence._replace(nsp=null_share(pooled.detach(), classifier))
+            evidence = evidence._replace(nsp=null_share(pooled, classifier))
         return evidence
 
     def positions(self, number: int) -> int | None:

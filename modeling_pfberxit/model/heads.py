@@ -24,17 +24,29 @@ from transformers.activations import ACT2FN
 from .validation import refuse
 
 
-def null_share(read: Tensor, classifier: nn.Linear) -> Tensor:
+@torch.no_grad()
+def null_share(read: Tensor, classifier: nn.Module) -> Tensor:
     """NSP: how much of what a classifier reads no class of it sees, (B, width) -> (B,) in [0, 1].
 
     The length of the part in the null space of the weights over the whole length, where the zero point is moved to
     that of the logits. (He et al., IJCAI 2025; the pseudo-inverse also where classes have equal weights.)
     """
-    weight, inverse = classifier.weight.float(), torch.linalg.pinv(classifier.weight.float())  # (C, width), (width, C)
-    moved = read.float() + inverse @ classifier.bias.float()
+    weight, bias = products_of(classifier, read)  # (C, width), (C,)
+    inverse = torch.linalg.pinv(weight)  # (width, C)
+    moved = read.float() + inverse @ bias
     unseen = moved - moved @ weight.T @ inverse.T
     length = torch.linalg.vector_norm
     return (length(unseen, dim=-1) / length(moved, dim=-1)).clamp(max=1)
+
+
+def products_of(linear: nn.Module, read: Tensor) -> tuple[Tensor, Tensor]:
+    """What a linear layer multiplies by (C, width) and adds (C,), in fp32; `read` (B, width) has its inputs' dtype."""
+    if type(linear) is nn.Linear:
+        return linear.weight.float(), linear.bias.float()
+    # PEFT and quantisation put layers in its place whose `weight` is not, or not all, that they multiply by.
+    bias = linear(read.new_zeros(1, read.shape[-1])).float()
+    one_each = torch.eye(read.shape[-1], dtype=read.dtype, device=read.device)
+    return (linear(one_each).float() - bias).T, bias[0]
 
 
 # ---- poolings --------------------------------------------------------------------------------------------------------

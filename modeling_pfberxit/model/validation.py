@@ -215,7 +215,8 @@ def names_by_id(config: Any, num_labels: Any) -> dict[Any, Any] | None:
             refuse("num_labels", num_labels, f"{len(id2label)}, as many as there are names in label2id")
     if id2label is None:
         return None
-    if not isinstance(id2label, Mapping) or sorted(map(str, id2label)) != sorted(map(str, range(len(id2label)))):
+    numbers = sorted(map(str, range(len(id2label)))) if isinstance(id2label, Mapping) else []
+    if not numbers or sorted(map(str, id2label)) != numbers:
         refuse("id2label", id2label, "the names of 0, 1, 2 ... in a dict: {0: 'no', 1: 'yes'}")
     return dict(id2label)
 
