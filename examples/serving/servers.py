@@ -16,6 +16,7 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -109,13 +110,25 @@ def texts_of(options: Namespace) -> tuple[list, Any]:
     return asked_of(found.rows, found.names), found
 
 
-def exported(model: str, folder: Path) -> str:
-    """The model as an ONNX file in a folder; one that is there is taken."""
+def digest(*parts: Any) -> str:
+    """A name for a folder of what these gave: of folders all files count, of other things what they say."""
+    found = sha256()
+    for part in parts:
+        files = sorted(Path(part).glob("*.*")) if isinstance(part, str) and Path(part).is_dir() else []
+        for file in files:
+            found.update(file.name.encode() + file.read_bytes())
+        found.update(b"" if files else repr(part).encode())
+    return found.hexdigest()[:12]
+
+
+def exported(model: str, files: str) -> str:
+    """The model as an ONNX file in a folder of its own; one that is there is taken."""
     from modeling_pfberxit.evaluation.saved_model import load_model
     from modeling_pfberxit.export.files import export_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (file := folder / "model.onnx").exists():
+    file = Path(files) / digest(model) / "model.onnx"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
         export_file(*load_model(model, "cpu"), str(file), None)
     return str(file)
 

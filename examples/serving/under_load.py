@@ -11,8 +11,8 @@ both with the controller (`pfberxit serve --differ`). Parts:
 4. `burst`: three times the quiet rate for 30 s; `heavy`: three times the 60 %; with and without the controller.
 
 Each measurement is kept in `--files` as soon as it is done; where the minutes are over the script ends, and the next
-call goes on. Ours in PyTorch is simulated under the same traffic; numbers of what there is go to under_load.json and
-.md in `--output`, latencies in bursts to .png.
+call with the same options goes on. Ours in PyTorch is simulated under the same traffic; numbers of what there is go to
+under_load.json and .md in `--output`, latencies in bursts to .png.
 """
 
 import json
@@ -25,10 +25,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from servers import OURS, RIVALS, STOCK, Server, add_inputs, exported, texts_of
+from servers import OURS, RIVALS, STOCK, Server, add_inputs, digest, exported, texts_of
 
 PORT, STARTING, EDGE = 8560, 20.0, 5.0  # seconds: until a server is warm; before and behind a burst
 FILE, STEERED, FILE_STEERED = "ours, ONNX", "ours, controller", "ours, ONNX, controller"
+WITHOUT_EFFECT = ("model", "stock", "files", "output", "minutes", "repeats")  # on one measurement
 SERVERS = {
     "carries": (*RIVALS, OURS, FILE), "steady": (*RIVALS, OURS, FILE), "quiet": (OURS, STEERED, FILE, FILE_STEERED),
     "burst": (OURS, STEERED, FILE, FILE_STEERED), "heavy": (OURS, STEERED, FILE, FILE_STEERED),
@@ -58,10 +59,17 @@ def arguments() -> Namespace:
 
 
 class Kept:
-    """Measurements by part, server and number, each in a file of its own."""
+    """Measurements by part, server and number, each in a file of its own; those under other options in another folder.
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    Attributes:
+        late: seconds that the generator was behind at most, of what was read.
+    """
+
+    def __init__(self, options: Namespace) -> None:
+        asked = {name: value for name, value in sorted(vars(options).items()) if name not in WITHOUT_EFFECT}
+        self.folder = Path(options.files) / digest(options.model, options.stock, asked)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.late = 0.0
 
     def path(self, part: str, server: str, number: int = 0) -> Path:
         """Where one is."""
@@ -69,14 +77,16 @@ class Kept:
 
     def put(self, run: Any, late: float, *key: Any) -> None:
         """Keep a run."""
-        np.savez(self.path(*key), late=late, **{**vars(run), "rungs": run.rungs.astype(str)})
+        draft = self.folder / "draft.npz"
+        np.savez(draft, late=late, **{**vars(run), "rungs": run.rungs.astype(str)})
+        draft.replace(self.path(*key))
 
     def run(self, *key: Any) -> Any:
         """Read one back."""
         from modeling_pfberxit.serving.traffic import Run
 
         found = dict(np.load(self.path(*key)))
-        self.late = float(found.pop("late"))
+        self.late = max(self.late, float(found.pop("late")))
         return Run(**{name: value if value.ndim else float(value) for name, value in found.items()})
 
     def carries(self, server: str, save: float | None = None) -> float:
@@ -195,7 +205,7 @@ def results(kept: Kept, simulated: Callable, options: Namespace) -> tuple[dict, 
     """Outcomes by part and server, medians of repeated runs, the simulated beside; and the runs of bursts."""
     from modeling_pfberxit.serving.traffic import Outcome
 
-    found, bursts, late = {}, {}, 0.0
+    found, bursts = {}, {}
     for part, names in list(SERVERS.items())[1:]:
         for name in names:
             trace, rate = traffic(part, kept.carries(STOCK), options)
@@ -203,7 +213,6 @@ def results(kept: Kept, simulated: Callable, options: Namespace) -> tuple[dict, 
             if not numbers:
                 continue
             runs = {name: [kept.run(part, name, number) for number in numbers]}
-            late = max(late, kept.late)
             if name in (OURS, STEERED):
                 runs[f"{name}, simulated"] = [simulated(name, trace, rate, number) for number in numbers]
             if part in ("burst", "heavy"):
@@ -211,7 +220,7 @@ def results(kept: Kept, simulated: Callable, options: Namespace) -> tuple[dict, 
                 runs = {each: [run.between(EDGE, EDGE + options.burst) for run in some] for each, some in runs.items()}
             for each, some in runs.items():
                 found[part, each] = middle([Outcome.of(run) for run in some])
-    print(f"the generator was {1000 * late:.0f} ms late at most")
+    print(f"the generator was {1000 * kept.late:.0f} ms late at most")
     return found, bursts
 
 
@@ -256,7 +265,7 @@ def main() -> None:
 
     pin(options.cores[1])
     torch.set_num_threads(1)
-    kept, file = Kept(options.files), exported(options.model, Path(options.files))
+    kept, file = Kept(options), exported(options.model, options.files)
     (texts, found), known = texts_of(options), Known(options.model)
     forecast = known.forecast(found.rows, found.names)
     policy = options.policy or forecast.ladder[min(1, len(forecast.ladder) - 1)].name
@@ -286,6 +295,7 @@ def main() -> None:
     about = {
         **asked, **{name: Path(asked[name]).name for name in ("model", "stock", "dataset")}, "policy": policy,
         "texts": len(texts), "mean_tokens": float(np.mean(forecast.texts.lengths)), "request_seconds": beside,
+        "late_seconds": kept.late,
         "times": asdict(load_times(timed)), "torch": torch.__version__,
     }  # fmt: skip
     carried = {name: rate for name in SERVERS["carries"] if not np.isnan(rate := kept.carries(name))}

@@ -4,7 +4,8 @@
 
 `faster` is a folder that `pfberxit retrofit my-classifier` made, with certified points. Servers run in turn on one
 core, each is sent the same requests at the same moments from the other, and counts the CPU time of its threads around
-the functions that `servers.count_parts` names. `rest` is what is left of a thread: event loop, routing, locks, waking.
+the functions that `servers.count_parts` names. What is left of a thread is event loop, routing, locks, waking. Points
+that the exported file cannot hold are left out there.
 """
 
 import json
@@ -31,10 +32,14 @@ def arguments() -> Namespace:
 
 def cases(options: Namespace, file: str) -> dict[str, tuple]:
     """The servers by name: kind, model, further options."""
+    from pfberxit.onnx import Classifier
+
+    points = Classifier(file).metadata["operating_points"]
     found: dict[str, tuple] = {name: (kind, options.stock) for name, kind in RIVALS.items()}
     for policy in options.policies:
         found[f"ours, {policy}"] = OURS, options.model, "--policy", policy
-        found[f"ours, ONNX, {policy}"] = OURS, file, "--policy", policy
+        if policy in points:
+            found[f"ours, ONNX, {policy}"] = OURS, file, "--policy", policy
     return found
 
 
@@ -65,7 +70,7 @@ def main() -> None:
 
     pin(options.cores[1])
     (texts, _), found = texts_of(options), dict[str, dict[str, float]]()
-    file = exported(options.model, Path(options.files))
+    file = exported(options.model, options.files)
     for number, (name, (kind, model, *more)) in enumerate(cases(options, file).items()):
         server = Server(kind, model, PORT + number, options.cores[0], *more, parts=True)
         try:
