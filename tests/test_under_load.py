@@ -40,3 +40,10 @@ def test_how_late_the_generator_was_is_the_worst_of_all_runs(script, options):
         kept.put(run, late, "steady", script.OURS, number)
     assert [kept.run("steady", script.OURS, number).rungs[0] for number in (0, 1)] == ["careful"] * 2
     assert kept.late == 0.5
+
+
+def test_the_exported_file_is_asked_for_the_points_that_it_holds(script, monkeypatch):
+    runner, where = pytest.importorskip("pfberxit.onnx"), pytest.importorskip("where_time_goes")
+    monkeypatch.setattr(runner, "Classifier", lambda path: Namespace(metadata={"operating_points": {"careful": {}}}))
+    cases = where.cases(Namespace(stock="stock", model="faster", policies=["careful", "quick"]), "model.onnx")
+    assert list(cases) == [*where.RIVALS, "ours, careful", "ours, ONNX, careful", "ours, quick"]
