@@ -38,7 +38,7 @@ def twelve_layers(family: str, problem: str):
 
     The heads' biases are set so that their logits centre on zero: rows then differ in what they are told and when.
     """
-    knobs = {"adapter_sublearner": "conv", "use_lte": True, "lte_shared": False, **PROBLEMS[problem]}
+    knobs = {"adapter_sublearner": "conv", "use_lte": True, "use_nsp": True, "lte_shared": False, **PROBLEMS[problem]}
     model = tiny_model(family, backbone_changes={"num_hidden_layers": LAYERS}, problem_type=problem, **knobs)
     output = model(**rows(SOME))
     for number, (classifier, lte) in enumerate(zip(model.exits.classifiers, model.exits.ltes, strict=True)):

@@ -634,7 +634,7 @@ def test_progress_is_shown_unless_it_is_not_wanted(capfd, monkeypatch):
 
 @cache
 def half(name: str) -> PFBerxitForSequenceClassification:
-    return copy.deepcopy(served(name, use_lte=True, use_prototypes=True)).bfloat16()
+    return copy.deepcopy(served(name, use_lte=True, use_prototypes=True, use_nsp=True)).bfloat16()
 
 
 @pytest.mark.parametrize("name", RULES)

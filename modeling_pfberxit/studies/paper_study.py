@@ -69,9 +69,9 @@ class Study:
         return config, trained(self.folder, run, config, self.say)
 
     def judged(self, task: str) -> list[tuple[PFBerxitConfig, Trained]]:
-        """PF-BERxiT with learning-to-exit heads and prototypes, so that every criterion can judge the same model.
+        """PF-BERxiT with learning-to-exit heads, prototypes and NSP, so that every criterion can judge the same model.
 
         The heads do not train the adapters; the prototypes do, by a tenth of the loss. Regression has no prototypes.
         """
         outcomes = self.source(task).task.problem_type != REGRESSION
-        return self.models({**RULES["pf-mlp"], "use_lte": True, "use_prototypes": outcomes}, task)
+        return self.models({**RULES["pf-mlp"], "use_lte": True, "use_prototypes": outcomes, "use_nsp": True}, task)
