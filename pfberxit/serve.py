@@ -7,6 +7,8 @@ from .options import add_execution, add_model, add_policy
 
 HELP = "answer over HTTP: the routes of text-embeddings-inference and of the Hub's inference format"
 
+OF_THE_EXTRA = ("fastapi", "uvicorn", "httptools", "prometheus_client", "starlette", "pydantic")  # what [serve] brings
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """A model, where it listens, which rule it follows, and the limits of requests and batches."""
@@ -99,14 +101,7 @@ def serving() -> Any:
     try:
         from modeling_pfberxit.serving import start
     except ImportError as error:
-        if (error.name or "").split(".")[0] not in (
-            "fastapi",
-            "uvicorn",
-            "httptools",
-            "prometheus_client",
-            "starlette",
-            "pydantic",
-        ):
+        if (error.name or "").split(".")[0] not in OF_THE_EXTRA:
             raise
         raise SystemExit(f"pfberxit: {error.name} is missing: pip install 'modeling-pfberxit[serve]'") from error
     return start
