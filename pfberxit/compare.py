@@ -31,7 +31,7 @@ def run(
     saved: list[float], output: str,
 ) -> None:  # fmt: skip
     """Train what is missing, print the table after every task and seed, keep it and the raw numbers."""
-    from modeling_pfberxit.model.exit_policy import SYSTEMS, check_system
+    from modeling_pfberxit.model.systems import SYSTEMS, check_system
     from modeling_pfberxit.studies.compare import compare
     from modeling_pfberxit.studies.named_encoders import named_backbone
     from modeling_pfberxit.studies.runs import Budget

@@ -23,7 +23,7 @@ def run(recording: str, policy: str | None, against: str | None, output: str | N
     from modeling_pfberxit.evaluation.recording import Recording
     from modeling_pfberxit.evaluation.replay import answered
     from modeling_pfberxit.evaluation.settings import histogram
-    from modeling_pfberxit.model.exits import REGRESSION
+    from modeling_pfberxit.model.evidence import REGRESSION
 
     kept = Recording.load(recording)
     asked = None if policy is None else read_policy(policy, kept)

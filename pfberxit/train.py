@@ -66,7 +66,7 @@ def plan_of(
 ) -> Any:  # fmt: skip
     """What the options ask for, over the recipe's values, over the usual ones; everything is checked here."""
     from modeling_pfberxit.evaluation.saved_model import asked_policy
-    from modeling_pfberxit.model.exit_policy import check_system
+    from modeling_pfberxit.model.systems import check_system
     from modeling_pfberxit.model.validation import refuse, whole
     from modeling_pfberxit.studies.named_encoders import named_backbone
     from modeling_pfberxit.training.fields import training_fields

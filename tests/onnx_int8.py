@@ -27,7 +27,7 @@ from modeling_pfberxit.export.made import begun
 from modeling_pfberxit.export.quantised import quantised
 from modeling_pfberxit.export.segments import segments_of
 from modeling_pfberxit.export.verification import batches
-from modeling_pfberxit.model.exits import Evidence
+from modeling_pfberxit.model.evidence import Evidence
 from modeling_pfberxit.model.losses import problem_type_of
 
 CALIBRATE = 128  # rows that give static ranges, none of them compared on

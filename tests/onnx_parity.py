@@ -39,7 +39,7 @@ from modeling_pfberxit.export.verification import (
     run,
 )  # fmt: skip
 from modeling_pfberxit.model.criteria import CRITERIA, able, rule_of
-from modeling_pfberxit.model.exits import EMITTED_BY
+from modeling_pfberxit.model.evidence import EMITTED_BY
 from modeling_pfberxit.model.losses import problem_type_of
 
 SHAPES = {

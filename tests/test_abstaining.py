@@ -15,7 +15,7 @@ from modeling_pfberxit.evaluation.frontier import sweep, with_intervals
 from modeling_pfberxit.evaluation.prediction import in_words
 from modeling_pfberxit.evaluation.recording import Recording, record
 from modeling_pfberxit.evaluation.replay import answered, same_answers
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from pfberxit.cli import main
 
 SURE, UNSURE = [3.0, 0.0], [0.3, 0.0]  # largest probabilities 0.95 and 0.57

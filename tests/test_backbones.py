@@ -12,8 +12,8 @@ from transformers import AutoModel, BertConfig, GPT2Config
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.model.backbones import encoder_layers, longest_input, num_depths, table_sizes
 from modeling_pfberxit.model.encoder_layer import FUSED
+from modeling_pfberxit.model.execution import Execution
 from modeling_pfberxit.model.families import family_of
-from modeling_pfberxit.model.loop import Execution
 
 FAMILIES = list(CONFIGS)
 # Scaled, rotated or gated in another order than the stock model's: equal to rounding.

@@ -11,7 +11,7 @@ from modeling_pfberxit import ExitPolicy, PFBerxitConfig
 from modeling_pfberxit.evaluation.frontier import Point, sweep
 from modeling_pfberxit.evaluation.frontier_report import as_markdown
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.model.exits import REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
 from modeling_pfberxit.studies.operating_points import measure, starred
 from modeling_pfberxit.studies.seed_bands import SHARES, along, at_shares, band, interval, settings, thinned
 from modeling_pfberxit.studies.trainings import Trained

@@ -9,8 +9,8 @@ from tiny import tiny_config
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig
 from modeling_pfberxit.evaluation.frontier import grid, sweep
 from modeling_pfberxit.evaluation.recording import Recording
+from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
 from modeling_pfberxit.model.exit_policy import configured_policy
-from modeling_pfberxit.model.exits import REGRESSION, SINGLE_LABEL, Evidence
 from modeling_pfberxit.studies import batch_sizes, paper_values
 from modeling_pfberxit.studies.batch_sizes import at_batch_sizes, beside, sweep_whole, together, whole_batches
 from modeling_pfberxit.studies.comparison_table import points, setting_near

@@ -18,7 +18,7 @@ from modeling_pfberxit.evaluation.calibration import (
 from modeling_pfberxit.evaluation.frontier import Point, frontier, grid, judging, sweep, with_intervals
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evaluation.replay import same_answers
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 EXITS = 6
 

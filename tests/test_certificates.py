@@ -16,8 +16,8 @@ from modeling_pfberxit.evaluation.certificates import certify
 from modeling_pfberxit.evaluation.claims import Counter
 from modeling_pfberxit.evaluation.fixed_sequence import AtMost, compared, last_passed, sequence
 from modeling_pfberxit.evaluation.recording import Recording, record
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from modeling_pfberxit.model.exit_policy import static
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 EPSILON, DELTA, ROWS, RUNS = 0.02, 0.1, 500, 1000
 

@@ -23,8 +23,8 @@ from modeling_pfberxit.evaluation.checking import State, look
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evaluation.settings import Setting
 from modeling_pfberxit.evaluation.used_texts import hashes, remember, used
+from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence
 from modeling_pfberxit.model.exit_policy import FULL_DEPTH, static
-from modeling_pfberxit.model.exits import SINGLE_LABEL, Evidence
 from modeling_pfberxit.training.certificate_card import section
 from modeling_pfberxit.training.model_card import write_card
 from pfberxit.cli import main

@@ -9,8 +9,9 @@ from tiny import save_backbone
 from modeling_pfberxit.data.source import Source
 from modeling_pfberxit.evaluation.frontier import Point
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.model.exit_policy import SYSTEMS, ExitPolicy
-from modeling_pfberxit.model.exits import SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.exit_policy import ExitPolicy
+from modeling_pfberxit.model.systems import SYSTEMS
 from modeling_pfberxit.studies import trainings
 from modeling_pfberxit.studies.compare import compare
 from modeling_pfberxit.studies.compared import compared_config

@@ -6,7 +6,7 @@ from tiny import tiny_batch, tiny_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from modeling_pfberxit.model import layers as sublayers
-from modeling_pfberxit.model.loop import Execution
+from modeling_pfberxit.model.execution import Execution
 
 FAMILIES = ["albert", "bert", "distilbert", "deberta-v2", "modernbert"]
 BATCH = tiny_batch(4)

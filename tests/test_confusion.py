@@ -8,7 +8,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.confusion import class_scores, confusion, confusion_table
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from pfberxit.cli import main
 
 POLICY = ExitPolicy(criterion="appointed", appointed_layer=2)

@@ -13,8 +13,8 @@ from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.frontier import sweep
 from modeling_pfberxit.evaluation.macs import adapter_macs, depth_macs, exit_macs, layer_macs, token_macs
 from modeling_pfberxit.evaluation.recording import Recording
+from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence
 from modeling_pfberxit.model.exit_policy import ExitPolicy
-from modeling_pfberxit.model.exits import SINGLE_LABEL, Evidence
 
 
 def test_a_layer_of_bert_base_over_128_tokens_costs_what_elue_publishes():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy
-from modeling_pfberxit.model.exits import DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
+from modeling_pfberxit.model.evidence import DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
 from modeling_pfberxit.model.scores import divergences_from_past
 from modeling_pfberxit.model.steps import start, step
 

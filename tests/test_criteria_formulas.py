@@ -21,7 +21,7 @@ from torch import Tensor
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.replay import ScoreBook
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, as_logits, predictions
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, as_logits, predictions
 
 LABELS = (SINGLE_LABEL, MULTI_LABEL)
 

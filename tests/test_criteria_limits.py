@@ -11,7 +11,7 @@ from tiny import tiny_batch, tiny_model
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.replay import replay
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
 from modeling_pfberxit.model.scores import score_confidence
 
 LABELS = (SINGLE_LABEL, MULTI_LABEL)

@@ -11,7 +11,7 @@ from torch import Tensor
 from modeling_pfberxit import ExitPolicy, PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.replay import replay
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, outcomes, predictions
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, outcomes, predictions
 from modeling_pfberxit.model.steps import start, step
 
 RULES = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.replay import replay
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
 from modeling_pfberxit.model.scores import score_distance, score_entropy
 from modeling_pfberxit.model.steps import start
 

@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from modeling_pfberxit.evaluation.replay import replay
 from modeling_pfberxit.model.backbones import encoder_layers
-from modeling_pfberxit.model.exits import SINGLE_LABEL
+from modeling_pfberxit.model.evidence import SINGLE_LABEL
 from modeling_pfberxit.model.rows import Rows, reorder
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

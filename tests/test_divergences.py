@@ -11,7 +11,7 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig
-from modeling_pfberxit.model.exits import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, SINGLE_LABEL, predictions
+from modeling_pfberxit.model.evidence import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, SINGLE_LABEL, predictions
 from modeling_pfberxit.model.scores import divergences_from_past
 from modeling_pfberxit.model.steps import start
 

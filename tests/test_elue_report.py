@@ -10,7 +10,7 @@ from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.elue import elue_score, improves
 from modeling_pfberxit.evaluation.frontier import frontier, grid, sweep
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.model.exits import SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence
 from pfberxit.cli import main
 
 STATIC = [("appointed", 2, 0.5), ("appointed", 4, 0.7), ("appointed", 6, 0.8)]

@@ -27,7 +27,7 @@ from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.settings import Setting, as_table, earlier, histogram
 from modeling_pfberxit.evaluation.timing import interleaved, median_ratio
 from modeling_pfberxit.model import layers as sublayers
-from modeling_pfberxit.model.loop import Execution
+from modeling_pfberxit.model.execution import Execution
 from modeling_pfberxit.studies import layer_table, trainings
 from modeling_pfberxit.studies.quickstart import difficulty_note
 from modeling_pfberxit.studies.runs import Budget, Run

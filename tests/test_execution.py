@@ -15,10 +15,11 @@ from tiny import LAYERS, hooked, rows_of, tiny_batch, tiny_model
 
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.replay import replay
-from modeling_pfberxit.model import loop as execution
+from modeling_pfberxit.model import execution
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState, outcomes
-from modeling_pfberxit.model.loop import Execution, Loop
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState, outcomes
+from modeling_pfberxit.model.execution import Execution
+from modeling_pfberxit.model.loop import Loop
 from modeling_pfberxit.model.rows import CallRecord
 from modeling_pfberxit.model.steps import chance, start, step
 

@@ -13,8 +13,8 @@ from tiny import tiny_batch, tiny_model
 from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.model.configuration_pfberxit import CHECKS
 from modeling_pfberxit.model.criteria import CRITERIA, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from modeling_pfberxit.model.evidence import DIVERGENCE_ALIASES, DIVERGENCES
 from modeling_pfberxit.model.exit_policy import FULL_DEPTH, POLICY_CHECKS, resolve_policy
-from modeling_pfberxit.model.exits import DIVERGENCE_ALIASES, DIVERGENCES
 
 LAYERS = 6
 BATCH = tiny_batch(3)

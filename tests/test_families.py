@@ -16,9 +16,9 @@ from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.replay import replay
 from modeling_pfberxit.model.backbones import encoder_layers, shape_of
 from modeling_pfberxit.model.encoder_layer import FULL
-from modeling_pfberxit.model.exits import SINGLE_LABEL
+from modeling_pfberxit.model.evidence import SINGLE_LABEL
+from modeling_pfberxit.model.execution import Execution
 from modeling_pfberxit.model.families import FAMILIES
-from modeling_pfberxit.model.loop import Execution
 from modeling_pfberxit.training.truncation import truncate
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

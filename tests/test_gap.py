@@ -12,8 +12,8 @@ from tiny import save_backbone
 from modeling_pfberxit import PFBerxitConfig
 from modeling_pfberxit.evaluation.frontier import drawn_weights
 from modeling_pfberxit.evaluation.recording import Recording
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from modeling_pfberxit.model.exit_policy import FULL_DEPTH
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from modeling_pfberxit.studies import gap, runs, trainings
 from modeling_pfberxit.studies.gap import VARIANTS
 from modeling_pfberxit.studies.paper_study import Study

@@ -12,7 +12,7 @@ from tiny import tiny_batch, tiny_model
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.replay import ScoreBook, replay
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.model.exits import Evidence
+from modeling_pfberxit.model.evidence import Evidence
 
 ROWS, SOME, LONGEST, LAYERS = 2000, 448, 24, 12
 PROBLEMS = {

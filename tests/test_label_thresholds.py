@@ -10,8 +10,8 @@ from tiny import rows_of, tiny_batch, tiny_model
 from modeling_pfberxit import ExitPolicy, PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.claims import Counter
 from modeling_pfberxit.evaluation.recording import Recording, record
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from modeling_pfberxit.model.exit_policy import describe
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 NAMES = {0: "benign", 1: "attack", 2: "odd"}
 

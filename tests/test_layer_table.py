@@ -10,7 +10,7 @@ from modeling_pfberxit import PFBerxitConfig
 from modeling_pfberxit.data.source import Source
 from modeling_pfberxit.data.tasks import encode
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.model.exits import REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
 from modeling_pfberxit.studies.compared import compared_config
 from modeling_pfberxit.studies.layer_table import as_markdown, measure
 from modeling_pfberxit.studies.runs import Budget, Run, split_rows, train_and_record, trainer_of

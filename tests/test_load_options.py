@@ -10,7 +10,7 @@ from train_script import tiny_data
 from transformers import AutoModelForSequenceClassification, BertModel, Trainer, TrainingArguments
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.model.identity import BUILT_FROM
+from modeling_pfberxit.model.blueprint import BUILT_FROM
 
 LABELS, BATCH = 3, tiny_batch(4)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
+from modeling_pfberxit.model.blueprint import rebuilt
 from modeling_pfberxit.model.criteria import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.model.identity import rebuilt
 from modeling_pfberxit.model.losses import check_labels, check_objective, exit_losses, lte_loss, problem_type_of
 from modeling_pfberxit.model.strategies import exit_weights
 

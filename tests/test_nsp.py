@@ -8,7 +8,7 @@ from torch import nn
 
 from modeling_pfberxit import ExitPolicy, PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.recording import Recording, record
-from modeling_pfberxit.model.heads import null_share
+from modeling_pfberxit.model.exits import null_share
 from tests.tiny import tiny_batch, tiny_model
 
 

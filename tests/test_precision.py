@@ -11,7 +11,7 @@ from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation import precision
 from modeling_pfberxit.evaluation.precision import as_markdown, compare_precisions, converted, differences
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 
 def recording(logits: list, problem_type: str = SINGLE_LABEL) -> Recording:

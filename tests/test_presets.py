@@ -6,8 +6,8 @@ import pytest
 
 from modeling_pfberxit import PFBerxitConfig
 from modeling_pfberxit.data.tasks import GLUE_TASKS, SUPPORT_DESK_TASKS
-from modeling_pfberxit.model.exit_policy import SYSTEMS
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from modeling_pfberxit.model.systems import SYSTEMS
 from modeling_pfberxit.studies.presets import ENCODERS, FOLDER, RULES_PAGE, as_json, files, presets, rules_page
 from modeling_pfberxit.training.finetuning import training_arguments
 from modeling_pfberxit.training.recipes import RECIPES, load_recipe, sorted_out

@@ -11,7 +11,7 @@ from tiny import tiny_batch, tiny_model
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.recording import Recording, record
 from modeling_pfberxit.evaluation.replay import replay, score_key
-from modeling_pfberxit.model.exits import SINGLE_LABEL
+from modeling_pfberxit.model.evidence import SINGLE_LABEL
 
 
 def rows_of(batch: dict[str, torch.Tensor], labels: list[int]) -> Dataset:

@@ -9,7 +9,7 @@ from tiny import save_backbone
 
 from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.model.exits import REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
 from pfberxit.cli import main
 
 POLICY = '{"threshold": 0.5, "patience": 1}'

@@ -19,7 +19,7 @@ from modeling_pfberxit.evaluation.exit_patterns import (
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evaluation.suitability import explained, suitability
 from modeling_pfberxit.evaluation.tables import table
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from pfberxit.cli import main
 
 

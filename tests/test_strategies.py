@@ -15,9 +15,9 @@ from train_script import NO_DROPOUT
 from transformers import AutoModel
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.model.identity import rebuilt
-from modeling_pfberxit.model.loop import Execution
+from modeling_pfberxit.model.blueprint import rebuilt
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from modeling_pfberxit.model.execution import Execution
 from modeling_pfberxit.model.losses import distillation_losses, prototype_losses
 from modeling_pfberxit.model.strategies import LearnedWeights, TrainingProgress
 from modeling_pfberxit.training import fit_prototypes

@@ -25,8 +25,9 @@ from modeling_pfberxit.evaluation.replay import replay
 from modeling_pfberxit.model import loop as execution
 from modeling_pfberxit.model import streams
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.model.exits import SINGLE_LABEL, Evidence, ExitState
-from modeling_pfberxit.model.loop import Execution, Loop
+from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence, ExitState
+from modeling_pfberxit.model.execution import Execution
+from modeling_pfberxit.model.loop import Loop
 from modeling_pfberxit.model.rows import CallRecord, Rows, unless_full
 from modeling_pfberxit.model.streams import Stream
 

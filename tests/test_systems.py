@@ -16,8 +16,8 @@ from transformers import AlbertConfig, AlbertModel
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.model import modeling_pfberxit
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.model.exit_policy import SYSTEMS
 from modeling_pfberxit.model.strategies import TrainingProgress
+from modeling_pfberxit.model.systems import SYSTEMS
 
 PACKAGE = Path(modeling_pfberxit.__file__).parent
 NAMES = [

@@ -20,10 +20,10 @@ from train_script import CLASSES, NO_DROPOUT, PLAIN_SGD, in_two_processes, new_m
 from transformers import TrainerCallback
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
-from modeling_pfberxit.model.exit_policy import SYSTEMS
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from modeling_pfberxit.model.identity import rebuilt
+from modeling_pfberxit.model.blueprint import rebuilt
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from modeling_pfberxit.model.strategies import TrainingProgress, needs_progress
+from modeling_pfberxit.model.systems import SYSTEMS
 from modeling_pfberxit.training import StrategyCallback, set_loss_weight_rate, train
 
 LAYERS = 4

@@ -17,8 +17,8 @@ from torch.testing import assert_close
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.replay import replay
 from modeling_pfberxit.model.backbones import encoder_layers
-from modeling_pfberxit.model.exits import REGRESSION, SINGLE_LABEL, Evidence
-from modeling_pfberxit.model.loop import Execution
+from modeling_pfberxit.model.evidence import REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.execution import Execution
 
 PLAIN = Execution(token_first=False, drop_rows=False, trim=False)
 ROWS, CLOSE = 33, {"atol": 2e-5, "rtol": 1e-4}

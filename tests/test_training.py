@@ -17,7 +17,7 @@ from transformers.utils.logging import warning_once
 
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.model.adapters import OutputNorm
-from modeling_pfberxit.model.identity import rebuilt
+from modeling_pfberxit.model.blueprint import rebuilt
 
 PROBLEMS = ["single_label_classification", "multi_label_classification", "regression"]
 EARLY = {"criterion": "patience", "patience": 1}

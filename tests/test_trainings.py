@@ -13,7 +13,7 @@ from transformers import BertTokenizer
 from modeling_pfberxit.data.source import Source
 from modeling_pfberxit.evaluation import recording
 from modeling_pfberxit.evaluation.recording import Recording
-from modeling_pfberxit.model.exits import SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence
 from modeling_pfberxit.studies.compare import compare
 from modeling_pfberxit.studies.compared import compared_config
 from modeling_pfberxit.studies.runs import Budget, Run, split_rows

@@ -13,7 +13,7 @@ from modeling_pfberxit import ExitPolicy
 from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.evaluation.walk import walk
 from modeling_pfberxit.model.criteria import CRITERIA
-from modeling_pfberxit.model.exits import MULTI_LABEL, REGRESSION, kl
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, kl
 
 HEADS = {"use_lte": True, "use_prototypes": True, "use_nsp": True}
 

@@ -14,7 +14,7 @@ from modeling_pfberxit.evaluation.frontier import drawn_weights, grid, resampled
 from modeling_pfberxit.evaluation.history import History
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evaluation.replay import Scores
-from modeling_pfberxit.model.exits import (
+from modeling_pfberxit.model.evidence import (
     DIVERGENCES,
     MULTI_LABEL,
     REGRESSION,

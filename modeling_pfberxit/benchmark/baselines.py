@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 from ..evaluation.onnx_stock import onnx_runtime
 from ..evaluation.recording import Recording
 from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.execution import Execution
 from ..model.exit_policy import ExitPolicy
-from ..model.loop import Execution
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import whole
 from .scripted import scripted

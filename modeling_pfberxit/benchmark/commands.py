@@ -20,8 +20,8 @@ from ..evaluation.recording import Recording
 from ..evaluation.recording_report import drifting, leaving, save, settling
 from ..evaluation.tables import header, line
 from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 from ..model.exit_policy import ExitPolicy
-from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
 
 # By problem type: the metric, and how many answers an exit gives.
 KINDS = {SINGLE_LABEL: ("accuracy", 3), MULTI_LABEL: ("micro_f1", 20), REGRESSION: ("correlation", 1)}

@@ -9,7 +9,7 @@ import torch
 from ..evaluation.frontier import grid, judging
 from ..evaluation.recording import Recording
 from ..evaluation.tables import header, line
-from ..model.exits import SINGLE_LABEL, Evidence
+from ..model.evidence import SINGLE_LABEL, Evidence
 
 
 def benchmark_replay(rows: int, exits: int, say: Callable[[str], None], settings: int = 10_000) -> dict[str, float]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..evaluation.recording import Recording
-from ..model.exits import Evidence
-from ..model.loop import Execution, Loop
+from ..model.evidence import Evidence
+from ..model.execution import Execution
+from ..model.loop import Loop
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.rows import Rows
 

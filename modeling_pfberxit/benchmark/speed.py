@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from ..evaluation import plots
 from ..evaluation.tables import table
 from ..evaluation.timing import interleaved, median_ratio
+from ..model.execution import Execution
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
-from ..model.loop import Execution
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
 from .baselines import (
     COMPILED,

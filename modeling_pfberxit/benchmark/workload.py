@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..evaluation.frontier import settings_for
 from ..evaluation.recording import Recording
+from ..model.evidence import SINGLE_LABEL, Evidence
 from ..model.exit_policy import ExitPolicy
-from ..model.exits import SINGLE_LABEL, Evidence
 from ..model.streams import pad_rows, sorted_batches
 from ..model.validation import refuse
 

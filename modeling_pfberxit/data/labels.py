@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from datasets import ClassLabel, Dataset, LargeList, List
 
-from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..model.validation import refuse
 from .columns import STRINGS
 

@@ -6,7 +6,7 @@ from itertools import chain
 from datasets import Dataset
 from transformers.utils import logging
 
-from ..model.exits import MULTI_LABEL
+from ..model.evidence import MULTI_LABEL
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse

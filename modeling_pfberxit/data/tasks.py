@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import label_names, one_of, optional, refuse

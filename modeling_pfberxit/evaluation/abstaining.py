@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..model.evidence import confidence, predictions
 from ..model.exit_policy import ExitPolicy
-from ..model.exits import confidence, predictions
-from ..model.validation import ANSWERS
+from ..model.policy_fields import ANSWERS
 from .exit_patterns import correct
 from .recording import Recording
 from .replay import answered, same_answers

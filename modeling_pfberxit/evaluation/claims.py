@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.metrics import METRICS
-from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..model.validation import refuse
 from .bounds import mean_p_value, rate_p_value
 from .exit_patterns import correct

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
-from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.validation import refuse
 from .recording import Recording
 from .tables import table

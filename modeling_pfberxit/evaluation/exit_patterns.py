@@ -8,8 +8,8 @@ import torch
 from scipy.stats import chi2_contingency
 from torch import Tensor
 
+from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.exit_policy import ExitPolicy
-from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.validation import refuse
 from .calibration import agreement
 from .recording import Recording

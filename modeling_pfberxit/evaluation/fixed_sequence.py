@@ -13,7 +13,8 @@ import numpy as np
 
 from ..model.criteria import rule_of
 from ..model.exit_policy import ExitPolicy
-from ..model.validation import PolicyFields, refuse
+from ..model.policy_fields import PolicyFields
+from ..model.validation import refuse
 from .bounds import rows_needed
 from .claims import EVERY, Claim, Counter, Counts
 from .frontier import first_values, grid, judging, varied

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..model.exits import Evidence, ExitState, predictions
+from ..model.evidence import Evidence, ExitState, predictions
 
 
 class History:

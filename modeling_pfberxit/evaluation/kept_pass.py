@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..model.exits import Evidence
+from ..model.evidence import Evidence
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from .recording import Recording, provenance, record
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from ..model.adapters import PLACEMENTS, Adapter
 from ..model.backbones import num_depths
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.exits import MULTI_LABEL
+from ..model.evidence import MULTI_LABEL
 from ..model.families import exit_heads, family_of
 from ..model.heads import Head
 

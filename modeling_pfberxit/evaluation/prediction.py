@@ -16,8 +16,8 @@ from ..data.outputs import GrowingFile, beside
 from ..data.separators import separator_for
 from ..data.survey import Source
 from ..data.texts import CUT, has_texts, tokenise
+from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy, resolve_policy
-from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.streams import WINDOW

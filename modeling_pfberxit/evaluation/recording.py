@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..model.criteria import numbered
+from ..model.evidence import Evidence
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
-from ..model.exits import Evidence
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy, describe
-from ..model.exits import MULTI_LABEL, REGRESSION
 from ..model.validation import refuse
 from . import plots
 from .confusion import class_scores, confusion, confusion_table, scores_table

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..model.criteria import rule_of
+from ..model.evidence import MULTI_LABEL, REGRESSION, Evidence
 from ..model.exit_policy import ExitPolicy
-from ..model.exits import MULTI_LABEL, REGRESSION, Evidence
+from ..model.policy_fields import ABSTAIN, read_by
 from ..model.steps import decide, labels_of, score_of, unsure
-from ..model.validation import ABSTAIN, read_by, refuse
+from ..model.validation import refuse
 from .history import History
 
 

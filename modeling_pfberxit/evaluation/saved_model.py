@@ -11,8 +11,8 @@ from ..data.tasks import Task, encode, load_task
 from ..data.texts import length_of
 from ..model.backbones import longest_input
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.load_options import read_config
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.sources import read_config
 from ..model.validation import refuse
 from .recording import Recording, record
 

@@ -14,8 +14,8 @@ import onnx
 from onnx import helper
 
 from ..model.criteria import rule_of
+from ..model.evidence import outcomes
 from ..model.exit_policy import ExitPolicy
-from ..model.exits import outcomes
 from .graphs import KINDS, Graph
 from .parts import ROWS, TOKENS, Step, examples
 from .segments import Segment, Segments

@@ -17,8 +17,8 @@ from ..evaluation.certifying import CHOOSE_SHARE
 from ..evaluation.claims import ONE_LABEL, Counter
 from ..evaluation.fixed_sequence import AtMost
 from ..evaluation.recording import Recording, record
+from ..model.evidence import Evidence
 from ..model.exit_policy import ExitPolicy
-from ..model.exits import Evidence
 from ..model.validation import refuse
 from .compose import IR_VERSION, File
 from .graphs import Graph

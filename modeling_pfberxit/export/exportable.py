@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..model.criteria import able
+from ..model.evidence import EMITTED_BY
 from ..model.exit_policy import ExitPolicy, resolve_policy
-from ..model.exits import EMITTED_BY
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse

@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.exits import MULTI_LABEL, REGRESSION
+from ..model.evidence import MULTI_LABEL, REGRESSION
 
 
 def activation_of(config: PFBerxitConfig) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..evaluation.certificates import Certificate
 from ..evaluation.replay import same_answers
+from ..model.evidence import REGRESSION
 from ..model.exit_policy import ExitPolicy, describe
-from ..model.exits import REGRESSION
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from ..model.backbones import embed, encoder_layers, pooler_dense, reads_backbone_pooler, set_attention
 from ..model.criteria import rule_of
 from ..model.encoder_layer import Context
+from ..model.evidence import EMITTED_BY, Evidence, ExitState, outcomes
 from ..model.exit_policy import ExitPolicy
-from ..model.exits import EMITTED_BY, Evidence, ExitState, outcomes
 from ..model.families import family_of, padding_alone
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.policy_fields import ABSTAIN, NAMES, PolicyFields
 from ..model.rows import Rows
 from ..model.steps import one_by_one, step
-from ..model.validation import ABSTAIN, NAMES, PolicyFields
 from .templates import Inputs
 
 ROWS, TOKENS = "rows", "tokens"  # what an open size is a number of

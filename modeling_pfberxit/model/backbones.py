@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from .encoder_layer import FULL, EncoderLayer
+from .encoder_layer import FULL, StockLayer
 from .families import FAMILIES, family_of
 from .validation import is_readable, refuse
 
-COMMON = {field.name for field in fields(PreTrainedConfig)} | {"is_decoder", "add_cross_attention"}
+DECODER = {"is_decoder", "add_cross_attention"}
+COMMON = {field.name for field in fields(PreTrainedConfig)} | DECODER
 # Of no meaning to an encoder, or set by `Trainer` on the config of any model.
 ELSEWHERE = {"use_cache", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
 USUAL = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # what tools look for in `to_dict()`
@@ -82,14 +83,10 @@ def check_supported(config: PreTrainedConfig) -> None:
 
 def architecture(config: PreTrainedConfig) -> dict[str, Any]:
     """What makes an encoder's shape: the fields of its own class, without its old task and how to generate from it."""
-    common = {field.name for field in fields(PreTrainedConfig)}
-    own = {field.name for field in fields(config)} - common | {"is_decoder", "add_cross_attention"}
-    own |= set(family_of(config).undeclared)
+    own = ({field.name for field in fields(config)} - COMMON) | DECODER | set(family_of(config).undeclared)
     values = config.to_dict()
-    return {
-        "model_type": config.model_type,
-        **{name: values[name] for name in sorted(own) if values.get(name) is not None},
-    }
+    stated = {name: values[name] for name in sorted(own) if values.get(name) is not None}
+    return {"model_type": config.model_type, **stated}
 
 
 def shape_of(config: PreTrainedConfig) -> dict[str, Any]:
@@ -108,11 +105,12 @@ def longest_input(config: PreTrainedConfig) -> float:
 def table_sizes(backbone: PreTrainedModel) -> dict[str, int]:
     """For how many ids of each kind the encoder has an embedding; kinds the family does not know are left out."""
     inside = getattr(backbone, "embeddings", None)
-    tables = {"token_type_ids": "token_type", "position_ids": "position"}
-    modules = {name: getattr(inside, f"{kind}_embeddings", None) for name, kind in tables.items()}
-    modules["input_ids"] = backbone.get_input_embeddings()
-    known = {name: table for name, table in modules.items() if table is not None}
-    return {name: table.num_embeddings for name, table in known.items() if hasattr(table, "num_embeddings")}
+    tables = {
+        "input_ids": backbone.get_input_embeddings(),
+        "token_type_ids": getattr(inside, "token_type_embeddings", None),
+        "position_ids": getattr(inside, "position_embeddings", None),
+    }
+    return {name: table.num_embeddings for name, table in tables.items() if hasattr(table, "num_embeddings")}
 
 
 def check_kinds(inputs_embeds: Tensor | None = None, **ids: Tensor | None) -> None:
@@ -168,7 +166,7 @@ def set_attention(config: PreTrainedConfig, implementation: str | None) -> None:
 
 def encoder_layers(
     backbone: PreTrainedModel, fused: bool = False, implementation: str | None = None
-) -> list[EncoderLayer]:
+) -> list[StockLayer]:
     """The layers in the order they run, one view per depth.
 
     Args:
@@ -177,12 +175,12 @@ def encoder_layers(
         implementation: of attention, "sdpa" or "eager"; None: the stock encoder's.
     """
     layers = family_of(backbone.config).layers(backbone)
-    options = implementation or backbone.config._attn_implementation, fused
-    set_up = {id(layer): layer.set_up(*options) for layer in layers}
+    implementation = implementation or backbone.config._attn_implementation
+    set_up = {id(layer): layer.set_up(implementation, fused) for layer in layers}  # shared layers stay shared
     return [set_up[id(layer)] for layer in layers]
 
 
-def never_called(backbone: PreTrainedModel, layers: list[EncoderLayer]) -> list[nn.Module]:
+def never_called(backbone: PreTrainedModel, layers: list[StockLayer]) -> list[nn.Module]:
     """The stock modules whose parts are called in their place, shared ones as often as they are run."""
     outer = [backbone, *family_of(backbone.config).containers(backbone)]
     return outer + [module for layer in layers for module in layer.containers]
@@ -201,8 +199,10 @@ def embed(
         ValueError: rows longer than the encoder has positions for, or ids that it has no embedding for; on an
             accelerator those end in the device's own error.
     """
-    given = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
-    given["token_type_ids"] = token_type_ids
+    given = {
+        "input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids,
+        "inputs_embeds": inputs_embeds,
+    }  # fmt: skip
     check_kinds(**given)
     most = longest_input(backbone.config)
     for name, rows in (("input_ids", input_ids), ("inputs_embeds", inputs_embeds)):

@@ -1,13 +1,19 @@
-"""Certificates are bound to the weights they were made on: with others they are left behind, and this is said.
+"""Certificates are bound to the weights they were made on: with others they are left behind or refused.
 
 What a certificate promises, and how one is made, is no part of a model: `evaluation.certificates`.
 """
 
+from __future__ import annotations
+
 import re
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
+
+from .identity import changes, identity_of, tensors_of
+from .validation import is_recorded, refuse
 
 logger = logging.get_logger(__name__)
 
@@ -15,21 +21,16 @@ TITLE = "## What is certified"  # of a card's section
 SECTION = re.compile(rf"^{re.escape(TITLE)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
-def made_on_others(points: dict[str, dict[str, Any]], hashes: dict[str, str] | None) -> list[str]:
-    """The operating points whose certificates are of other weights than those with these hashes, or of unknown ones."""
-    bound = {name: point.get("certificate", {}).get("weights_sha256") for name, point in points.items()}
-    return [name for name, made_on in bound.items() if made_on and made_on != hashes]
-
-
-def leave_behind(config: PreTrainedConfig, hashes: dict[str, str] | None) -> list[str]:
-    """Take the operating points that were certified on other weights out of a config, with a warning; their names."""
-    if names := made_on_others(config.operating_points, hashes):
-        config.operating_points = {name: each for name, each in config.operating_points.items() if name not in names}
+def leave_behind(config: PreTrainedConfig, hashes: dict[str, str] | None) -> None:
+    """Take out of a config, with a warning, what was certified on other weights than those with these hashes."""
+    points = config.operating_points
+    made_on = {name: point.get("certificate", {}).get("weights_sha256") for name, point in points.items()}
+    if names := [name for name, weights in made_on.items() if weights and weights != hashes]:
+        config.operating_points = {name: point for name, point in points.items() if name not in names}
         logger.warning(
             f"{', '.join(names)}: left behind, since these weights are not known to be those that were certified. "
             "The exit rule stays and promises nothing; `pfberxit certify` makes a new certificate."
         )
-    return names
 
 
 def warn_of_training(config: PreTrainedConfig) -> None:
@@ -39,3 +40,37 @@ def warn_of_training(config: PreTrainedConfig) -> None:
             f"{', '.join(names)}: a certificate speaks of the weights it was made on. This model is trained further; "
             "where it is saved, its certificates are left behind."
         )
+
+
+# ---- a loaded model --------------------------------------------------------------------------------------------------
+
+
+def note_certified(model: nn.Module) -> None:
+    """Note the weights of a model that was loaded with certificates, so that others are told from them."""
+    if any("certificate" in point for point in model.config.operating_points.values()):
+        identity = identity_of(tensors_of(model), None, rounded=False)
+        model.certified_on = stamps(model), identity.tensors
+
+
+def as_certified(model: nn.Module, request: Any) -> Any:
+    """A call's policy as it is; refuses the name of an operating point that was certified on other weights."""
+    point = model.config.operating_points.get(request, {}) if isinstance(request, str) else {}
+    if "certificate" not in point or is_recorded(next(model.parameters())):
+        return request
+    dtype = str(model.dtype).removeprefix("torch.")
+    if (certified := point["certificate"].get("dtype", dtype)) != dtype:
+        refuse("exit_policy", request, f"used on {certified} weights, as it was certified; these are {dtype}")
+    noted, now = getattr(model, "certified_on", None), stamps(model)
+    if noted is None or now == noted[0]:
+        return request
+    if changed := changes(noted[1], tensors_of(model), contents=True):
+        refuse("exit_policy", request, f"used on the weights that were certified: {changed}; its fields in a dict "
+               "promise nothing")  # fmt: skip
+    model.certified_on = now, noted[1]
+    return request
+
+
+def stamps(model: nn.Module) -> list[tuple[str, int, int]]:
+    """What says in no time that no tensor was touched: where each lies, and how often it was written to."""
+    now = tensors_of(model).items()
+    return [(name, each.data_ptr(), 0 if each.is_inference() else each._version) for name, each in now]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .adapters import GENERATORS, TokenExits, check_reach, init_adapter_weights, init_token_exits, resize
+from .adapters import init_adapter_weights
 from .backbones import (
     build_backbone,
     check_pooler,
@@ -26,47 +26,40 @@ from .backbones import (
     rotated_positions,
     set_attention,
 )
-from .configuration_pfberxit import PFBerxitConfig
-from .exits import Exits, init_exit_weights
-from .families import family_of
-from .identity import (
+from .base_encoder import check_base, check_saveable, check_shared, check_sharing, load_backbone, load_head
+from .blueprint import (
     blueprint,
     check_carried_over,
     check_state_dict,
     drop_measured,
     keep_exits,
     loadable,
-    note_certified,
     rebuilt,
-    share,
     stored_depths,
 )
+from .certified import note_certified
+from .configuration_pfberxit import PFBerxitConfig
+from .execution import Execution
+from .exits import Exits, init_exit_weights
+from .families import family_of
+from .identity import share
 from .layers import AdaptedLayer
 from .load_options import (
     PUSH_OPTIONS,
     SHARED_OPTIONS,
     check_load_options,
-    check_pretrained_name,
     check_save_options,
-    commit_of,
-    read_checkpoint,
+    shared_options,
     take_device,
     take_dtype,
     wanted_config,
 )
-from .loop import Execution
-from .persistence import (
-    check_base,
-    check_saveable,
-    check_shared,
-    check_sharing,
-    load_backbone,
-    load_head,
-    record_hashes,
-    verify_checkpoint,
-)
+from .persistence import record_hashes, verify_checkpoint
+from .prompts import GENERATORS
 from .rows import Rows
-from .strategies import in_use
+from .sources import check_pretrained_name, commit_of, read_checkpoint
+from .token_exits import TokenExits, check_reach, init_token_exits, resize
+from .trainable import in_use
 from .validation import refuse
 
 logger = logging.get_logger(__name__)
@@ -92,7 +85,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         self.depths = nn.ModuleList(AdaptedLayer(config, size) for _ in range(layers))
         self.exits = self._new_exits(size)
         generator = GENERATORS[config.prompt_generator]
-        self.prompts = generator and generator(config, size, layers)
+        self.prompts = None if generator is None else generator(config, size, layers)
         self.token_exits = TokenExits(config, encoder.vocab_size, layers) if config.token_exits else None
         if config.token_exits:
             check_reach(self.depths, self.exits)
@@ -196,7 +189,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     def _on_base(cls, config: PFBerxitConfig, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
         """A new model on the encoder its config refers to."""
         has_one = family_of(config.encoder_config()).pooler is not None
-        wants_pooler = config.exit_pooler in ("backbone", "own") and has_one
+        wants_pooler = has_one and config.exit_pooler in ("backbone", "own")
         encoder = load_backbone(config, wants_pooler, dtype=dtype, **options)
         check_pooler(config, encoder)
         config.base_model_sha256 = encoder.identity.file_sha256
@@ -245,13 +238,13 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         verify_checkpoint(name, wanted.weights_sha256 and stored.weights_sha256, **where)
         drop_measured(stored, wanted, given)
 
-        as_stored = loadable(stored, wanted)
-        kwargs |= {**where, "config": as_stored, "use_safetensors": True}
+        kwargs |= {**where, "config": loadable(stored, wanted), "use_safetensors": True}
         if backbone is not None:  # the adapters go where the encoder is
             dtype, device = backbone.dtype if dtype == "auto" else dtype, device or backbone.device
-        loaded = super().from_pretrained(name, *args, dtype=dtype, device_map=device and {"": device}, **kwargs)
+        device_map = None if device is None else {"": device}
+        loaded = super().from_pretrained(name, *args, dtype=dtype, device_map=device_map, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
-        model._complete(wanted, backbone, {each: where[each] for each in SHARED_OPTIONS if each in where})
+        model._complete(wanted, backbone, shared_options(where))
         return loaded
 
     @classmethod
@@ -262,25 +255,29 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     def _complete(self, wanted: PreTrainedConfig, backbone: PreTrainedModel | None, options: dict[str, Any]) -> None:
         """After the checkpoint's own weights: its encoder, the exits that were asked for, and what is frozen."""
         if self.config.adapter_only:
-            if getattr(self, "_hf_peft_config_loaded", False):
-                refuse("adapter_config.json", "...", "loaded with peft.PeftModel.from_pretrained(model, folder): the "
-                       "encoder of this checkpoint comes after its own weights")  # fmt: skip
-            if self.config.base_model_sha256 is None:
-                logger.warning_once("The config has no base_model_sha256, so the encoder cannot be checked against it.")
-            if backbone is not None:
-                check_shared(self.config, backbone)
-                encoder = share(backbone).to(self.dtype)
-            else:
-                encoder = load_backbone(self.config, reads_backbone_pooler(self.config), dtype=self.dtype, **options)
-            identity = getattr(self.attach_backbone(encoder).backbone, "identity", None)
-            self.config.base_model_sha256 = identity and identity.file_sha256
-            load_head(self, checked=backbone is None, **options)
+            self._load_base(backbone, options)
         keep_exits(self, stored_depths(wanted))
         rebuilt(self, exit_layers=wanted.exit_layers)
         self.config.adapter_only = wanted.adapter_only
         self._mark_backbone_keys()
         self._freeze()  # loading forgets it
         note_certified(self)
+
+    def _load_base(self, backbone: PreTrainedModel | None, options: dict[str, Any]) -> None:
+        """The encoder an adapter checkpoint refers to, loaded or shared, and the head it may have for the last exit."""
+        if getattr(self, "_hf_peft_config_loaded", False):
+            refuse("adapter_config.json", "...", "loaded with peft.PeftModel.from_pretrained(model, folder): the "
+                   "encoder of this checkpoint comes after its own weights")  # fmt: skip
+        if self.config.base_model_sha256 is None:
+            logger.warning_once("The config has no base_model_sha256, so the encoder cannot be checked against it.")
+        if backbone is not None:
+            check_shared(self.config, backbone)
+            encoder = share(backbone).to(self.dtype)
+        else:
+            encoder = load_backbone(self.config, reads_backbone_pooler(self.config), dtype=self.dtype, **options)
+        identity = getattr(self.attach_backbone(encoder).backbone, "identity", None)
+        self.config.base_model_sha256 = None if identity is None else identity.file_sha256
+        load_head(self, checked=backbone is None, **options)
 
     def attach_backbone(self, backbone: PreTrainedModel) -> PFBerxitPreTrainedModel:
         """Put a pretrained encoder in the placeholder's place, frozen unless the config trains it."""

@@ -6,25 +6,19 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .adapters import ACTIVATIONS, GENERATORS, PLACEMENTS, SUBLEARNERS
+from .adapters import ACTIVATIONS, PLACEMENTS, SUBLEARNERS
 from .backbones import EncoderFields, architecture, check_supported, global_layers, num_depths
-from .exit_policy import POLICY_CHECKS, SYSTEMS, ExitPolicy, check_system, configured_policy, requested_policy
-from .exits import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from .evidence import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from .exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, requested_policy
 from .heads import LAST_EXITS, POOLERS, POOLINGS
-from .load_options import (
-    AUTO_MAP,
-    FORMAT_VERSION,
-    SHARED_OPTIONS,
-    check_pretrained_name,
-    commit_of,
-    floating_dtype,
-    read_encoder,
-    readable_format,
-)
+from .load_options import AUTO_MAP, FORMAT_VERSION, SHARED_OPTIONS, floating_dtype, readable_format
+from .policy_fields import PolicyFields
+from .prompts import GENERATORS
+from .sources import pretrained_encoder
 from .strategies import EXIT_WEIGHTS, STRATEGIES
+from .systems import SYSTEMS, check_system, system_values
 from .validation import (
     Check,
-    PolicyFields,
     above_zero,
     each,
     entry_of,
@@ -303,27 +297,26 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
         if isinstance(backbone, PreTrainedConfig) and revision is not None:
             refuse("revision", revision, "left out with a config object: it names no repository")
         if isinstance(backbone, PreTrainedConfig) and backbone.model_type == cls.model_type:
-            published = {} if system is None else SYSTEMS[system].knobs(num_depths(backbone.encoder_config()))
-            changes = {"operating_points": {}, **published, **knobs}  # those were measured on another model's exits
-            if {"train_backbone", "base_model_name_or_path"} & changes.keys():
-                changes.setdefault("adapter_only", None)  # what it is by default depends on these
-            return cls.from_dict({**backbone.to_diff_dict(), **changes})
+            return cls._changed(backbone, knobs)
         base: dict[str, Any] = {}
         if not isinstance(backbone, PreTrainedConfig):
-            check_pretrained_name("backbone", backbone)
-            name = os.path.abspath(backbone) if os.path.isdir(backbone) else os.fspath(backbone)
-            commit = commit_of(name, revision, **hub) or revision
-            read_encoder("backbone", name, revision=commit, **hub)
-            base |= {"base_model_name_or_path": name, "base_model_revision": commit}
-            backbone = AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False, **hub)
+            backbone, base = pretrained_encoder(backbone, revision, **hub)
         check_supported(backbone)
         base |= {"backbone_config": architecture(backbone), "pad_token_id": backbone.pad_token_id}
         layers = num_depths(backbone)
-        published = {} if system is None else SYSTEMS[system].knobs(layers)
-        config = cls(**{**base, **published, **knobs})
+        config = cls(**{**base, **system_values(system, layers), **knobs})
         if config.token_exit_range and config.token_exit_range[1] > layers:
             refuse("token_exit_range", config.token_exit_range, f"two layers of this backbone, 1 to {layers}")
         return config
+
+    @classmethod
+    def _changed(cls, config: PreTrainedConfig, knobs: dict[str, Any]) -> "PFBerxitConfig":
+        """Another config of this kind with some values changed, on the same encoder."""
+        published = system_values(knobs.get("system"), num_depths(config.encoder_config()))
+        changes = {"operating_points": {}, **published, **knobs}  # those were measured on another model's exits
+        if {"train_backbone", "base_model_name_or_path"} & changes.keys():
+            changes.setdefault("adapter_only", None)  # what it is by default depends on these
+        return cls.from_dict({**config.to_diff_dict(), **changes})
 
     @classmethod
     def for_system(cls, system: str, backbone: str | os.PathLike | PreTrainedConfig, **knobs: Any) -> "PFBerxitConfig":

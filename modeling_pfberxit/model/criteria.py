@@ -6,8 +6,8 @@ A criterion works in two steps:
 * a decision compares the score with tau and t, and says which rows may exit here.
 
 So recorded evidence is scored once and decided ten thousand times. Rows are independent of each other: a rule's memory
-(`exits.ExitState`) is tensors whose first dimension is the row. A new criterion is a score and an entry in `CRITERIA`;
-both kinds of functions are in `scores`, the values users set in `exit_policy`.
+(`evidence.ExitState`) is tensors whose first dimension is the row. A new criterion is a score and an entry in
+`CRITERIA`; both kinds of functions are in `scores`, the values users set in `exit_policy`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from .exits import EMITTED_BY, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState
+from .evidence import EMITTED_BY, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState
+from .policy_fields import ABSTAIN, NAMES, PolicyFields, declared, read_by
 from .scores import (
     ENSEMBLES,
     by_ensemble,
@@ -49,7 +50,7 @@ from .scores import (
     score_window,
     surest_answer,
 )
-from .validation import ABSTAIN, NAMES, PolicyFields, declared, read_by, refuse
+from .validation import refuse
 
 
 def at_once(policy: PolicyFields) -> int:
@@ -258,11 +259,8 @@ def rule_of(policy: PolicyFields) -> Criterion:
 def able(problem_type: str, emitted: Collection[str] = ()) -> list[str]:
     """The rules that can judge a problem by logits, and by what exits `emitted` beside them (the config's fields)."""
     evidence = (None, *emitted)
-    return [
-        name
-        for name, rule in CRITERIA.items()
-        if problem_type in rule.problem_types and rule.needs_evidence in evidence
-    ]
+    rules = CRITERIA.items()
+    return [name for name, rule in rules if problem_type in rule.problem_types and rule.needs_evidence in evidence]
 
 
 # ---- which policies fit a model --------------------------------------------------------------------------------------
@@ -273,15 +271,11 @@ def check_fit(policy: PolicyFields, exit_depths: list[int], problem_type: str) -
     exits, rule = len(exit_depths), rule_of(policy)
     read = rule.reads(policy)
     if problem_type not in rule.problem_types:
-        refuse(
-            "exit_criterion",
-            policy.criterion,
-            f"a rule for {problem_type}: {', '.join(able(problem_type, EMITTED_BY))}",
-        )
+        rules = ", ".join(able(problem_type, EMITTED_BY))
+        refuse("exit_criterion", policy.criterion, f"a rule for {problem_type}: {rules}")
     if policy.answer == ABSTAIN and (problem_type == REGRESSION or rule.floor(policy) != policy.min_layer):
-        refuse(
-            "exit_answer", ABSTAIN, f"label for values, and with {policy.criterion} where all rows answer at a layer"
-        )
+        allowed = f"label for values, and with {policy.criterion} where all rows answer at a layer"
+        refuse("exit_answer", ABSTAIN, allowed)
     for name in ("patience", "window"):
         if name in read and getattr(policy, name) > exits:
             refuse(f"exit_{name}", getattr(policy, name), f"at most the number of exits, {exits}")
@@ -313,27 +307,28 @@ def check_evidence(policy: PolicyFields, config: Any, problem_type: str) -> None
 
 def check_labels(policy: PolicyFields, problem_type: str) -> None:
     """Refuse thresholds of labels where there are no labels, or where no decision reads them."""
-    rule = rule_of(policy)
-    if policy.label_thresholds and (problem_type == REGRESSION or "label_thresholds" not in rule.reads(policy)):
-        refuse("exit_label_thresholds", dict(policy.label_thresholds), "left out for values, and with "
-               f"{policy.criterion}, which reads none")  # fmt: skip
-    if policy.label_thresholds and "patience" in read_by(rule.answer, policy):
-        refuse("exit_label_thresholds", dict(policy.label_thresholds), "left out with a run's mean: what it answers "
-               "is known only behind the decision")  # fmt: skip
+    if not policy.label_thresholds:
+        return
+    rule, given = rule_of(policy), dict(policy.label_thresholds)
+    if problem_type == REGRESSION or "label_thresholds" not in rule.reads(policy):
+        refuse("exit_label_thresholds", given, f"left out for values, and with {policy.criterion}, which reads none")
+    if "patience" in read_by(rule.answer, policy):
+        allowed = "left out with a run's mean: what it answers is known only behind the decision"
+        refuse("exit_label_thresholds", given, allowed)
 
 
 def numbered(policy: Policy, names: Sequence[str]) -> Policy:
     """The policy with numbers in the place of its labels' names."""
     if not policy.label_thresholds:
         return policy
-    numbers = {name: str(number) for number, name in enumerate(names)}
-    known = {**{number: number for number in numbers.values()}, **numbers}
+    numbers = [str(number) for number in range(len(names))]
+    number_of = {**dict(zip(numbers, numbers)), **dict(zip(names, numbers))}
     for label, _ in policy.label_thresholds:
-        if label not in known:
+        if label not in number_of:
             refuse("exit_label_thresholds", label, f"a label, {', '.join(map(str, names))}, or its number")
-        if label in numbers.values() and known[label] != label:
+        if label in numbers and number_of[label] != label:
             refuse("exit_label_thresholds", label, "a name or a number, not one label's name and another's number")
-    found = [known[label] for label, _ in policy.label_thresholds]
-    if len(set(found)) < len(found):
+    thresholds = [(number_of[label], tau) for label, tau in policy.label_thresholds]
+    if len(dict(thresholds)) < len(thresholds):
         refuse("exit_label_thresholds", dict(policy.label_thresholds), "every label once, by its name or its number")
-    return replace(policy, label_thresholds=[(known[label], tau) for label, tau in policy.label_thresholds])
+    return replace(policy, label_thresholds=thresholds)

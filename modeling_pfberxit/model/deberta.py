@@ -25,7 +25,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
-from .encoder_layer import Context, EncoderLayer, Places, StockLayer, post_norm, same
+from .encoder_layer import Context, Places, StockLayer, as_summand, post_norm, reorder, same
 from .validation import is_recorded
 
 # ---- distances -------------------------------------------------------------------------------------------------------
@@ -33,10 +33,8 @@ from .validation import is_recorded
 
 def deberta_context(backbone: PreTrainedModel, rows: Places, kind: str) -> Context:
     """What is added to the scores of padding, (B, 1, 1, n), and the distances."""
-    states, mask, encoder = rows.hidden_states, None, backbone.encoder
-    if rows.padding_mask is not None:
-        hidden = (rows.padding_mask == 0)[:, None, None]
-        mask = torch.zeros_like(hidden, dtype=states.dtype).masked_fill(hidden, torch.finfo(states.dtype).min)
+    states, encoder = rows.hidden_states, backbone.encoder
+    mask = None if rows.padding_mask is None else as_summand(rows.padding_mask != 0, states.dtype)[:, None, None]
     apart = table_rows(encoder, states.shape[1], states.device) if encoder.relative_attention else None
     return Context(mask, apart, None if rows.order is None else rows.places())
 
@@ -152,11 +150,6 @@ class DebertaLayer(StockLayer):
         return frozen and not getattr(self.table_dropout, "training", False)
 
 
-def reorder(states: Tensor, order: Tensor) -> Tensor:
-    """The positions of every row in another order: (B, n, d) and (B, n) -> (B, n, d)."""
-    return states.gather(1, order[..., None].expand(-1, -1, states.shape[2]))
-
-
 def convolve(stock: nn.Module, states: Tensor, output: Tensor, context: Context) -> Tensor:
     """The norm of (B, q, d) and a convolution over (B, n, d), in the text's order, padding read as 0."""
     asked, places = output.shape[1], context.places
@@ -189,11 +182,6 @@ def deberta_layer(layer: nn.Module, encoder: nn.Module) -> DebertaLayer:
         position_query=None if not relative or "p2c" not in kinds else own.query_proj if shared else own.pos_query_proj,
         convolution=encoder.conv if layer is encoder.layer[0] else None,
     )  # fmt: skip
-
-
-def deberta_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
-    """One view per layer."""
-    return [deberta_layer(layer, backbone.encoder) for layer in backbone.encoder.layer]
 
 
 def deberta_containers(backbone: PreTrainedModel) -> list[nn.Module]:

@@ -28,20 +28,27 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 
 FUSED: dict[type, nn.Module] = {NewGELUActivation: nn.GELU("tanh")}  # ALBERT's
 FULL = "full_attention"  # as configs of `transformers` name the types of their layers
-
-
-KINDS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def hooked(module: nn.Module) -> bool:
     """Whether any hook is registered on the module itself."""
-    own = module.__dict__
-    return any(own[kind] for kind in KINDS)
+    return any(module.__dict__[kind] for kind in HOOKS)
 
 
 def same(states: Tensor) -> Tensor:
     """Where a layer has no norm, or no dropout."""
     return states
+
+
+def reorder(states: Tensor, order: Tensor) -> Tensor:
+    """The positions of every row in another order: (B, n, d) and (B, n) -> (B, n, d)."""
+    return states.gather(1, order[..., None].expand(-1, -1, states.shape[2]))
+
+
+def as_summand(attended: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores so that only positions that are True are attended to: 0, elsewhere the lowest number."""
+    return torch.zeros_like(attended, dtype=dtype).masked_fill(~attended, torch.finfo(dtype).min)
 
 
 class Norms(NamedTuple):
@@ -101,56 +108,16 @@ def padding_alone(backbone: PreTrainedModel, rows: Places, kind: str = FULL) -> 
     return Context(mask)
 
 
-class EncoderLayer(Protocol):
-    """What the loop knows of a layer. Sums of states, sub-layers and adapters are its business, norms are not."""
-
-    @property
-    def stock(self) -> nn.Module:
-        """The stock layer, whose hooks are called."""
-        ...
-
-    @property
-    def containers(self) -> tuple[nn.Module, ...]:
-        """Modules inside the layer that are never called: their parts are."""
-        ...
-
-    @property
-    def kind(self) -> str:
-        """Which of the family's contexts the layer attends in."""
-        ...
-
-    @property
-    def norms(self) -> Norms:
-        """In front of and behind its halves."""
-        ...
-
-    def set_up(self, implementation: str, fused: bool) -> EncoderLayer:
-        """The layer with this implementation of attention; `fused`: an activation as one operation where it can be."""
-        ...
-
-    def project(self, read: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """What the attention reads, (B, n, d) -> keys and values of all positions, (B, n, ...) each."""
-        ...
-
-    def attend(self, read: Tensor, keys: Tensor, values: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
-        """Attention's output y of the first q positions, (B, q, d); weights (B, heads, q, n) where eager keeps them."""
-        ...
-
-    def transform(self, read: Tensor) -> Tensor:
-        """The FFN's output, (B, q, d) -> (B, q, d)."""
-        ...
-
-    def behind(self, states: Tensor, output: Tensor, context: Context) -> Tensor:
-        """What follows the layer, (B, q, d), for what it read (B, n, d) and its output (B, q, d)."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class StockLayer:
-    """A layer with linear layers for queries, keys and values, and an FFN of two, or of three where it is gated."""
+    """A layer with linear layers for queries, keys and values, and an FFN of two, or of three where it is gated.
 
-    stock: nn.Module
-    containers: tuple[nn.Module, ...]
+    A layer that does something else in one of its steps overrides that step. Sums of states, sub-layers and adapters
+    are not its business; where it normalises, `norms` says.
+    """
+
+    stock: nn.Module  # its hooks are called
+    containers: tuple[nn.Module, ...]  # modules inside it that are never called: their parts are
     attention: nn.Module  # the stock attention: whether it is trained, and whatever else an attention kernel asks it
     head_size: int
     scaling: float
@@ -168,21 +135,21 @@ class StockLayer:
     gate: nn.Module | None = None
     inner_dropout: Callable[[Tensor], Tensor] = same
     groups: int = 1  # heads that share keys and values
-    kind: str = FULL
+    kind: str = FULL  # which of the family's contexts it attends in
     implementation: str = "eager"
 
     def set_up(self, implementation: str, fused: bool) -> StockLayer:
-        """The same view with other options."""
+        """The same view with this implementation of attention; `fused`: an activation as one operation if it can be."""
         activation = FUSED.get(type(self.activation), self.activation) if fused else self.activation
         return replace(self, implementation=implementation, activation=activation)
 
     def project(self, read: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """(B, n, d) -> keys and values of all heads, (B, n, d) each."""
+        """What the attention reads, (B, n, d) -> keys and values of all positions, (B, n, d) each."""
         keys, values = self.keys_values(read)
         return self.rotate(keys, context), values
 
     def attend(self, read: Tensor, keys: Tensor, values: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
-        """(B, q, d) of the first positions -> (B, q, d), and weights where eager keeps them."""
+        """Attention's output y of the first q positions, (B, q, d); weights (B, heads, q, n) where eager keeps them."""
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.attention.training else 0.0
         queries = self.rotate(self.queries(read), context)
@@ -197,7 +164,7 @@ class StockLayer:
         return context.mask if context.mask is None else context.mask[:, :, : queries.shape[1]]
 
     def transform(self, read: Tensor) -> Tensor:
-        """(B, q, d) -> (B, q, d)."""
+        """The FFN's output, (B, q, d) -> (B, q, d)."""
         inner = self.activation(self.up(read))
         inner = inner if self.gate is None else inner * self.gate(read)
         return self.ffn_dropout(self.down(self.inner_dropout(inner)))
@@ -211,7 +178,7 @@ class StockLayer:
         return self.key(read), self.value(read)
 
     def behind(self, states: Tensor, output: Tensor, context: Context) -> Tensor:
-        """Nothing follows."""
+        """What follows the layer, (B, q, d), for what it read (B, n, d) and its output (B, q, d): nothing."""
         return output
 
     def heads(self, projected: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .deberta import deberta_containers, deberta_context, deberta_distances, deberta_layers
-from .encoder_layer import Context, EncoderLayer, Places, StockLayer, padding_alone, post_norm, same
+from .deberta import deberta_containers, deberta_context, deberta_distances, deberta_layer
+from .encoder_layer import Context, Places, StockLayer, padding_alone, post_norm, same
 from .heads import (
     Head,
     albert_head,
@@ -28,13 +28,13 @@ from .heads import (
     modernbert_head,
 )
 from .rotary import (
-    eurobert_layers,
+    eurobert_layer,
     fixed_rotation,
-    gte_layers,
-    jina_layers,
+    gte_layer,
+    jina_layer,
     modernbert_context,
-    modernbert_layers,
-    nomic_layers,
+    modernbert_layer,
+    nomic_layer,
     rotary_context,
 )
 from .validation import refuse
@@ -80,8 +80,6 @@ BERT_SHAPE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
     "max_position_embeddings", "type_vocab_size", "hidden_act",
 )  # fmt: skip
-
-
 DEBERTA_SHAPE = ("embedding_size", "position_buckets", "share_att_key", "conv_kernel_size")
 
 
@@ -89,7 +87,7 @@ DEBERTA_SHAPE = ("embedding_size", "position_buckets", "share_att_key", "conv_ke
 class Family:
     """What the rest of the library must know of one kind of encoder."""
 
-    layers: Callable[[PreTrainedModel], list[EncoderLayer]]  # one view per executed layer; shared layers, shared views
+    layers: Callable[[PreTrainedModel], list[StockLayer]]  # one view per executed layer; shared layers, shared views
     context: Callable[[PreTrainedModel, Places, str], Context] = padding_alone  # for layers of one kind
     inputs: tuple[str, ...] = INPUTS  # what its embeddings read
     embed: Callable[[PreTrainedModel, dict[str, Any]], Tensor] = lambda backbone, inputs: backbone.embeddings(**inputs)
@@ -156,10 +154,10 @@ def albert_layer(layer: nn.Module) -> StockLayer:
     )  # fmt: skip
 
 
-def albert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+def albert_layers(backbone: PreTrainedModel) -> list[StockLayer]:
     """One view per executed layer: depths that share weights share the view."""
     config, groups = backbone.config, backbone.encoder.albert_layer_groups
-    views: list[list[EncoderLayer]] = [[albert_layer(layer) for layer in group.albert_layers] for group in groups]
+    views: list[list[StockLayer]] = [[albert_layer(layer) for layer in group.albert_layers] for group in groups]
     per_group = config.num_hidden_layers / config.num_hidden_groups
     return [view for i in range(config.num_hidden_layers) for view in views[int(i / per_group)]]
 
@@ -177,11 +175,6 @@ def bert_layer(layer: nn.Module) -> StockLayer:
     )  # fmt: skip
 
 
-def bert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
-    """One view per layer."""
-    return [bert_layer(layer) for layer in backbone.encoder.layer]
-
-
 def distilbert_layer(layer: nn.Module) -> StockLayer:
     """DistilBERT's attention has no dropout after its output projection."""
     own, ffn = layer.attention, layer.ffn
@@ -190,11 +183,6 @@ def distilbert_layer(layer: nn.Module) -> StockLayer:
         own.q_lin, own.k_lin, own.v_lin, own.out_lin, ffn.lin1, ffn.activation, ffn.lin2,
         post_norm(layer.sa_layer_norm, layer.output_layer_norm), own.dropout.p, ffn_dropout=ffn.dropout,
     )  # fmt: skip
-
-
-def distilbert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
-    """One view per layer."""
-    return [distilbert_layer(layer) for layer in backbone.transformer.layer]
 
 
 def mpnet_layer(layer: nn.Module) -> StockLayer:
@@ -209,23 +197,20 @@ def mpnet_layer(layer: nn.Module) -> StockLayer:
     )  # fmt: skip
 
 
-def mpnet_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
-    """One view per layer."""
-    return [mpnet_layer(layer) for layer in backbone.encoder.layer]
-
-
 # ---- all families ----------------------------------------------------------------------------------------------------
 
-BERT = Family(layers=bert_layers, pooler=dense_pooler, containers=stack_and_pooler, head=bert_head)
-ROBERTA = Family(
-    layers=bert_layers, pooler=dense_pooler, containers=stack_and_pooler, taken_positions=after_padding,
-    head=head_in_two,
-)  # fmt: skip
+BERT = Family(
+    layers=lambda backbone: [bert_layer(layer) for layer in backbone.encoder.layer],
+    pooler=dense_pooler,
+    containers=stack_and_pooler,
+    head=bert_head,
+)
+ROBERTA = replace(BERT, taken_positions=after_padding, head=head_in_two)
 ROTARY_SHAPE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "rope_parameters",
 )  # fmt: skip
 ROTARY = Family(
-    layers=nomic_layers,
+    layers=lambda backbone: [nomic_layer(layer) for layer in backbone.layers],
     context=rotary_context,
     inputs=("input_ids", "token_type_ids", "inputs_embeds"),
     pooler=dense_pooler,
@@ -246,15 +231,15 @@ FAMILIES: dict[str, Family] = {
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
     "camembert": ROBERTA,
-    "electra": Family(
-        layers=bert_layers,
+    "electra": replace(
+        BERT,
         embed=electra_embed,
-        containers=stack_and_pooler,
+        pooler=None,
         shape=(*BERT_SHAPE, "embedding_size"),
         head=partial(head_in_two, activation="gelu"),
     ),
     "distilbert": Family(
-        layers=distilbert_layers,
+        layers=lambda backbone: [distilbert_layer(layer) for layer in backbone.transformer.layer],
         inputs=("input_ids", "position_ids", "inputs_embeds"),
         containers=lambda backbone: [backbone.transformer],
         shape=("dim", "n_layers", "n_heads", "hidden_dim", "vocab_size", "max_position_embeddings", "activation"),
@@ -262,7 +247,7 @@ FAMILIES: dict[str, Family] = {
         head=distilbert_head,
     ),
     "mpnet": Family(
-        layers=mpnet_layers,
+        layers=lambda backbone: [mpnet_layer(layer) for layer in backbone.encoder.layer],
         context=mpnet_context,
         inputs=("input_ids", "position_ids", "inputs_embeds"),
         pooler=dense_pooler,
@@ -273,7 +258,7 @@ FAMILIES: dict[str, Family] = {
         head=head_in_two,
     ),
     "deberta-v2": Family(
-        layers=deberta_layers,
+        layers=lambda backbone: [deberta_layer(layer, backbone.encoder) for layer in backbone.encoder.layer],
         context=deberta_context,
         unbounded=lambda config: not config.position_biased_input,
         containers=deberta_containers,
@@ -284,10 +269,19 @@ FAMILIES: dict[str, Family] = {
         head=deberta_head,
     ),
     "nomic_bert": replace(ROTARY, ffn_sizes=gated, head=partial(bert_head, encoder="nomic_bert")),
-    "gte": replace(ROTARY, layers=gte_layers, ffn_sizes=gated, head=partial(bert_head, encoder="gte")),
-    "jina_embeddings_v3": replace(ROTARY, layers=jina_layers, head=head_in_two),
+    "gte": replace(
+        ROTARY,
+        layers=lambda backbone: [gte_layer(layer) for layer in backbone.layers],
+        ffn_sizes=gated,
+        head=partial(bert_head, encoder="gte"),
+    ),
+    "jina_embeddings_v3": replace(
+        ROTARY,
+        layers=lambda backbone: [jina_layer(layer) for layer in backbone.layers],
+        head=head_in_two,
+    ),
     "modernbert": Family(
-        layers=modernbert_layers,
+        layers=lambda backbone: [modernbert_layer(layer) for layer in backbone.layers],
         context=modernbert_context,
         inputs=("input_ids", "inputs_embeds"),
         final_norm=lambda backbone: backbone.final_norm,
@@ -300,7 +294,7 @@ FAMILIES: dict[str, Family] = {
         head=modernbert_head,
     ),
     "eurobert": Family(
-        layers=eurobert_layers,
+        layers=lambda backbone: [eurobert_layer(layer) for layer in backbone.layers],
         context=rotary_context,
         inputs=("input_ids", "inputs_embeds"),
         embed=eurobert_embed,

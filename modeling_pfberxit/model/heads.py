@@ -2,52 +2,23 @@
 
 Every head is pooling, dropout, dense, activation, dropout, linear, with a norm in front of the dense layer or behind
 the activation; parts may be missing. The head of a fine-tuned classifier can be a model's last exit as it is: its
-weights then stay in the classifier's own checkpoint, which is the base. What exits emit is in `exits`.
+weights then stay in the classifier's own checkpoint, which is the base. How exits use them is in `exits`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .validation import refuse
-
-
-@torch.no_grad()
-def null_share(read: Tensor, classifier: nn.Module) -> Tensor:
-    """NSP: how much of what a classifier reads no class of it sees, (B, width) -> (B,) in [0, 1].
-
-    The length of the part in the null space of the weights over the whole length, where the zero point is moved to
-    that of the logits. (He et al., IJCAI 2025; the pseudo-inverse also where classes have equal weights.)
-    """
-    weight, bias = products_of(classifier, read)  # (C, width), (C,)
-    inverse = torch.linalg.pinv(weight)  # (width, C)
-    moved = read.float() + inverse @ bias
-    unseen = moved - moved @ weight.T @ inverse.T
-    length = torch.linalg.vector_norm
-    return (length(unseen, dim=-1) / length(moved, dim=-1)).clamp(max=1)
-
-
-def products_of(linear: nn.Module, read: Tensor) -> tuple[Tensor, Tensor]:
-    """What a linear layer multiplies by (C, width) and adds (C,), in fp32; `read` (B, width) has its inputs' dtype."""
-    if type(linear) is nn.Linear:
-        return linear.weight.float(), linear.bias.float()
-    # PEFT and quantisation put layers in its place whose `weight` is not, or not all, that they multiply by.
-    bias = linear(read.new_zeros(1, read.shape[-1])).float()
-    one_each = torch.eye(read.shape[-1], dtype=read.dtype, device=read.device)
-    return (linear(one_each).float() - bias).T, bias[0]
-
 
 # ---- poolings --------------------------------------------------------------------------------------------------------
 
@@ -274,30 +245,3 @@ def deberta_head(config: PreTrainedConfig) -> Head:
     """A context pooler, with an activation and a dropout of its own."""
     dropouts = {"dropout": dropout_of(config), "dense_dropout": config.pooler_dropout}
     return stock_head(config, "pooler.dense", "classifier", config.pooler_hidden_act, **dropouts)
-
-
-CROSS_ENCODER = "config_sentence_transformers.json"  # where a reranker says what its values mean, since version 6
-
-
-def activation_of(path: str | None) -> dict[str, Any]:
-    """What a `CrossEncoder` makes of its logits by such a file, as a config says it; nothing where none does."""
-    stated = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-    if stated.get("model_type") != "CrossEncoder" or not stated.get("activation_fn"):
-        return {}
-    return {"sentence_transformers": {"activation_fn": stated["activation_fn"]}}
-
-
-def read_tensors(files: Iterable[str], names: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors of these names that the safetensors files hold."""
-    wanted, found = set(names), {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in wanted & set(file.keys()):
-                found[name] = file.get_tensor(name)
-    return found
-
-
-def only_real(parts: Iterable[nn.Module]) -> nn.ModuleList:
-    """The modules as a list; an empty one where none of them does anything."""
-    modules = list(parts)
-    return nn.ModuleList([] if all(isinstance(each, nn.Identity) for each in modules) else modules)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from .adapters import PLACEMENTS, Adapter
-from .encoder_layer import Context, EncoderLayer, hooked
+from .encoder_layer import Context, StockLayer, hooked
 from .validation import refuse
 
 logger = logging.get_logger(__name__)
@@ -78,23 +78,10 @@ def check_never_called(root: nn.Module, modules: Iterable[nn.Module]) -> None:
 # ---- the two halves --------------------------------------------------------------------------------------------------
 
 
-class Beside(Protocol):
-    """An adapter, or those of several depths as one."""
-
-    @property
-    def reach(self) -> int | None:
-        """How far other positions influence one position; None: from anywhere."""
-        ...
-
-    def __call__(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """(B, n, d) -> what is added beside the sub-layer, (B, n, d)."""
-        ...
-
-
 class ByDepth(NamedTuple):
     """The adapters of several depths, each for its own rows: the first `sizes[0]` rows are at the first depth ..."""
 
-    adapters: Sequence[Beside]
+    adapters: Sequence[Adapter]
     sizes: list[int]
 
     @property
@@ -109,11 +96,14 @@ class ByDepth(NamedTuple):
         return torch.cat([each(part, mask) for each, part, mask in zip(self.adapters, parts, masks, strict=True)])
 
 
+Beside = Adapter | ByDepth  # what may stand beside a half of a layer
+
+
 @dataclass(frozen=True, slots=True)
 class Sublayers:
     """One layer and the adapters beside it; `compiled`: run as `torch.compile` translates it."""
 
-    layer: EncoderLayer
+    layer: StockLayer
     attention_adapter: Beside | None
     ffn_adapter: Beside | None
     sequential: bool
@@ -243,7 +233,7 @@ class AdaptedLayer(GradientCheckpointingLayer):
         self.attention_adapter = Adapter(config, hidden_size) if place.attention else None
         self.ffn_adapter = Adapter(config, hidden_size) if place.ffn else None
 
-    def beside(self, layer: EncoderLayer, compiled: bool = False) -> Sublayers:
+    def beside(self, layer: StockLayer, compiled: bool = False) -> Sublayers:
         """The layer with this depth's adapters."""
         return Sublayers(layer, self.attention_adapter, self.ffn_adapter, self.sequential, compiled)
 
@@ -252,7 +242,7 @@ class AdaptedLayer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         context: Context,
         padding_mask: Tensor | None,
-        layer: EncoderLayer,
+        layer: StockLayer,
         queries: int | None = None,
         compiled: bool = False,
     ) -> tuple[Tensor, Tensor | None]:

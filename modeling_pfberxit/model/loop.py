@@ -2,98 +2,30 @@
 
 One step is one layer, for rows at one depth or at several depths that share the layer. Policy, phase and results of a
 call are kept in the loop and its `CallRecord`, never on the model, so one model serves many threads. Not here: a row's
-tensors (`rows`), the arithmetic of a layer (`layers`), and which rows share a batch when many are queued (`streams`).
+tensors (`rows`), the arithmetic of a layer (`layers`), whether a short cut pays (`execution`), and which rows share a
+batch when many are queued (`streams`).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .adapters import Adapter
 from .backbones import encoder_layers, never_called, pooler_dense, reads_backbone_pooler
 from .criteria import rule_of
 from .encoder_layer import same
+from .evidence import Evidence, ExitState
 from .exit_policy import FULL_DEPTH, ExitPolicy
-from .exits import Evidence, ExitState
 from .families import family_of
-from .layers import Beside, ByDepth, FirstPositions, Sublayers, check_layers, check_never_called, hooked, sharded
+from .layers import ByDepth, FirstPositions, Sublayers, check_layers, check_never_called, hooked, sharded
 from .rows import CallRecord, Rows
 from .steps import chance, start, step
 from .strategies import Phase, branch
-from .validation import flag, is_recorded, real
-
-# Reading a layer's weights takes as long as the arithmetic of so many tokens: measured on a few CPU cores.
-WEIGHTS_IN_TOKENS = {"cpu": 12}
-WEIGHTS_IN_TOKENS_ELSEWHERE = 1024  # an estimate for accelerators
-WELL_FED = 20  # with 20 times as many tokens, reading the weights is a twentieth of the work
-MOST_TOKENS = {"cpu": 2048}  # beyond them activations no longer fit the caches, and every token costs more
-FIRST_POSITION_COST = 2  # a position run on its own costs as much as so many positions of a whole row
-DROP_SHARE = 0.02  # copying a row costs about one fiftieth of running a layer for it
-
-
-@dataclass(frozen=True)
-class Execution:
-    """The short cuts of the loop; each may be switched off to see what it is worth.
-
-    Args:
-        token_first: the positions that exits read are run before the others, where rows may exit.
-        drop_rows: rows that have exited are no longer computed.
-        trim: nor is padding beyond the longest remaining row.
-        fused: ALBERT's activation as one operation instead of eight, in training as well; equal to rounding.
-        compiled: layers run as `torch.compile` translates them, at the first calls; a handful of translations serves
-            all depths and lengths. Batches of several depths run as written.
-        weights_in_tokens: how many tokens' arithmetic takes as long as reading a layer's weights; None: by device.
-
-    Raises:
-        ValueError: a switch that is no bool, a number below 0.
-    """
-
-    token_first: bool = True
-    drop_rows: bool = True
-    trim: bool = True
-    fused: bool = True
-    compiled: bool = False
-    weights_in_tokens: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("token_first", "drop_rows", "trim", "fused", "compiled"):
-            flag(name, getattr(self, name))
-        if self.weights_in_tokens is not None:
-            real(0.0)("weights_in_tokens", self.weights_in_tokens)
-
-    def splits(self, leaving: float, rows: int, length: int, device: str) -> bool:
-        """Whether running one token first is expected to pay, when `leaving` of `rows` are expected to exit here.
-
-        Each row that exits saves its other positions. If any remains, the layer's weights are read a second time, and
-        each remaining row has had its first position run for nothing.
-        """
-        if not (self.token_first and self.drop_rows) or leaving <= 0:
-            return False
-        remaining = rows - leaving
-        return leaving * (length - 1) > self.weights(device) * remaining / rows + FIRST_POSITION_COST * remaining
-
-    def feeds(self, tokens: int, device: str) -> bool:
-        """Whether more tokens than these would not use a layer's weights noticeably better."""
-        return tokens >= WELL_FED * self.weights(device)
-
-    def room(self, length: int, device: str) -> int:
-        """The most rows of `length` tokens that are best run through a layer at once."""
-        return max(1, MOST_TOKENS[device] // length) if device in MOST_TOKENS else sys.maxsize
-
-    def weights(self, device: str) -> float:
-        """How many tokens' arithmetic takes as long as reading a layer's weights."""
-        known = self.weights_in_tokens
-        return WEIGHTS_IN_TOKENS.get(device, WEIGHTS_IN_TOKENS_ELSEWHERE) if known is None else known
-
-    def drops(self, exited: int, rows: int) -> bool:
-        """Whether it pays to copy the remaining rows into a batch of their own."""
-        return self.drop_rows and exited >= DROP_SHARE * rows
-
+from .validation import is_recorded
 
 # ---- the encoder, depth by depth -------------------------------------------------------------------------------------
 
@@ -164,14 +96,14 @@ class Encoding:
         layer = self.layers[rows.depth - 1]
         if len(rows.groups) == 1:
             return self.depths[rows.depth - 1].beside(layer, self.execution.compiled)
-        own = [self.depths[depth - 1].beside(layer) for depth, _ in rows.groups]
+        depths = [self.depths[depth - 1] for depth, _ in rows.groups]
         sizes = [size for _, size in rows.groups]
-        beside_attention = by_depth([each.attention_adapter for each in own], sizes)
-        beside_ffn = by_depth([each.ffn_adapter for each in own], sizes)
-        return Sublayers(layer, beside_attention, beside_ffn, own[0].sequential)
+        beside_attention = by_depth([each.attention_adapter for each in depths], sizes)
+        beside_ffn = by_depth([each.ffn_adapter for each in depths], sizes)
+        return Sublayers(layer, beside_attention, beside_ffn, depths[0].sequential)
 
 
-def by_depth(adapters: Sequence[Beside | None], sizes: list[int]) -> ByDepth | None:
+def by_depth(adapters: Sequence[Adapter | None], sizes: list[int]) -> ByDepth | None:
     """The adapters of several depths as one; None where depths have none."""
     present = [adapter for adapter in adapters if adapter is not None]
     return ByDepth(present, sizes) if present else None
@@ -235,7 +167,8 @@ class Loop(Encoding):
             if not len(keep):
                 return None
             rows = rows.select(keep, self.execution.trim)
-            begun = begun and begun.select(keep, rows.hidden_states.shape[1])
+            if begun is not None:
+                begun = begun.select(keep, rows.hidden_states.shape[1])
         if begun is not None:
             rows.hidden_states = self.sublayers(rows).finish(begun, *rows.inputs(self.kind(rows)))
         return rows
@@ -325,11 +258,10 @@ class Loop(Encoding):
 
     def exit_rows(self, rows: Rows, fire: Tensor, logits: Tensor) -> Tensor | None:
         """Record the rows that exit now; the numbers of the rows to go on with, None: all of them."""
-        depths = rows.depths()
+        depths, before = rows.depths(), rows.exited
         exits = fire | (depths == len(self.depths))
-        exited = exits if rows.exited is None else rows.exited | exits
-        self.record.answer_where(exits if rows.exited is None else exits & ~rows.exited, rows.index, logits, depths)
-        return self.drop_exited(rows, exited)
+        self.record.answer_where(exits if before is None else exits & ~before, rows.index, logits, depths)
+        return self.drop_exited(rows, exits if before is None else exits | before)
 
     def drop_exited(self, rows: Rows, exited: Tensor) -> Tensor | None:
         """The numbers of the remaining rows; None where exited rows, (B,), are too few to be worth a copy."""

@@ -1,26 +1,25 @@
-"""What training minimises: a loss for each exit, their weighted sum, and checks that gradients reach what should learn.
+"""What training minimises: a loss for each exit, and their weighted sum.
 
-Which exits learn at a step, and how much each weighs, is in `strategies`.
+Which exits learn at a step, and how much each weighs, is in `strategies`; which parameters a step may move, in
+`trainable`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import PreTrainedConfig
 
-from .exits import DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
-from .strategies import Phase, check_peft, in_use, own_parameters, refuse_frozen, saved_by_peft
-from .validation import ABSTAIN, PolicyFields, is_readable, is_watched, refuse
+from .evidence import DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
+from .policy_fields import ABSTAIN, PolicyFields
+from .strategies import Phase
+from .validation import is_readable, is_watched, refuse
 
 ExitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (B, C) of one exit, the labels -> its loss, a scalar
 WEIGHTS = {"class_weights": SINGLE_LABEL, "pos_weight": MULTI_LABEL}  # fields of the config, and for which problem
-KEPT = ("depths", "exits", "prompts", "token_exits")  # what a checkpoint without the encoder holds
 
 
 # ---- labels ---------------------------------------------------------------------------------------------------------
@@ -93,9 +92,8 @@ def exit_losses(
     if problem_type == MULTI_LABEL:
         targets = labels.to(exit_logits) * (1 - label_smoothing) + label_smoothing / 2
         targets = targets[:, None].expand_as(exit_logits)
-        return F.binary_cross_entropy_with_logits(exit_logits, targets, reduction="none", pos_weight=weighing).mean(
-            (0, 2)
-        )
+        losses = F.binary_cross_entropy_with_logits(exit_logits, targets, reduction="none", pos_weight=weighing)
+        return losses.mean((0, 2))
     return _class_losses(exit_logits, labels.long(), label_smoothing, weighing)  # as bytes, -100 would be class 156
 
 
@@ -244,67 +242,3 @@ def check_objective(config: PreTrainedConfig, problem_type: str, exit_loss: Exit
     unread = [name for name in ("label_smoothing", *WEIGHTS) if getattr(config, name)]
     if exit_loss is not None and unread:
         refuse(unread[0], getattr(config, unread[0]), "left out: model.exit_loss is the whole loss of an exit")
-
-
-# ---- what learns ----------------------------------------------------------------------------------------------------
-
-
-def check_trained(model: PreTrainedModel, phase: Phase) -> None:
-    """Refuse a step that moves what no checkpoint would hold, or whose exits are all frozen."""
-    own = list(own_parameters(model))
-    if in_use(model):
-        check_peft(model, [each for each in own if each.name.partition(".")[0] in KEPT])
-    heads = model.exits.classifiers
-    learning = any(heads[number if len(heads) > 1 else 0].weight.requires_grad for number in phase.exits)
-    # Whoever trains the prompts alone has frozen the exits on purpose.
-    if not learning and not any(each.trained and each.name.startswith("prompts.") for each in own):
-        refuse_frozen(model, ["exits"])
-    lost = [each for each in own if each.trained and each.name.partition(".")[0] not in KEPT]
-    strays = [each.name for each in lost if not saved_by_peft(model, each)]
-    if model.config.adapter_only and strays:
-        names = strays[0] if len(strays) == 1 else f"{strays[0]} and {len(strays) - 1} more parameters"
-        refuse("adapter_only", True, f"False to train {names}, which a checkpoint of adapters would not hold")
-
-
-class Noticed(torch.autograd.Function):
-    """The identity; calls a function when a gradient passes."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, notice: Callable[[], None]) -> Tensor:
-        """The values; `notice` is called when their gradient is."""
-        ctx.notice = notice
-        ctx.set_materialize_grads(False)  # zeros for what a loss did not read would be a gradient as well
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
-        """The gradient as it is; None is that of values no loss has read."""
-        if gradient is not None:
-            ctx.notice()
-        return gradient, None
-
-
-def watch_gradients(output: ModelOutput, phase: Phase) -> None:
-    """Have a loss that was made of `output.logits` alone refused in its backward pass, where other exits should learn.
-
-    The engine runs what was made later first, so gradients of `loss` and of `exit_logits` are noticed before those of
-    `logits`. A user's own loss beside these two is fine. Nothing is watched in a traced call: no backward pass follows.
-    """
-    last = output.exit_logits.shape[1] - 1
-    if phase.exits == (last,) or not output.logits.requires_grad or is_watched(output.logits):
-        return
-    reached: list[bool] = []
-
-    def check() -> None:
-        """Refuse a loss whose gradient has come by `logits` first."""
-        if not reached:
-            refuse(
-                "loss", "of outputs.logits", "one that every exit learns from, and this one reaches the last alone: "
-                "outputs.loss (config.class_weights, pos_weight and label_smoothing are in it, not those of Trainer), "
-                "model.exit_loss = a loss of your own for every exit, or one of outputs.exit_logits (B, exits, C)",
-            )  # fmt: skip
-
-    output.logits = Noticed.apply(output.logits, check)
-    output.exit_logits = Noticed.apply(output.exit_logits, lambda: reached.append(True))
-    if output.loss is not None:
-        output.loss = Noticed.apply(output.loss, lambda: reached.append(True))

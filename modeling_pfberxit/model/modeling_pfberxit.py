@@ -1,7 +1,7 @@
 """PF-BERxiT: an encoder with an adapter and an exit at every depth; the models, their calls and outputs.
 
 A call checks what it is given, runs `loop`, and makes an output of the record. The parts and their loading and saving
-are in `checkpoints`, the order of layers and exits in `loop`, losses in `losses`.
+are in `checkpoints`.
 """
 
 import os
@@ -15,30 +15,22 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .backbones import pooler_dense, reads_backbone_pooler
+from .base_encoder import check_trainable
+from .blueprint import check_blueprint
+from .certified import as_certified
 from .checkpoints import PFBerxitPreTrainedModel
 from .configuration_pfberxit import PFBerxitConfig
 from .exit_policy import FULL_DEPTH, POLICY_CHECKS, ExitPolicy, resolve_policy
 from .exits import Exits
 from .heads import POOLINGS, mean_weights
-from .identity import as_certified, check_blueprint
 from .layers import check_predictable
-from .load_options import as_last_exit
 from .loop import Encoding, Loop
-from .losses import (
-    ExitLoss,
-    answer_loss,
-    check_labels,
-    check_objective,
-    check_trained,
-    check_weights,
-    problem_type_of,
-    training_loss,
-    watch_gradients,
-)
-from .persistence import check_trainable
+from .losses import ExitLoss, answer_loss, check_labels, check_objective, check_weights, problem_type_of, training_loss
 from .rows import CallRecord
-from .strategies import Phase, TrainingProgress, current_phase, name_heads, whole_objective
+from .sources import as_last_exit
+from .strategies import Phase, TrainingProgress, current_phase, whole_objective
 from .streams import predict
+from .trainable import check_trained, name_heads, watch_gradients
 from .validation import is_recorded, refuse
 
 WITHOUT_EXITS = "left out: PFBerxitModel has no exits, every row runs through all layers"
@@ -187,8 +179,8 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
             if value is not None and not callable(value):
                 refuse(name, value, "a function of one exit's logits (B, C) and the labels, or None")
             object.__setattr__(self, name, value)  # if it is a module, it is none of the model's: it is not saved
-        else:
-            super().__setattr__(name, value)
+            return
+        super().__setattr__(name, value)
         if name == "peft_config":
             name_heads(self, value)
 
@@ -261,11 +253,11 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         rows, token_layers = self._start(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         record = CallRecord.of(want_states, want_attentions)
         self.new_loop(self, record, policy, phase, problem_type).run(rows)
-        output = as_output(record, token_layers)
-        if labels is not None and policy is not None:
-            output.loss = answer_loss(output.logits, labels, problem_type, self.config, self.exit_loss, policy)
-        elif labels is not None:
-            output.loss = self._loss(record, labels, phase, problem_type)
+        logits, exit_layer = record.collect()
+        loss = None if labels is None else self._loss(logits, record, labels, policy, phase, problem_type)
+        output = PFBerxitOutput(
+            loss, logits, exit_layer, token_layers=token_layers, **record.every_exit(), **record.shown()
+        )
         if phase is not None:
             watch_gradients(output, phase)
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -296,14 +288,15 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
                 before it have been for an iterator, which goes on behind it: the error has their answers as `logits`
                 (row, C) and `exit_layer` (row,).
         """
-        if is_recorded(self.exits.classifiers[0].weight):
+        weight = self.exits.classifiers[0].weight
+        if is_recorded(weight):
             refuse("predict", "...", "called outside torch.jit.trace and torch.export, on a model that has weights")
         check_blueprint(self)
         check_predictable(self)
         problem_type = problem_type_of(self.config)
         self.exits.check_prototypes(self.num_labels, problem_type)
-        policy = self._policy(exit_policy, self.exits.classifiers[0].weight, problem_type)
-        logits, layers = predict(self, rows, policy or FULL_DEPTH, problem_type, batch_size, progress)
+        policy = self._policy(exit_policy, weight, problem_type) or FULL_DEPTH
+        logits, layers = predict(self, rows, policy, problem_type, batch_size, progress)
         return PFBerxitOutput(logits=logits, exit_layer=layers)
 
     def _check_labels(self, labels: Tensor | None, rows: int, problem_type: str) -> None:
@@ -330,18 +323,15 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         return current_phase(self.config, self.exit_depths, self.training_progress, self._learned_weights())
 
     def _learned_weights(self) -> Tensor | None:
+        """What the exits' losses weigh, (exits,), where that is learned."""
         return None if self.exits.loss_weights is None else self.exits.loss_weights()
 
-    def _loss(self, record: CallRecord, labels: Tensor, phase: Phase | None, problem_type: str) -> Tensor:
-        """Of the exits that learn in this phase, or in the whole run."""
+    def _loss(
+        self, logits: Tensor, record: CallRecord, labels: Tensor, policy: ExitPolicy | None, phase: Phase | None,
+        problem_type: str,
+    ) -> Tensor:  # fmt: skip
+        """Of the answers where rows leave early, else of the exits that learn in this phase or in the whole run."""
+        if policy is not None:
+            return answer_loss(logits, labels, problem_type, self.config, self.exit_loss, policy)
         phase = phase or whole_objective(self.config, self.exit_depths, self._learned_weights())
         return training_loss(record.evidence, labels, problem_type, self.config, phase, self.exit_loss)
-
-
-def as_output(record: CallRecord, token_layers: Tensor | None) -> PFBerxitOutput:
-    """The output of a call whose rows have all exited, without a loss."""
-    seen, (logits, exit_layer) = record.recorded, record.collect()
-    every_exit = {} if seen is None else {f"exit_{name}": part for name, part in seen._asdict().items()}
-    return PFBerxitOutput(
-        logits=logits, exit_layer=exit_layer, token_layers=token_layers, **every_exit, **record.shown()
-    )

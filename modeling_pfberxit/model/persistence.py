@@ -1,38 +1,28 @@
-"""Files of adapter checkpoints and of the encoders they refer to: hashes, and whether a model could be loaded again.
+"""Files of checkpoints: hashes of weights, and writing in one move.
 
-An adapter checkpoint is an ordinary `config.json` + `model.safetensors` with adapters and exits only. Its config names
-the encoder, pinned by commit (Hub) and by the hash of its weights file, and the hash of the checkpoint's own weights.
-The order of the checks at a load or save is in `checkpoints`.
+An adapter checkpoint is an ordinary `config.json` + `model.safetensors` with adapters and exits only; its config holds
+the hash of its own weights. The encoder it refers to is in `base_encoder`.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
-from transformers.utils import logging as hf_logging
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file, logging
 
-from .backbones import pooler_option, shape_of
-from .certified import SECTION, leave_behind, warn_of_training
-from .heads import read_tensors
-from .identity import changes, check_blueprint, difference, identify, identity_of, is_shared
-from .load_options import SHARED_OPTIONS, read_encoder
-from .strategies import check_without_peft, in_use, own_parameters
-from .validation import refuse
+from .certified import SECTION, leave_behind
+from .sources import locate
 
-logger = hf_logging.get_logger(__name__)
-
-
-# ---- hashes ---------------------------------------------------------------------------------------------------------
+logger = logging.get_logger(__name__)
 
 
 def sha256_of(*paths: str | os.PathLike) -> str:
@@ -47,13 +37,22 @@ def sha256_of(*paths: str | os.PathLike) -> str:
 
 def weight_files(name: str | os.PathLike, **options: Any) -> list[str]:
     """Local paths of a repository's or folder's safetensors weights, shards in order; empty if it has none."""
-    options["_raise_exceptions_for_missing_entries"] = False
-    if single := cached_file(name, "model.safetensors", **options):
+    if single := locate(name, "model.safetensors", **options):
         return [single]
-    if not (index := cached_file(name, "model.safetensors.index.json", **options)):
+    if not (index := locate(name, "model.safetensors.index.json", **options)):
         return []
     shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-    return [cached_file(name, shard, **options) for shard in shards]
+    return [str(cached_file(name, shard, **options)) for shard in shards]
+
+
+def read_tensors(files: Iterable[str], names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of these names that the safetensors files hold."""
+    wanted, found = set(names), {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in wanted & set(file.keys()):
+                found[name] = file.get_tensor(name)
+    return found
 
 
 def record_hashes(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
@@ -105,7 +104,7 @@ def verify_checkpoint(name: str | os.PathLike, hashes: dict[str, str] | None, **
         logger.warning_once(f"{name}: config.json has no weights_sha256, so its weights cannot be checked for damage.")
         return
     for file, expected in hashes.items():
-        found = cached_file(name, os.path.basename(file), _raise_exceptions_for_missing_entries=False, **options)
+        found = locate(name, os.path.basename(file), **options)
         if found is None:
             raise OSError(f"{name}: {file} is missing, though config.json lists it in weights_sha256.")
         if (actual := sha256_of(found)) != expected:
@@ -113,238 +112,3 @@ def verify_checkpoint(name: str | os.PathLike, hashes: dict[str, str] | None, **
                 f"{name}: {file} is truncated or was altered: its sha256 is {actual}, config.json says {expected}. "
                 "Download it again; nothing was loaded."
             )
-
-
-# ---- the encoder an adapter checkpoint refers to --------------------------------------------------------------------
-
-
-def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -> PreTrainedModel:
-    """The pretrained encoder the config refers to, checked against it.
-
-    Where its checkpoint has no weights for the pooler, it comes without one.
-
-    Raises:
-        OSError: it cannot be found, or its weights are not the ones the adapters were trained on.
-        ValueError: it is of another shape.
-    """
-    name, revision = config.base_model_name_or_path, config.base_model_revision
-    try:
-        read_encoder("base_model_name_or_path", name, revision=revision, **options_for_config(options))
-        found = AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=False, **options_for_config(options)
-        )
-        check_same_shape(config.encoder_config(), found, name)
-        weights_sha256 = check_pinned(config, **options_for_config(options))
-        with without_load_report():
-            backbone, info = AutoModel.from_pretrained(
-                name,
-                config=config.encoder_config(),
-                revision=revision,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                **pooler_option(found, with_pooler),
-                **options,
-            )
-    except WrongEncoder:
-        raise
-    except (OSError, SafetensorError) as error:
-        reason, shown = str(error).splitlines()[0], f"base_model_name_or_path={name!r}"
-        if not reason.startswith(shown):
-            reason = f"{shown}: this encoder could not be loaded ({reason})"
-        raise OSError(f"{reason} Load with base_model_name_or_path=<Hub id or folder> to say where it is.") from error
-    missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
-    if missing:
-        raise OSError(f"base_model_name_or_path={name!r}: its checkpoint lacks {sorted(missing)[:3]} ...")
-    if with_pooler and any(key.startswith("pooler.") for key in info["missing_keys"]):
-        backbone.pooler = None
-    identify(backbone, weights_sha256)
-    return backbone
-
-
-@torch.no_grad()
-def load_head(model: PreTrainedModel, checked: bool, **options: Any) -> None:
-    """Read the head of the classifier that is the model's base into its last exit, where that is what it has.
-
-    Args:
-        checked: the base's file was held against its hash already; not where the encoder was handed over in memory.
-
-    Raises:
-        OSError: the base has no such head.
-    """
-    config, exits = model.config, model.exits
-    if exits is None or not (kept := exits.kept_weights()):
-        return
-    name = config.base_model_name_or_path
-    if not checked:
-        check_pinned(config, **options)
-    files = weight_files(name, revision=config.base_model_revision, **options)
-    found, weights = read_tensors(files, kept), dict(exits.named_parameters())
-    for stock, own in kept.items():
-        if stock not in found:
-            raise OSError(f"base_model_name_or_path={name!r}: its checkpoint has no {stock}, so it is no classifier.")
-        if found[stock].shape != weights[own].shape:
-            shapes = tuple(found[stock].shape), tuple(weights[own].shape)
-            raise ValueError(
-                f"num_labels={config.num_labels}: the classifier's {stock} is {shapes[0]}, not {shapes[1]}"
-            )
-        weights[own].copy_(found[stock])
-    exits.identity = identity_of({stock: weights[own] for stock, own in kept.items()}, config.base_model_sha256)
-
-
-class WrongEncoder(OSError):
-    """The encoder was found, but its weights are not the ones the adapters were trained on."""
-
-
-def check_pinned(config: PreTrainedConfig, **options: Any) -> str | None:
-    """The hash of the encoder's weights, compared with the config's before they are read."""
-    name, expected = config.base_model_name_or_path, config.base_model_sha256
-    files = weight_files(name, revision=config.base_model_revision, **options)
-    actual = sha256_of(*files) if files else None
-    if expected and actual and actual != expected:
-        raise WrongEncoder(
-            f"base_model_name_or_path={name!r}: the sha256 of its weights is {actual}, but these adapters were trained "
-            f"on {expected}. Load with base_model_sha256=None if it is the same encoder in another serialisation."
-        )
-    return actual
-
-
-def check_same_shape(expected: PreTrainedConfig, found: PreTrainedConfig, name: str) -> None:
-    """Refuse an encoder whose shape is not the one the adapters were trained on."""
-    has = shape_of(found)
-    for field, value in shape_of(expected).items():
-        if has.get(field) != value:
-            raise ValueError(
-                f"base_model_name_or_path={name!r} has {field}={has.get(field)!r}, but these adapters "
-                f"were trained on {field}={value!r}."
-            )
-
-
-def check_sharing(stored: PreTrainedConfig, wanted: PreTrainedConfig, backbone: Any) -> None:
-    """Refuse a `backbone=` that could not be used as it is, before anything is loaded."""
-    if backbone is None:
-        return
-    if not isinstance(backbone, PreTrainedModel) or hasattr(backbone, "backbone"):
-        refuse("backbone", type(backbone).__name__, "another model's `.backbone`: an encoder in memory")
-    if not stored.adapter_only:
-        refuse("backbone", "...", "left out: this checkpoint holds its encoder (adapter_only=False)")
-    if wanted.train_backbone:
-        refuse("train_backbone", True, "False with backbone=: another model stands on these weights")
-    if not wanted.adapter_only:
-        refuse("adapter_only", False, "True with backbone=: the encoder is another model's")
-
-
-def check_shared(config: PreTrainedConfig, backbone: PreTrainedModel) -> None:
-    """Refuse a backbone handed over in memory that is not the one the adapters were trained on."""
-    check_same_shape(config.encoder_config(), backbone.config, "backbone")
-    if any(parameter.requires_grad for parameter in backbone.parameters()):
-        raise ValueError("backbone: must be frozen to be shared; this one has parameters that require gradients.")
-    identity, expected = getattr(backbone, "identity", None), config.base_model_sha256
-    if identity is None or expected is None:
-        logger.warning_once(
-            "backbone: its weights have no recorded hash, so it cannot be checked against the adapters."
-        )
-        return
-    if identity.file_sha256 != expected:
-        raise ValueError(
-            f"backbone: its weights have sha256 {identity.file_sha256}, but these adapters were trained on {expected}."
-        )
-    if changed := difference(backbone):
-        raise ValueError(f"backbone: it is no longer what was loaded from its base, {changed}.")
-
-
-def check_saveable(model: PreTrainedModel) -> None:
-    """Refuse to write what would not be this model when it is loaded."""
-    check_without_peft(model)
-    check_blueprint(model)
-    if model.config.adapter_only:
-        check_adapter_only(model)
-    if (tokens := model.get_input_embeddings().num_embeddings) != model.config.vocab_size:
-        refuse("vocab_size", model.config.vocab_size, f"{tokens}, as many as there are embeddings: "
-               "model.resize_token_embeddings, not model.backbone's, changes both")  # fmt: skip
-
-
-def check_base(config: PreTrainedConfig) -> None:
-    """Refuse a model whose checkpoints would refer to an encoder that is nowhere."""
-    if config.adapter_only and config.base_model_name_or_path is None:
-        refuse("adapter_only", True, "False without base_model_name_or_path: there is no encoder to refer to")
-
-
-def check_adapter_only(model: nn.Module, contents: bool = True) -> None:
-    """Refuse to save, or to train on the way to saving, adapters whose encoder could not be found again.
-
-    Args:
-        model: one whose checkpoints hold no encoder.
-        contents: compare every weight with what was loaded; without, this costs next to nothing.
-
-    Raises:
-        ValueError: the encoder has no base, is trained, resized or otherwise not what its base holds.
-    """
-    if problem := lost_encoder(model, contents):
-        raise ValueError(
-            f"adapter_only=True: cannot save the adapters alone, {problem}. "
-            "Set model.config.adapter_only = False to train and save the whole model. Nothing was written."
-        )
-
-
-def check_trainable(model: nn.Module) -> None:
-    """Refuse a training step whose result could not be saved, or that would move weights another model uses.
-
-    Called at every step, it looks at names, shapes, dtypes and `requires_grad`, never at a weight.
-
-    Raises:
-        ValueError: the encoder is shared and not frozen; or checkpoints hold no encoder, and this one could not be
-            found again.
-    """
-    if is_shared(model.backbone) and any(each.trained for each in own_parameters(model.backbone)):
-        raise ValueError(
-            "backbone: must be frozen while another model shares its weights; "
-            "model.backbone = copy.deepcopy(model.backbone) gives this model its own."
-        )
-    warn_of_training(model.config)
-    if model.config.adapter_only and not in_use(model):  # PEFT saves what it trains itself
-        check_adapter_only(model, contents=False)
-
-
-def lost_encoder(model: nn.Module, contents: bool) -> str | None:
-    """Why the encoder could not be found again, in words; None if it could."""
-    config, backbone = model.config, model.backbone
-    tokens = backbone.get_input_embeddings().num_embeddings
-    identity = getattr(backbone, "identity", None)
-    if config.base_model_name_or_path is None or identity is None:
-        return "its backbone has no base to refer to (random weights, or from a self-contained checkpoint)"
-    if config.train_backbone or any(parameter.requires_grad for parameter in backbone.parameters()):
-        return "its backbone is trained"
-    if not tokens == backbone.config.vocab_size == config.vocab_size:
-        return f"its token embeddings were resized to {tokens}"
-    if config.base_model_sha256 != identity.file_sha256:
-        return f"base_model_sha256={config.base_model_sha256!r} is not the hash of its encoder, {identity.file_sha256}"
-    if changed := difference(backbone, contents):
-        return f"its backbone is no longer what was loaded: {changed}"
-    if model.exits is None or not (kept := model.exits.kept_weights()):
-        return None
-    if model.exits.identity is None:
-        return "its last exit's head was not read from its base"
-    weights = model.exits.state_dict()
-    changed = changes(model.exits.identity.tensors, {stock: weights[own] for stock, own in kept.items()}, contents)
-    return changed and f"its last exit is no longer the classifier's own: {changed}"
-
-
-def options_for_config(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of a load's options that concern where files are found."""
-    return {name: options[name] for name in SHARED_OPTIONS if name in options}
-
-
-@contextmanager
-def without_load_report() -> Iterator[None]:
-    """Keep `transformers` from listing an encoder's old heads as unexpected: that they go unused is the point."""
-
-    def quiet(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    target = logging.getLogger("transformers.modeling_utils")
-    target.addFilter(quiet)
-    try:
-        yield
-    finally:
-        target.removeFilter(quiet)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .encoder_layer import (
     FULL,
     Context,
-    EncoderLayer,
     FusedLayer,
     Places,
     StockLayer,
+    as_summand,
     padding_alone,
     post_norm,
     pre_norm,
@@ -47,10 +47,7 @@ def local_mask(rows: Places, width: int, implementation: str) -> Tensor:
         tokens = rows.padding_mask != 0
         # Padding may have no token near it: it looks at all of them, since of none it would become NaN.
         mask = (mask | ~tokens[:, None, :, None]) & tokens[:, None, None]
-    if implementation != "eager":
-        return mask
-    dtype = rows.hidden_states.dtype
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    return as_summand(mask, rows.hidden_states.dtype) if implementation == "eager" else mask
 
 
 def fixed_rotation(config: PreTrainedConfig) -> None:
@@ -87,49 +84,29 @@ def behind_halves(layer: nn.Module) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def nomic_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+def nomic_layer(layer: nn.Module) -> StockLayer:
     """Post-norm, gated."""
-    return [
-        StockLayer(
-            layer, (layer.self_attn, layer.mlp),
-            **attention_of(layer.self_attn), **gated_ffn(layer.mlp), **behind_halves(layer),
-        )
-        for layer in backbone.layers
-    ]  # fmt: skip
+    own, mlp = layer.self_attn, layer.mlp
+    return StockLayer(layer, (own, mlp), **attention_of(own), **gated_ffn(mlp), **behind_halves(layer))
 
 
-def gte_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+def gte_layer(layer: nn.Module) -> StockLayer:
     """NomicBERT's with a dropout inside the FFN."""
-    return [
-        StockLayer(
-            layer, (layer.self_attn, layer.mlp), inner_dropout=layer.mlp.dropout,
-            **attention_of(layer.self_attn), **gated_ffn(layer.mlp), **behind_halves(layer),
-        )
-        for layer in backbone.layers
-    ]  # fmt: skip
+    return replace(nomic_layer(layer), inner_dropout=layer.mlp.dropout)
 
 
-def jina_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+def jina_layer(layer: nn.Module) -> StockLayer:
     """Post-norm, with BERT's FFN."""
-    return [
-        StockLayer(
-            layer, (layer.self_attn, layer.mlp),
-            up=layer.mlp.fc1, activation=layer.mlp.activation_fn, down=layer.mlp.fc2,
-            **attention_of(layer.self_attn), **behind_halves(layer),
-        )
-        for layer in backbone.layers
-    ]  # fmt: skip
+    own, mlp = layer.self_attn, layer.mlp
+    ffn = {"up": mlp.fc1, "activation": mlp.activation_fn, "down": mlp.fc2}
+    return StockLayer(layer, (own, mlp), **attention_of(own), **ffn, **behind_halves(layer))
 
 
-def eurobert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
+def eurobert_layer(layer: nn.Module) -> StockLayer:
     """Pre-norm, gated, several heads for one of keys and values."""
-    return [
-        StockLayer(
-            layer, (layer.self_attn, layer.mlp), norms=pre_norm(layer.input_layernorm, layer.post_attention_layernorm),
-            **attention_of(layer.self_attn), **gated_ffn(layer.mlp),
-        )
-        for layer in backbone.layers
-    ]  # fmt: skip
+    own, mlp = layer.self_attn, layer.mlp
+    norms = pre_norm(layer.input_layernorm, layer.post_attention_layernorm)
+    return StockLayer(layer, (own, mlp), **attention_of(own), **gated_ffn(mlp), norms=norms)
 
 
 def modernbert_layer(layer: nn.Module) -> FusedLayer:
@@ -140,8 +117,3 @@ def modernbert_layer(layer: nn.Module) -> FusedLayer:
         mlp.Wi, mlp.act, mlp.Wo, pre_norm(layer.attn_norm, layer.mlp_norm), own.attention_dropout, own.out_drop,
         inner_dropout=mlp.drop, kind=layer.attention_type,
     )  # fmt: skip
-
-
-def modernbert_layers(backbone: PreTrainedModel) -> list[EncoderLayer]:
-    """One view per layer."""
-    return [modernbert_layer(layer) for layer in backbone.layers]

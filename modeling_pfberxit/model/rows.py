@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .encoder_layer import Context, same
-from .exits import Evidence, ExitState
+from .encoder_layer import Context, reorder, same
+from .evidence import Evidence, ExitState
 from .families import family_of
 from .heads import mean_weights
 from .validation import is_readable, is_recorded, refuse
@@ -97,12 +97,12 @@ class Rows:
     @property
     def mean_weights(self) -> Tensor | None:
         """What each token weighs in the mean over its row, (B, 1, n), prompts nothing; None where all are tokens."""
-        mask = self.padding_mask
-        if self._mean_weights is None and (mask is not None or self.prompts):
+        if self._mean_weights is None and (self.padding_mask is not None or self.prompts):
+            counted = self.mask()
             if self.prompts:
-                mask = torch.ones_like(self.hidden_states[..., 0]) if mask is None else mask.clone()
-                mask[:, 1 : 1 + self.prompts] = 0
-            self._mean_weights = mean_weights(mask, self.hidden_states.dtype)
+                counted = counted.clone()
+                counted[:, 1 : 1 + self.prompts] = 0
+            self._mean_weights = mean_weights(counted, self.hidden_states.dtype)
         return self._mean_weights
 
     @classmethod
@@ -188,8 +188,9 @@ class Rows:
             mask = unless_full(mask[:, :longest].contiguous())
 
         def chosen(part: Tensor | None, length: int | None = None) -> Tensor | None:
-            part = part if part is None or length is None else part[:, :length]
-            return None if part is None else part.index_select(0, keep)
+            if part is None:
+                return None
+            return (part if length is None else part[:, :length]).index_select(0, keep)
 
         return replace(
             self,
@@ -219,23 +220,24 @@ class Rows:
         sizes: Counter[int] = Counter()
         for part in parts:
             sizes.update(dict(part.groups))
-        masks = [lengthen(part.mask(), longest) for part in parts]
         states = [part.state for part in parts if part.state is not None]
-        none = [torch.zeros_like(part.index, dtype=torch.bool) for part in parts]
-        exited = [other if part.exited is None else part.exited for part, other in zip(parts, none)]
         return replace(
             parts[0],
             index=torch.cat([part.index for part in parts])[order],
             hidden_states=torch.cat([lengthen(part.hidden_states, longest) for part in parts])[order],
-            padding_mask=unless_full(torch.cat(masks)[order]),
+            padding_mask=unless_full(torch.cat([lengthen(part.mask(), longest) for part in parts])[order]),
             state=ExitState.cat(states).select(order) if states else None,
             groups=tuple(sorted(sizes.items(), reverse=True)),
-            exited=torch.cat(exited)[order],
+            exited=torch.cat([part.have_exited() for part in parts])[order],
         )
 
     def mask(self) -> Tensor:
         """(B, n) 1 for tokens and prompts, 0 for padding."""
         return torch.ones_like(self.hidden_states[..., 0]) if self.padding_mask is None else self.padding_mask
+
+    def have_exited(self) -> Tensor:
+        """(B,) which rows have exited and are still computed."""
+        return torch.zeros_like(self.index, dtype=torch.bool) if self.exited is None else self.exited
 
 
 def regroup(groups: tuple[tuple[int, int], ...], keep: Tensor) -> tuple[tuple[int, int], ...]:
@@ -265,11 +267,6 @@ def insert(positions: Tensor, more: Tensor) -> Tensor:
     # Cut in two behind the first position, an exported graph would not take rows of two.
     place = torch.where(place > count, place, (place - 1) % (count + 1))
     return torch.cat([more, positions], dim=1).index_select(1, place)
-
-
-def reorder(states: Tensor, order: Tensor) -> Tensor:
-    """The positions of every row in another order: (B, n, d) and (B, n) -> (B, n, d)."""
-    return states.gather(1, order[..., None].expand(-1, -1, states.shape[2]))
 
 
 def check_mask(attention_mask: Tensor, hidden_states: Tensor) -> None:
@@ -326,10 +323,10 @@ class CallRecord:
         order = index.argsort()
         return logits[order], layers[order]
 
-    @property
-    def recorded(self) -> Evidence | None:
-        """Of all exits, which are the second dimension; None where not every exit ran for every row."""
-        return Evidence.stack(self.evidence) if self.evidence else None
+    def every_exit(self) -> dict[str, Tensor | None]:
+        """`exit_logits` ... (B, exits, ...) as outputs have them; nothing where not every exit ran for every row."""
+        parts = Evidence.stack(self.evidence)._asdict() if self.evidence else {}
+        return {f"exit_{name}": part for name, part in parts.items()}
 
     def shown(self) -> dict[str, tuple[Tensor, ...] | None]:
         """`hidden_states` and `attentions` as outputs of `transformers` have them."""

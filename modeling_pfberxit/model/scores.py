@@ -2,8 +2,8 @@
 
 A score condenses an exit's evidence to a number per row, without the threshold tau and the patience t; a decision
 compares it with them. What holds for one label must hold for all: entropies and divergences are summed over the labels,
-shares and probabilities are those of the least certain label. Shapes are explained in `exits`; which functions make a
-rule, and the order in which they are called, is in `criteria`.
+shares and probabilities are those of the least certain label. Shapes are explained in `evidence`; which functions make
+a rule is in `criteria`, the order in which they are called in `steps`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from .exits import DIVERGENCES, REGRESSION, Evidence, ExitState, as_logits, confidence, entropy
-from .validation import PolicyFields, declared, reads
+from .evidence import DIVERGENCES, REGRESSION, Evidence, ExitState, as_logits, confidence, entropy
+from .policy_fields import PolicyFields, declared, reads
 
 EPSILON = 1e-6  # keeps a harmonic mean finite
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .criteria import rule_of
-from .exits import MULTI_LABEL, Evidence, ExitState, confidence, predictions
-from .validation import ABSTAIN, PolicyFields
+from .evidence import MULTI_LABEL, Evidence, ExitState, confidence, predictions
+from .policy_fields import ABSTAIN, PolicyFields
 
 
 def start(

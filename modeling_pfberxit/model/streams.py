@@ -266,7 +266,8 @@ def predict(
     if hasattr(rows, "__len__") and hasattr(rows, "__getitem__"):
         for _ in read_rows(rows, model.backbone):
             pass
-    stream, total = Stream(model, policy, problem_type, size), len(rows) if isinstance(rows, Sized) else None
+    stream = Stream(model, policy, problem_type, size)
+    total = len(rows) if isinstance(rows, Sized) else None
     with logging.tqdm(total=total, desc="Predicting", unit="rows", disable=not progress, leave=False) as bar:
         room = partial(model.execution.room, device=model.device.type)
         try:

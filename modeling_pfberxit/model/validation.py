@@ -1,4 +1,4 @@
-"""Checks of single values, when they may look at tensors, and the fields of a policy that rules declare to read.
+"""Checks of single values, of what models call their labels, and when a check may look at a tensor.
 
 A check takes the field's name and its value and returns the value in plain form (a NumPy integer becomes an `int`), or
 raises a `ValueError` of one line that names the field, the value and what is allowed. The configuration runs them on
@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -182,17 +181,7 @@ def _range(low: float, high: float) -> str:
     return f">= {low}" if high == math.inf else f"between {low} and {high}"
 
 
-# ---- tracers ---------------------------------------------------------------------------------------------------------
-
-
-def is_watched(tensor: Tensor) -> bool:
-    """Whether the tensor has no values or they belong to a tracer: torch.compile, export, jit, make_fx, CUDA graphs."""
-    return is_tracing(tensor) or tensor.is_meta or get_proxy_mode() is not None
-
-
-def is_recorded(tensor: Tensor) -> bool:
-    """Whether one graph is kept for all that follows. `torch.compile` instead comes back where values are asked for."""
-    return is_watched(tensor) and (is_torchdynamo_exporting() or not torch.compiler.is_compiling())
+# ---- labels ----------------------------------------------------------------------------------------------------------
 
 
 def label_names(config: Any) -> list[str]:
@@ -221,73 +210,19 @@ def names_by_id(config: Any, num_labels: Any) -> dict[Any, Any] | None:
     return dict(id2label)
 
 
+# ---- tracers ---------------------------------------------------------------------------------------------------------
+
+
+def is_watched(tensor: Tensor) -> bool:
+    """Whether the tensor has no values or they belong to a tracer: torch.compile, export, jit, make_fx, CUDA graphs."""
+    return is_tracing(tensor) or tensor.is_meta or get_proxy_mode() is not None
+
+
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether one graph is kept for all that follows. `torch.compile` instead comes back where values are asked for."""
+    return is_watched(tensor) and (is_torchdynamo_exporting() or not torch.compiler.is_compiling())
+
+
 def is_readable(tensor: Tensor) -> bool:
     """Whether a check may read the values: they exist, are not traced, and reading them waits for no accelerator."""
     return tensor.device.type == "cpu" and not is_watched(tensor)
-
-
-# ---- fields of a policy ----------------------------------------------------------------------------------------------
-
-Function = TypeVar("Function", bound=Callable)
-
-
-@dataclass(frozen=True)
-class PolicyFields:
-    """How rows leave during one call, unchecked. `exit_policy.ExitPolicy` explains the fields."""
-
-    criterion: str | None = "divergence_v1"
-    divergence: str = "kl"
-    threshold: float | tuple[float, ...] | None = None
-    patience: int = 2
-    window: int = 3
-    min_layer: int = 1
-    appointed_layer: int | None = None
-    normalize: bool = False
-    window_rule: str = "agree"
-    window_range: float = 0.1
-    ensemble: str = "none"
-    distance_weight: float = 1.0
-    nsp_weight: float = 0.1
-    label_thresholds: Any = None  # pairs of a label and its threshold, or None
-    answer: str = "label"
-    unsure_below: float = 0.6
-
-
-ABSTAIN = "abstain"  # the `answer` under which rows may leave as unsure
-ANSWERS = ("label", ABSTAIN)
-NAMES = tuple(field.name for field in fields(PolicyFields))
-
-
-def read_nothing(policy: PolicyFields) -> tuple[str, ...]:
-    """No field."""
-    return ()
-
-
-def reads(
-    *names: str, also: Callable[[PolicyFields], tuple[str, ...]] = read_nothing, above: bool = False
-) -> Callable[[Function], Function]:
-    """Declare which fields of the policy a function of a rule reads.
-
-    Args:
-        names: the fields, of a decision the one that is turned first in front.
-        also: fields that are read only under some policies.
-        above: of a decision: rows leave at a score of tau or above it, not below.
-    """
-    if unknown := set(names) - set(NAMES):
-        raise ValueError(f"reads={sorted(unknown)}: must be fields of {', '.join(NAMES)}.")
-
-    def declare(function: Function) -> Function:
-        vars(function).update(reads=names, also=also, above=above)
-        return function
-
-    return declare
-
-
-def declared(function: Callable) -> tuple[str, ...]:
-    """The fields a function reads under every policy, in the order it declares them."""
-    return getattr(function, "reads", ())
-
-
-def read_by(function: Callable, policy: PolicyFields) -> tuple[str, ...]:
-    """The fields a function reads under this policy."""
-    return (*declared(function), *getattr(function, "also", read_nothing)(policy))

@@ -18,8 +18,8 @@ from ..evaluation.certifying import origin
 from ..evaluation.recording import record
 from ..evaluation.saved_model import load_model, tokens_read
 from ..model.backbones import longest_input
+from ..model.evidence import SINGLE_LABEL
 from ..model.exit_policy import FULL_DEPTH, requested_policy
-from ..model.exits import SINGLE_LABEL
 from ..model.persistence import replacing
 from ..model.validation import refuse
 from .batch_times import BatchTimes, Timed, fitted

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from ..evaluation.recording import Recording, record
 from ..evaluation.walk import Outcome, Walk, walk
 from ..model.criteria import able, check_evidence, check_fit, rule_of
+from ..model.evidence import EMITTED_BY
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy, configured_policy, requested_policy
-from ..model.exits import EMITTED_BY
 from ..model.losses import problem_type_of
 from ..model.steps import one_by_one
 from ..model.streams import pad_rows

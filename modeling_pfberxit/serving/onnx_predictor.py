@@ -9,7 +9,8 @@ import numpy as np
 
 from ..model.criteria import rule_of
 from ..model.exit_policy import ExitPolicy
-from ..model.validation import ABSTAIN, refuse
+from ..model.policy_fields import ABSTAIN
+from ..model.validation import refuse
 from .calls import FULL, OWN, Found, Point, Tokens, named_point, with_own
 
 NEVER = 1e9  # above every certainty

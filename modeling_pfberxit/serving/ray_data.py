@@ -20,7 +20,7 @@ from ..data.parquet import open_parquet
 from ..data.parts import GrowingFolder, Part, about, write_part
 from ..data.survey import Source, Survey
 from ..evaluation.prediction import ANSWER, Predictor, Totals
-from ..model.exits import REGRESSION
+from ..model.evidence import REGRESSION
 from ..model.losses import problem_type_of
 from ..model.validation import refuse, whole
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from ..evaluation.replay import same_answers
-from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..model.validation import entry_of, real, whole
 from .alarm import Alarm
 from .calls import Answer, Row

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.source import Source
 from ..evaluation import plots
-from ..model.exit_policy import SYSTEMS
+from ..model.systems import SYSTEMS
 from .compared import compared_config, token_range
 from .comparison_table import as_markdown, measure
 from .results import added, group

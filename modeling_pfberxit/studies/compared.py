@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from ..model.adapters import GENERATORS
 from ..model.backbones import num_depths
 from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.prompts import GENERATORS
 
 # The same for all systems, so that rules and training are compared and not what exits read.
 COMMON = {"exit_pooling": "mean", "exit_pooler": "none"}

@@ -10,7 +10,7 @@ from transformers.utils import logging
 from ..data.source import Source
 from ..model.adapters import SUBLEARNERS
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.exits import REGRESSION
+from ..model.evidence import REGRESSION
 from . import paper_values
 from .compared import COMMON
 from .runs import Budget, Run

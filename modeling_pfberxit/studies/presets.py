@@ -18,8 +18,9 @@ from ..evaluation.tables import table
 from ..model.adapters import SUBLEARNERS
 from ..model.configuration_pfberxit import CHECKS, PFBerxitConfig
 from ..model.criteria import CRITERIA
-from ..model.exit_policy import FIELDS, SYSTEMS, TRAINED, ExitPolicy
-from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..model.exit_policy import FIELDS, ExitPolicy
+from ..model.systems import SYSTEMS, TRAINED
 from ..training.recipes import RECIPES
 from ..training.recipes import as_json as recipe_json
 

@@ -16,7 +16,8 @@ from ..data.tasks import Task, encode, load_task
 from ..evaluation.recording import record
 from ..evaluation.settings import Setting, as_table, earlier, histogram, measure
 from ..model.criteria import CRITERIA, able
-from ..model.exit_policy import SYSTEMS, check_system, describe
+from ..model.exit_policy import describe
+from ..model.systems import SYSTEMS, check_system
 from ..model.validation import refuse
 from ..training.finetuning import new_model, new_tokenizer, new_trainer, start_at_base_rates, training_arguments
 from ..training.finished import POINTS, choose_policies, save

@@ -16,8 +16,8 @@ from ..evaluation.frontier import Point, frontier
 from ..evaluation.recording import Recording
 from ..evaluation.replay import same_answers
 from ..evaluation.tables import table
+from ..model.evidence import MULTI_LABEL, SINGLE_LABEL
 from ..model.exit_policy import POLICY_CHECKS, ExitPolicy
-from ..model.exits import MULTI_LABEL, SINGLE_LABEL
 from .comparison_table import ABOUT
 from .results import group
 from .trainings import Trained

@@ -14,7 +14,7 @@ from typing import Any
 from ..data.tasks import encode
 from ..evaluation.bounds import rows_needed
 from ..evaluation.recording import Recording, record
-from ..model.exits import REGRESSION
+from ..model.evidence import REGRESSION
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..training.finetuning import new_tokenizer
 from ..training.retrofit_plan import LEAST_CHOOSE, LEAST_TRAIN

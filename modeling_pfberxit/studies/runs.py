@@ -17,7 +17,7 @@ from ..data.tasks import encode
 from ..evaluation.macs import token_macs
 from ..evaluation.recording import Recording, record
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.exits import SINGLE_LABEL
+from ..model.evidence import SINGLE_LABEL
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.strategies import in_last_stage
 from ..model.validation import refuse

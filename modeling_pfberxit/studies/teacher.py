@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..evaluation.recording import Recording, record
-from ..model.exits import MULTI_LABEL, REGRESSION
+from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 
 TEACHER = {"system": "pabee"}  # exits trained together with all weights

@@ -19,7 +19,7 @@ from transformers import (
 
 from ..data.metrics import score
 from ..data.tasks import Task
-from ..model.exits import MULTI_LABEL, REGRESSION
+from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification, PFBerxitOutput
 from .strategies import StrategyCallback, set_loss_weight_rate

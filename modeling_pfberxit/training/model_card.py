@@ -14,9 +14,10 @@ from ..evaluation.frontier import Point
 from ..evaluation.settings import Setting, as_table
 from ..evaluation.tables import table
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.exit_policy import SYSTEMS, describe
+from ..model.exit_policy import describe
 from ..model.heads import POOLINGS
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.systems import SYSTEMS
 from .certificate_card import add_section, section
 
 SNIPPET = """\

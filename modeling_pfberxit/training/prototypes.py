@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..model.blueprint import rebuilt
+from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.exit_policy import FULL_DEPTH
-from ..model.exits import MULTI_LABEL, REGRESSION, Prototypes
-from ..model.identity import rebuilt
+from ..model.exits import Prototypes
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse

@@ -23,8 +23,8 @@ from ..evaluation.certifying import policy_asked_for
 from ..evaluation.recording import Recording
 from ..evaluation.saved_model import asked_policy, check_device, load_tokenizer, tokens_read
 from ..evaluation.used_texts import first_of_each, hashes_of
+from ..model.evidence import REGRESSION
 from ..model.exit_policy import ExitPolicy
-from ..model.exits import REGRESSION
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 from .exit_states import States

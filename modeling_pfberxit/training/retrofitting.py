@@ -16,10 +16,11 @@ from transformers import PreTrainedConfig
 
 from ..evaluation.calibration import agreement
 from ..evaluation.recording import Recording
-from ..model.exits import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, Exits
+from ..model.blueprint import rebuilt
+from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from ..model.exits import Exits
 from ..model.families import exit_heads
 from ..model.heads import POOLINGS
-from ..model.identity import rebuilt
 from ..model.losses import distillation_losses, lte_loss, problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import label_names

@@ -27,8 +27,8 @@ from ..evaluation.tables import table
 from ..evaluation.used_texts import hashes_of, remember
 from ..model.backbones import longest_input
 from ..model.criteria import CRITERIA, able
+from ..model.evidence import MULTI_LABEL, SINGLE_LABEL
 from ..model.exit_policy import ExitPolicy, configured_policy, describe
-from ..model.exits import MULTI_LABEL, SINGLE_LABEL
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.strategies import in_last_stage
 from ..model.validation import refuse
