@@ -529,6 +529,16 @@ def test_labels_that_do_not_fit_are_refused_before_any_layer_runs(problem_type, 
     assert ran
 
 
+@pytest.mark.parametrize("criterion", [None, "entropy"])
+def test_a_tuple_of_outputs_begins_with_the_loss_as_in_transformers(criterion):
+    model, policy = tiny_model("bert", num_labels=3), {"criterion": criterion, "threshold": 9.0}
+    call = {**BATCH, "labels": some_labels(SINGLE_LABEL), "exit_policy": policy}
+    expected = model(**call)
+    loss, logits, exit_layer = model(**call, return_dict=False)[:3]
+    assert torch.equal(loss, expected.loss) and torch.equal(logits, expected.logits)
+    assert torch.equal(exit_layer, expected.exit_layer) and torch.equal(expected[0], expected.loss)
+
+
 @pytest.mark.parametrize("values", [NAN, INF])
 def test_several_values_are_checked_like_one(values):
     labels = torch.zeros(ROWS, 2)

@@ -28,7 +28,8 @@ from modeling_pfberxit.model.criteria import CRITERIA
 from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence, ExitState
 from modeling_pfberxit.model.execution import Execution
 from modeling_pfberxit.model.loop import Loop
-from modeling_pfberxit.model.rows import CallRecord, Rows, unless_full
+from modeling_pfberxit.model.record import CallRecord
+from modeling_pfberxit.model.rows import Rows, unless_full
 from modeling_pfberxit.model.streams import Stream
 
 ROWS = 33

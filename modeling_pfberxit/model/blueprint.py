@@ -147,13 +147,13 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
             raise ValueError(f"state_dict: its {part} are those of a model of another config: {min(odd)}, {place}.")
 
 
-def keep_exits(model: nn.Module, layers: list[int]) -> None:
-    """Leave a model the exits after these layers, each with all it had."""
-    if layers == model.exit_depths:
-        return
-    if model.exits is not None:
+def keep_exits(model: nn.Module, wanted: PreTrainedConfig) -> None:
+    """Leave a model the exits that a config wants, each with all it had."""
+    layers = stored_depths(wanted)
+    if layers != model.exit_depths and model.exits is not None:
         model.exits.keep([model.exit_depths.index(layer) for layer in layers])
     model.exit_depths = list(layers)
+    rebuilt(model, exit_layers=wanted.exit_layers)
 
 
 def drop_measured(stored: PreTrainedConfig, wanted: PreTrainedConfig, given: Iterable[str]) -> None:

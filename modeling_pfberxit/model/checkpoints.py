@@ -27,16 +27,7 @@ from .backbones import (
     set_attention,
 )
 from .base_encoder import check_base, check_saveable, check_shared, check_sharing, load_backbone, load_head
-from .blueprint import (
-    blueprint,
-    check_carried_over,
-    check_state_dict,
-    drop_measured,
-    keep_exits,
-    loadable,
-    rebuilt,
-    stored_depths,
-)
+from .blueprint import blueprint, check_carried_over, check_state_dict, drop_measured, keep_exits, loadable, rebuilt
 from .certified import note_certified
 from .configuration_pfberxit import PFBerxitConfig
 from .execution import Execution
@@ -256,8 +247,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         """After the checkpoint's own weights: its encoder, the exits that were asked for, and what is frozen."""
         if self.config.adapter_only:
             self._load_base(backbone, options)
-        keep_exits(self, stored_depths(wanted))
-        rebuilt(self, exit_layers=wanted.exit_layers)
+        keep_exits(self, wanted)
         self.config.adapter_only = wanted.adapter_only
         self._mark_backbone_keys()
         self._freeze()  # loading forgets it

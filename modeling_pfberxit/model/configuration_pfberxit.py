@@ -16,7 +16,7 @@ from .policy_fields import PolicyFields
 from .prompts import GENERATORS
 from .sources import pretrained_encoder
 from .strategies import EXIT_WEIGHTS, STRATEGIES
-from .systems import SYSTEMS, check_system, system_values
+from .systems import SYSTEMS, system_values
 from .validation import (
     Check,
     above_zero,
@@ -273,8 +273,6 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
             no_misspelling(name, CHECKS, POLICY_CHECKS)
         return super().from_dict(config_dict, **kwargs)
 
-    # ---- the backbone -----------------------------------------------------------------------------------------------
-
     @classmethod
     def from_backbone(
         cls, backbone: str | os.PathLike | PreTrainedConfig, *, revision: str | None = None, **knobs: Any
@@ -285,8 +283,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
         commit that `revision` names today. Knobs may include Hub options (`token`, `cache_dir`, `local_files_only`),
         `system` for all the values of a published system, and `exit_policy` for the `exit_*` fields, as at a load.
         """
-        if (system := knobs.get("system")) is not None:
-            check_system(system)
+        system = CHECKS["system"]("system", knobs.get("system"))
         if (policy := knobs.pop("exit_policy", None)) is not None:
             config = cls.from_backbone(backbone, revision=revision, **knobs)
             config.exit_policy = policy
@@ -294,13 +291,13 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
         hub = {name: knobs.pop(name) for name in SHARED_OPTIONS if name in knobs}
         if unknown := knobs.keys() - {field.name for field in fields(cls)} - {"num_labels"}:
             refuse("knobs", sorted(unknown), "fields of PFBerxitConfig")
-        if isinstance(backbone, PreTrainedConfig) and revision is not None:
-            refuse("revision", revision, "left out with a config object: it names no repository")
-        if isinstance(backbone, PreTrainedConfig) and backbone.model_type == cls.model_type:
-            return cls._changed(backbone, knobs)
         base: dict[str, Any] = {}
         if not isinstance(backbone, PreTrainedConfig):
             backbone, base = pretrained_encoder(backbone, revision, **hub)
+        elif revision is not None:
+            refuse("revision", revision, "left out with a config object: it names no repository")
+        elif backbone.model_type == cls.model_type:
+            return cls._changed(backbone, knobs)
         check_supported(backbone)
         base |= {"backbone_config": architecture(backbone), "pad_token_id": backbone.pad_token_id}
         layers = num_depths(backbone)

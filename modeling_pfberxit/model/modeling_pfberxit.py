@@ -26,7 +26,7 @@ from .heads import POOLINGS, mean_weights
 from .layers import check_predictable
 from .loop import Encoding, Loop
 from .losses import ExitLoss, answer_loss, check_labels, check_objective, check_weights, problem_type_of, training_loss
-from .rows import CallRecord
+from .record import CallRecord
 from .sources import as_last_exit
 from .strategies import Phase, TrainingProgress, current_phase, whole_objective
 from .streams import predict

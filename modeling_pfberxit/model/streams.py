@@ -22,7 +22,8 @@ from transformers.utils import logging
 
 from .backbones import check_ids, embed, longest_input, table_sizes
 from .exit_policy import ExitPolicy
-from .rows import CallRecord, Rows
+from .record import CallRecord
+from .rows import Rows
 from .validation import refuse, whole
 
 WINDOW = 64  # batches that are sorted by length together

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .policy_fields import PolicyFields
-from .validation import refuse
+from .validation import entry_of
 
 
 class System(NamedTuple):
@@ -128,8 +128,7 @@ SYSTEMS: dict[str, System] = {
 
 def check_system(name: str) -> None:
     """Refuse a system this library does not know, naming those it does."""
-    if name not in SYSTEMS:
-        refuse("system", name, f"one of {', '.join(SYSTEMS)}")
+    entry_of(SYSTEMS)("system", name)
 
 
 def system_values(name: str | None, layers: int) -> dict[str, Any]:
