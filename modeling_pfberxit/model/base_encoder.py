@@ -147,7 +147,8 @@ def load_head(model: PreTrainedModel, checked: bool, **options: Any) -> None:
     if not checked:
         check_pinned(config, **options)
     files = weight_files(name, revision=config.base_model_revision, **options)
-    found, weights = read_tensors(files, kept), {stock: exits.get_parameter(own) for stock, own in kept.items()}
+    found = read_tensors(files, kept)
+    weights = {stock: exits.get_parameter(own) for stock, own in kept.items()}
     for stock, weight in weights.items():
         if stock not in found:
             raise OSError(f"base_model_name_or_path={name!r}: its checkpoint has no {stock}, so it is no classifier.")

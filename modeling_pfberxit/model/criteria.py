@@ -298,7 +298,8 @@ def fits(policy: PolicyFields, exit_depths: list[int], problem_type: str) -> boo
 
 def check_evidence(policy: PolicyFields, config: Any, problem_type: str) -> None:
     """Refuse a rule that judges what this model's exits do not emit."""
-    needed, emitted = rule_of(policy).needs_evidence, [name for name in EMITTED_BY if getattr(config, name)]
+    needed = rule_of(policy).needs_evidence
+    emitted = [name for name in EMITTED_BY if getattr(config, name)]
     if needed and needed not in emitted:
         names = ", ".join(able(problem_type, emitted))
         made = "loaded" if needed == "use_nsp" else "trained"  # NSP has no weights

@@ -42,8 +42,8 @@ def deberta_context(backbone: PreTrainedModel, rows: Places, kind: str) -> Conte
 def table_rows(encoder: nn.Module, farthest: int, device: torch.device) -> Tensor:
     """The row of an encoder's table for every distance from -N to N, (2N + 1,)."""
     apart, span = torch.arange(-farthest, farthest + 1, device=device), encoder.max_relative_positions
-    if encoder.position_buckets > 0:
-        apart, span = make_log_bucket_position(apart, encoder.position_buckets, span).long(), encoder.position_buckets
+    if (buckets := encoder.position_buckets) > 0:
+        apart, span = make_log_bucket_position(apart, buckets, span).long(), buckets
     return (apart + span).clamp(0, 2 * span - 1)
 
 
@@ -167,7 +167,11 @@ def deberta_layer(layer: nn.Module, encoder: nn.Module) -> DebertaLayer:
     attention, output = layer.attention, layer.output
     own = attention.self
     relative, kinds = own.relative_attention, own.pos_att_type
-    shared = relative and own.share_att_key
+    position_key = position_query = None
+    if relative and "c2p" in kinds:
+        position_key = own.key_proj if own.share_att_key else own.pos_key_proj
+    if relative and "p2c" in kinds:
+        position_query = own.query_proj if own.share_att_key else own.pos_query_proj
     return DebertaLayer(
         layer, (attention, own, attention.output, layer.intermediate, output), own, own.attention_head_size,
         (own.attention_head_size * (1 + ("c2p" in kinds) + ("p2c" in kinds))) ** -0.5,
@@ -178,8 +182,8 @@ def deberta_layer(layer: nn.Module, encoder: nn.Module) -> DebertaLayer:
         table=encoder.rel_embeddings if relative else None,
         table_norm=encoder.LayerNorm if relative and "layer_norm" in encoder.norm_rel_ebd else same,
         table_dropout=own.pos_dropout if relative else same,
-        position_key=None if not relative or "c2p" not in kinds else own.key_proj if shared else own.pos_key_proj,
-        position_query=None if not relative or "p2c" not in kinds else own.query_proj if shared else own.pos_query_proj,
+        position_key=position_key,
+        position_query=position_query,
         convolution=encoder.conv if layer is encoder.layer[0] else None,
     )  # fmt: skip
 

@@ -153,7 +153,8 @@ class StockLayer:
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.attention.training else 0.0
         queries = self.rotate(self.queries(read), context)
-        bias, parts = self.bias(queries, keys, context), [self.heads(part) for part in (queries, keys, values)]
+        bias = self.bias(queries, keys, context)
+        parts = [self.heads(part) for part in (queries, keys, values)]
         if self.groups > 1 and self.implementation == "eager":  # sdpa looks at `num_key_value_groups` itself
             parts[1:] = (repeat_kv(part, self.groups) for part in parts[1:])
         mixed, weights = attention(self.attention, *parts, bias, dropout=dropout, scaling=self.scaling, is_causal=False)

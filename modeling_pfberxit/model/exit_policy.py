@@ -149,7 +149,8 @@ def describe(policy: ExitPolicy) -> str:
     """
     if policy.criterion is None:
         return "full depth"
-    rule, parts = rule_of(policy), [in_words(name, value) for name, value in policy.stated().items()]
+    rule = rule_of(policy)
+    parts = [in_words(name, value) for name, value in policy.stated().items()]
     words = policy.criterion + "".join(parts)
     if parts and parts[1].startswith(f", {policy.criterion} "):  # a rule that is named after its field
         words = "".join(parts).removeprefix(", ")

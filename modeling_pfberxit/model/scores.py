@@ -165,9 +165,10 @@ def score_beem(now: Tensor, evidence: Evidence, state: ExitState, policy: Policy
     released code. The paper has other weights too, by the exits' accuracy; they are not offered here.
     """
     tables, there = state.with_newest(now), present(now, state)
-    labels, numbers = tables.argmax(-1), state.seen[:, None] + 1 - torch.arange(there.shape[1] - 1, device=now.device)
+    labels = tables.argmax(-1)
     same = (labels[:, :-1] == labels[:, 1:]).all(-1) & there[:, :-1] & there[:, 1:]
     in_a_row = (~same).long().cumsum(1) == 0
+    numbers = state.seen[:, None] + 1 - torch.arange(same.shape[1], device=now.device)  # 1 for the first exit
     weighted = numbers / 10 * confidence(tables[:, :-1], policy.normalize)
     return weighted.masked_fill(~in_a_row, 0.0).sum(1)
 
