@@ -222,6 +222,18 @@ def test_a_certificate_is_not_used_on_other_weights_in_memory(certified, change)
     model(**batch, exit_policy={"threshold": 0.1})  # promises nothing
 
 
+def test_a_certificate_is_not_used_where_autocast_computes_in_another_dtype(certified):
+    model, batch = PFBerxitForSequenceClassification.from_pretrained(certified).eval(), tiny_batch(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for ask in (lambda: model(**batch, exit_policy="certified-5%"),
+                    lambda: model.predict([{"input_ids": [1, 5]}], "certified-5%", progress=False)):  # fmt: skip
+            with pytest.raises(ValueError, match="exit_policy='certified-5%': must be used .*outside autocast to bf"):
+                ask()
+        model(**batch, exit_policy={"threshold": 0.1})
+        with torch.autocast("cpu", enabled=False):
+            model(**batch, exit_policy="certified-5%")
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 def test_a_certificate_is_used_as_long_as_the_weights_are_the_same(certified):
     model, batch = PFBerxitForSequenceClassification.from_pretrained(certified).eval(), tiny_batch(4)

@@ -139,6 +139,7 @@ def test_names_of_labels_are_those_of_all_numbers_from_0_on_given_either_way_rou
         ({"label2id": {"no": 0, "yes": 1}, "num_labels": 3}, "num_labels=3: must be 2, as many as there are names"),
         ({"num_labels": 0}, "num_labels=0: must be a whole number >= 1"),
         ({"num_labels": "3"}, "num_labels='3': must be a whole number >= 1"),
+        ({"num_labels": None}, "num_labels=None: must be a whole number >= 1"),
     ):
         with pytest.raises(ValueError, match=said):
             PFBerxitConfig.from_backbone(encoder, **wrong)

@@ -39,6 +39,9 @@ def test_a_classifier_that_sees_everything_or_nothing():
     torch.testing.assert_close(null_share(torch.randn(5, 3), classifier), torch.zeros(5), atol=1e-4, rtol=0)
     classifier.weight.zero_()
     torch.testing.assert_close(null_share(torch.randn(5, 3), classifier), torch.ones(5))
+    classifier.bias.zero_()  # so that the zero point is at zero, as behind a ReLU that lets nothing through
+    assert null_share(torch.zeros(2, 3), classifier).tolist() == [0, 0]
+    assert null_share(torch.full((1, 3), torch.nan), classifier).isnan().all()
 
 
 def test_any_checkpoint_emits_it_when_it_is_asked_for(tmp_path):

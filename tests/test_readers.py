@@ -1,6 +1,7 @@
 """Every way of giving data is read the same: files, folders, globs and stdin; what was done to rows is said."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from modeling_pfberxit.data import arrow, readers
 from modeling_pfberxit.data.arrow import read_files
 from modeling_pfberxit.data.files import BLOCK, rows_of
 from modeling_pfberxit.data.splits import drawn, hold_out, quotas
+from modeling_pfberxit.data.survey import open_rows
 from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.data.texts import encode_texts, length_of, load_texts
 from modeling_pfberxit.training.finetuning import new_tokenizer
@@ -73,6 +75,42 @@ def test_a_file_a_folder_a_glob_and_stdin_give_the_same_rows(tmp_path, monkeypat
         for split in ("train", "validation"):
             assert data[split].to_list() == expected[split].to_list(), name
     assert task.name == "stdin"
+
+
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl", ".json", ".txt"])
+def test_a_packed_file_is_read_as_what_is_in_it_alone_and_in_a_folder(tmp_path, kind):
+    rows = [{"text": f"w{i}\u00e9 007"} for i in range(4)]
+    lines = {".jsonl": "\n".join(map(json.dumps, rows)), ".json": json.dumps(rows)}
+    text = lines.get(kind, "\n".join([*(["text"] if kind != ".txt" else []), *(row["text"] for row in rows)]))
+    packed = tmp_path / f"train{kind}.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    for name in (packed, tmp_path, tmp_path / "*.gz"):
+        assert load_texts(str(name)).rows.to_list() == rows
+    assert list(open_rows(str(packed)).read()) == rows and readers.name_of(str(packed)) == "train"
+
+
+def test_a_packed_file_that_is_cut_off_or_no_such_file_is_refused_by_its_name(tmp_path):
+    packed = gzip.compress(b"text\n" + os.urandom(4000).hex().encode())
+    for content in (packed[:-100], b"text\nw1\n", packed[:200] + b"\0" * 50 + packed[250:]):
+        (tmp_path / "a.csv.gz").write_bytes(content)
+        with pytest.raises(OSError, match="a.csv.gz'.*could not be loaded"):
+            load_texts(str(tmp_path / "a.csv.gz"))
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"text\nw1\n\xff\n"))
+    with pytest.raises(ValueError, match="a.csv.gz, line 3=b'.xff': must be UTF-8"):
+        load_texts(str(tmp_path / "a.csv.gz"))
+    with pytest.raises(ValueError, match="a.parquet.gz': must be a file that ends in"):
+        (tmp_path / "a.parquet.gz").write_bytes(packed)
+        load_texts(str(tmp_path / "a.parquet.gz"))
+
+
+@pytest.mark.parametrize("first", ["not half bad", "Terrible!"])
+def test_a_first_text_is_not_taken_for_a_column_s_name(tmp_path, first):
+    file = csv_of(tmp_path / "a.csv", [first], [["w1"], ["w2"]])
+    for read in (load_texts, open_rows):
+        with pytest.raises(ValueError, match="must be a table with a first line that names the columns"):
+            read(file)
+        assert len(list(read(file, text=first).rows if read is load_texts else read(file, text=first).read())) == 2
+    assert load_texts(csv_of(tmp_path / "b.csv", ["review"], [["w1"]])).names == ("review",)
 
 
 def test_files_of_a_glob_are_sorted_into_splits_by_their_names(tmp_path):

@@ -38,11 +38,16 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(name: str) -> set[str]:
-    """Everything a module imports by dotted name: at its top, in functions, and for type checkers alone."""
+def imports(name: str, at_once: bool = False) -> set[str]:
+    """Everything a module imports by dotted name: at its top, in functions, and for type checkers alone.
+
+    Args:
+        at_once: only what it imports when it is imported itself.
+    """
     file, found = MODULES[name], set()
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -80,6 +85,15 @@ def test_files_of_a_hub_repository_import_nothing_that_it_lacks(name):
 
     outside = {other.split(".")[0] for other in imports(name)} - {"modeling_pfberxit"}
     assert outside <= REMOTE | set(sys.stdlib_module_names), outside
+
+
+def test_exported_files_are_timed_without_what_draws_pictures():
+    reached, new = set(), {"modeling_pfberxit.benchmark.exported"}
+    while new:
+        reached |= new
+        new = {other for name in new & MODULES.keys() for other in imports(name, at_once=True)} - reached
+    assert "modeling_pfberxit.benchmark.speed" in reached
+    assert not [name for name in reached if name.startswith("matplotlib")]
 
 
 def test_the_command_line_imports_nothing_heavy():

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..evaluation import plots
 from ..evaluation.tables import table
 from ..evaluation.timing import interleaved, median_ratio
 from ..model.execution import Execution
@@ -204,6 +203,8 @@ def as_json(lines: Sequence[Line]) -> str:
 
 def save(lines: list[Line], folder: str | Path, title: str) -> None:
     """Write `benchmark.json`, `benchmark.md` and `benchmark.png` to a folder."""
+    from ..evaluation import plots  # exported files are timed where matplotlib is not installed
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.json").write_text(as_json(lines), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Which columns are the text, the second text and the label: named by the user, or certain; never guessed by type."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from datasets import Dataset, Features
@@ -14,6 +15,7 @@ WELL_KNOWN: tuple[tuple[str, ...], ...] = (
 )  # fmt: skip
 LABELS = ("label", "labels")
 STRINGS = ("string", "large_string")
+SENTENCE = re.compile(r"\S\s+\S|[.!?]$")  # what the first text of a file without a header looks like
 # The part of a message that says how to name the columns.
 HOW_LABEL = "the label's column named: --label NAME (label= in Python), one for each label where there are several"
 HOW_TEXT = "named: --text NAME, for pairs also --pair NAME (text= and pair= in Python)"
@@ -72,6 +74,9 @@ def choose_texts(
     fitting = [names for names in fitting if not any(set(names) < set(wider) for wider in fitting)]
     if not fitting and len(features) == 1 and any(separator in others[0] for separator in ";\t"):
         refuse("dataset", others, f"a table with commas between cells (.tsv: tabs), or its one column is {HOW_TEXT}")
+    if not fitting and len(others) == 1 and SENTENCE.search(others[0]):
+        first = "a first line that names the columns (.txt: a text on every line)"
+        refuse("dataset", others, f"a table with {first}, or its one column is {HOW_TEXT}")
     if len(fitting) == 1 or len(others) == 1:
         return check_texts(fitting[0] if fitting else (others[0],), features, labels)
     refuse("dataset", list(features), f"one whose text is certain by its name (text, sentence, …), or {HOW_TEXT}")

@@ -1,16 +1,19 @@
 """Rows of files, one after the other: CSV, TSV, JSON Lines, JSON, Parquet and plain text, of any size.
 
-No file is held in memory as a whole. CSV and TSV are read strictly: a header of different names, as many cells in every
-row, only an empty cell is a missing value ("None" and "NA" are words). What types columns have is decided in `arrow`.
+All but Parquet may be packed by gzip (`.csv.gz`). No file is held in memory as a whole. CSV and TSV are read strictly:
+a header of different names, as many cells in every row, only an empty cell is a missing value ("None" and "NA" are
+words). What types columns have is decided in `arrow`.
 """
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +24,7 @@ Row = dict[str, Any]
 Item = TypeVar("Item")
 BLOCK, CHUNK = 1 << 20, 4096  # characters of a JSON file that are read at once; rows that are worked on together
 TEXT = "text"  # the column of a plain text file
+PARQUET, PACKED = ".parquet", ".gz"
 csv.field_size_limit((1 << 31) - 1)  # a document in a cell may be longer than the module's 128 KiB
 
 
@@ -35,8 +39,15 @@ def rows_of(paths: Sequence[Path]) -> Iterator[Row]:
 
 
 def kind_of(path: Path) -> str:
-    """The ending of a file's name that says how it is read; of `part.csv.part` none."""
-    return path.suffix.lower()
+    """The ending of a file's name that says how it is read, in front of `.gz`; of `part.csv.part` none."""
+    kind, within = path.suffix.lower(), Path(path.stem).suffix.lower()
+    return within if kind == PACKED and within != PARQUET else kind
+
+
+def opened(path: Path, newline: str | None = None) -> IO[str]:
+    """A file of text in UTF-8, unpacked while it is read if it is packed."""
+    unpacking = gzip.open if path.suffix.lower() == PACKED else open
+    return unpacking(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
 def chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
@@ -54,7 +65,7 @@ def reading(path: Path, place: Callable[[], str] = str) -> Iterator[None]:
     except UnicodeDecodeError as error:
         line, byte = broken_line(path)
         refuse(f"{path.name}, line {line}", byte, f"UTF-8; `iconv -t UTF-8` converts a file ({error.reason})")
-    except (csv.Error, json.JSONDecodeError, pa.ArrowException, OSError) as error:
+    except (csv.Error, json.JSONDecodeError, pa.ArrowException, OSError, EOFError, zlib.error) as error:
         raise OSError(
             f"dataset={str(path)!r}{place()}: could not be loaded ({' '.join(str(error).split())})."
         ) from error
@@ -62,7 +73,7 @@ def reading(path: Path, place: Callable[[], str] = str) -> Iterator[None]:
 
 def broken_line(path: Path) -> tuple[int, bytes]:
     """The number of the first line that is not UTF-8, from 1, and its first byte that is not."""
-    with open(path, "rb") as file:
+    with (gzip.open if path.suffix.lower() == PACKED else open)(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
@@ -73,7 +84,7 @@ def broken_line(path: Path) -> tuple[int, bytes]:
 
 def read_table(path: Path, separator: str = ",") -> Iterator[Row]:
     """The rows of a CSV with a header; quotes as RFC 4180 has them."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with opened(path, newline="") as file:
         lines = csv.reader(file, delimiter=separator, strict=True)
         with reading(path, lambda: f", line {lines.line_num}"):
             header = distinct(path, next(filter(None, lines), []))
@@ -96,7 +107,7 @@ def distinct(path: Path, names: list[str]) -> list[str]:
 def read_json_lines(path: Path) -> Iterator[Row]:
     """The rows of a file with a JSON object on every line; blank lines are none."""
     number = 0
-    with open(path, encoding="utf-8-sig", newline="\n") as file, reading(path, lambda: f", line {number}"):
+    with opened(path, newline="\n") as file, reading(path, lambda: f", line {number}"):
         for line in file:
             number += 1
             if line.strip():
@@ -107,7 +118,7 @@ def read_json_lines(path: Path) -> Iterator[Row]:
 def read_json(path: Path) -> Iterator[Row]:
     """The rows of a JSON file: a list of objects, or objects one behind the other."""
     decoder, number = json.JSONDecoder(object_pairs_hook=without_twins), 0
-    with open(path, encoding="utf-8-sig") as file, reading(path, lambda: f", row {number}"):
+    with opened(path) as file, reading(path, lambda: f", row {number}"):
         text, at, in_list = "", 0, None
         while True:
             while at < len(text) and text[at] in " \n\r\t,":
@@ -161,7 +172,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 def read_lines(path: Path) -> Iterator[Row]:
     """A text for every line of a plain text file, blank lines too."""
-    with open(path, encoding="utf-8-sig", newline="\n") as file, reading(path):
+    with opened(path, newline="\n") as file, reading(path):
         for line in file:
             yield {TEXT: line.rstrip("\r\n") or None}
 
@@ -171,6 +182,6 @@ ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".tsv": lambda path: read_table(path, "\t"),
     ".json": read_json,
     ".jsonl": read_json_lines,
-    ".parquet": read_parquet,
+    PARQUET: read_parquet,
     ".txt": read_lines,
 }

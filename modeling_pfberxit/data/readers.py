@@ -17,7 +17,7 @@ from datasets import DatasetDict, load_dataset, load_dataset_builder
 
 from ..model.validation import refuse
 from .arrow import read_files, scratch
-from .files import ROWS, kind_of
+from .files import PACKED, ROWS, kind_of
 
 STDIN = "-"
 WILD = re.compile(r"[*?[]")
@@ -73,7 +73,8 @@ def local_files(dataset: str, config: str | None, named: Sequence[str] = ()) -> 
 def readable(path: Path) -> Path:
     """The path of a file, if its name says how it is read and it is there."""
     if kind_of(path) not in ROWS:
-        refuse("dataset", str(path), f"a file that ends in {', '.join(ROWS)}, a folder, a glob, - or a Hub id")
+        kinds = f"{', '.join(ROWS)} (or .csv.gz …)"
+        refuse("dataset", str(path), f"a file that ends in {kinds}, a folder, a glob, - or a Hub id")
     if not path.is_file():
         raise OSError(f"dataset={str(path)!r}: could not be loaded (there is no such file).")
     return path
@@ -146,5 +147,6 @@ def name_of(dataset: str) -> str:
     if dataset == STDIN:
         return "stdin"
     path = Path(os.path.abspath(dataset))
-    name = path.stem if kind_of(path) in ROWS else path.name
+    name = path.name.removesuffix(PACKED)
+    name = Path(name).stem if kind_of(path) in ROWS else path.name
     return WILD.sub("", name).strip("-._") or path.parent.name

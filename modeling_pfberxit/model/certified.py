@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
@@ -57,9 +58,7 @@ def as_certified(model: nn.Module, request: Any) -> Any:
     point = model.config.operating_points.get(request, {}) if isinstance(request, str) else {}
     if "certificate" not in point or is_recorded(next(model.parameters())):
         return request
-    dtype = str(model.dtype).removeprefix("torch.")
-    if (certified := point["certificate"].get("dtype", dtype)) != dtype:
-        refuse("exit_policy", request, f"used on {certified} weights, as it was certified; these are {dtype}")
+    check_arithmetic(model, request, point["certificate"].get("dtype"))
     noted, now = getattr(model, "certified_on", None), stamps(model)
     if noted is None or now == noted[0]:
         return request
@@ -68,6 +67,16 @@ def as_certified(model: nn.Module, request: Any) -> Any:
                "promise nothing")  # fmt: skip
     model.certified_on = now, noted[1]
     return request
+
+
+def check_arithmetic(model: nn.Module, name: str, certified: str | None) -> None:
+    """Refuse a certified point, by its name, where weights or what autocast makes of them are of another dtype."""
+    dtype, kind = str(model.dtype).removeprefix("torch."), model.device.type
+    if certified not in (None, dtype):
+        refuse("exit_policy", name, f"used on {certified} weights, as it was certified; these are {dtype}")
+    if torch.is_autocast_enabled(kind) and (cast := torch.get_autocast_dtype(kind)) != model.dtype:
+        within = str(cast).removeprefix("torch.")
+        refuse("exit_policy", name, f"used on {dtype} weights outside autocast to {within}, as it was certified")
 
 
 def stamps(model: nn.Module) -> list[tuple[str, int, int]]:

@@ -235,7 +235,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
         if self.adapter_only is None:
             self.adapter_only = not self.train_backbone and self.base_model_name_or_path is not None
         self.take_back(kwargs)
-        self.id2label = names_by_id(self, kwargs.get("num_labels"))
+        self.id2label = names_by_id(self, kwargs)
         kwargs["auto_map"] = {**(kwargs.get("auto_map") or {}), **AUTO_MAP}  # an older checkpoint's may be another
         super().__post_init__(**kwargs)
 

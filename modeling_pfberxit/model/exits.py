@@ -162,7 +162,8 @@ def null_share(read: Tensor, classifier: nn.Module) -> Tensor:
     moved = read.float() + inverse @ bias
     unseen = moved - moved @ weight.T @ inverse.T
     length = torch.linalg.vector_norm
-    return (length(unseen, dim=-1) / length(moved, dim=-1)).clamp(max=1)
+    total = length(moved, dim=-1)
+    return (length(unseen, dim=-1) / total.masked_fill(total == 0, 1)).clamp(max=1)  # of nothing, nothing is unseen
 
 
 def products_of(linear: nn.Module, read: Tensor) -> tuple[Tensor, Tensor]:

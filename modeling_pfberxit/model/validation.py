@@ -189,14 +189,17 @@ def label_names(config: Any) -> list[str]:
     return [str(config.id2label[number]) for number in range(config.num_labels)]
 
 
-def names_by_id(config: Any, num_labels: Any) -> dict[Any, Any] | None:
+def names_by_id(config: Any, given: Mapping[str, Any]) -> dict[Any, Any] | None:
     """The names that a config is given for its outputs, by number; None where it is given none.
+
+    Args:
+        given: further values that it is made of, of which `num_labels` is read.
 
     Raises:
         ValueError: they are not the names of 0, 1, 2 ..., or not as many as there are outputs.
     """
-    id2label, label2id = config.id2label, config.label2id
-    if num_labels is not None:
+    id2label, label2id, num_labels = config.id2label, config.label2id, given.get("num_labels")
+    if "num_labels" in given:
         whole(1)("num_labels", num_labels)
     if id2label is None and label2id:
         id2label = {number: name for name, number in mapping("label2id", label2id).items()}
