@@ -48,7 +48,8 @@ test-onnx: install  ## the tests of exported files, which the others skip where 
 
 test-serve: install  ## the tests of the server, which the others skip where fastapi is not installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[trace,onnx]" httpx schemathesis
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_serving*.py tests/test_space.py tests/test_watching.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_serving*.py tests/test_traffic.py tests/test_space.py \
+	  tests/test_watching.py
 
 test-page: install  ## the tests of the server's page in a browser; Chromium has to be there
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[serve]" httpx playwright

@@ -1,13 +1,15 @@
 """`pfberxit serve`: a model behind HTTP, as clients of text-embeddings-inference and of the Hub call it."""
 
 from argparse import ArgumentParser
+from importlib import import_module
 from typing import Any
 
 from .options import add_execution, add_model, add_policy
 
 HELP = "answer over HTTP: the routes of text-embeddings-inference and of the Hub's inference format"
 
-OF_THE_EXTRA = ("fastapi", "uvicorn", "httptools", "prometheus_client", "starlette", "pydantic")  # what [serve] brings
+# what [serve] brings
+OF_THE_EXTRA = ("aiohttp", "fastapi", "uvicorn", "httptools", "prometheus_client", "starlette", "pydantic")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -68,7 +70,7 @@ def run(
     characters: int, upload: float, deadline: float, connections: int, drain: int,
 ) -> None:  # fmt: skip
     """Check everything, load the models, say what is served, and serve until SIGTERM."""
-    start = serving()
+    start = needing_serve("serving.start")
     from modeling_pfberxit.evaluation.saved_model import asked_policy
     from modeling_pfberxit.serving.batching import Limits
     from modeling_pfberxit.serving.limits import HttpLimits
@@ -96,15 +98,14 @@ def said_of(served: Any) -> str:
     return words + "".join(f"\n  {name} is no rung: {reason}" for name, reason in served.left_out.items())
 
 
-def serving() -> Any:
-    """What needs the extra `serve`."""
+def needing_serve(module: str) -> Any:
+    """A module of the library that needs the extra `serve`, by its name."""
     try:
-        from modeling_pfberxit.serving import start
+        return import_module(f"modeling_pfberxit.{module}")
     except ImportError as error:
         if (error.name or "").split(".")[0] not in OF_THE_EXTRA:
             raise
         raise SystemExit(f"pfberxit: {error.name} is missing: pip install 'modeling-pfberxit[serve]'") from error
-    return start
 
 
 def opened(model: str, loading: Any, threads: int | None) -> Any:

@@ -4,6 +4,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from .options import add_model, add_texts
+from .serve import needing_serve
 
 HELP = "simulate traffic on a served model: latency, cores needed, what the controller does; or beside a real server"
 
@@ -42,43 +43,48 @@ def run(
     import torch
 
     from modeling_pfberxit.data.texts import load_texts
-    from modeling_pfberxit.serving import forecast, sizing, traffic
-    from modeling_pfberxit.serving.load import pin
+    from modeling_pfberxit.model.validation import refuse
+    from modeling_pfberxit.traffic import forecast, sizing
+    from modeling_pfberxit.traffic.runs import as_markdown
 
     if core is not None and url is None:
-        from modeling_pfberxit.model.validation import refuse
-
         refuse("core", core, "given together with --url")
     chosen: dict[str, Any] = {} if shapes is None else {"shapes": [each.replace("-", " ") for each in shapes]}
     plan = sizing.Plan(rate=rate or 0.0, seconds=seconds, workers=tuple(workers), floor=differ, **chosen)
-    pin(core)
+    if url is not None:
+        needing_serve("traffic.load").pin(core)
     torch.set_num_threads(1)
     texts = load_texts(dataset, config, **columns, split=split)
-    known = forecast.Known(model)
+    known = forecast.KnownModel(model)
     found = known.forecast(texts.rows, texts.names)
     for name, reason in found.ladder.left_out.items():
         print(f"{name} is no rung: {reason}")
     asked = forecast.asked_of(texts.rows, texts.names)
     machine = sizing.Machine(timed(known, asked, times), request_ms / 1000)
     if rate is None:
-        carried = machine.carries(found.texts, found.ladder, "full-depth")
-        if not carried:
-            print("Full depth takes more than 200 ms on this core: the usual rate is 60 % of what full batches carry")
-        plan = replace(plan, rate=0.6 * (carried or machine.most(found.texts, "full-depth")))
+        plan = replace(plan, rate=usual_rate(machine, found))
     print(f"{len(texts.rows):,} texts, {plan.rate:.1f} requests/s for each core at the usual rate")
     if url is not None:
         return beside(url, asked, found, machine, plan)
     lengths = [length for length in forecast.LENGTHS if length <= known.read]
     print("\n" + sizing.sizes(sizing.capacities(machine, found.texts, found.ladder, lengths)), flush=True)
-    outcomes = sizing.traffic(machine, found.texts, found.ladder, plan)
-    print("\n" + traffic.as_markdown(outcomes, ["trace", "gaps", "cores", "rung"]))
+    outcomes = sizing.outcomes(machine, found.texts, found.ladder, plan)
+    print("\n" + as_markdown(outcomes, ["trace", "gaps", "cores", "rung"]))
+
+
+def usual_rate(machine: Any, found: Any) -> float:
+    """60 % of what full depth carries in time, or of what its full batches carry; requests a second for each core."""
+    carried = machine.carries(found.texts, found.ladder, "full-depth")
+    if not carried:
+        print("Full depth takes more than 200 ms on this core: the usual rate is 60 % of what full batches carry")
+    return 0.6 * (carried or machine.most(found.texts, "full-depth"))
 
 
 def timed(known: Any, texts: list[Any], path: str | None) -> Any:
     """What batches take: as a file has it, or as measured now, and kept there."""
     from pathlib import Path
 
-    from modeling_pfberxit.serving.forecast import load_times, save_times
+    from modeling_pfberxit.traffic.batch_times import load_times, save_times
 
     if path is not None and Path(path).exists():
         return load_times(path)
@@ -90,8 +96,8 @@ def timed(known: Any, texts: list[Any], path: str | None) -> Any:
 
 def beside(url: str, texts: list[Any], found: Any, machine: Any, plan: Any) -> None:
     """Send a server each trace that was simulated, and print both."""
-    from modeling_pfberxit.serving.side_by_side import compared
-    from modeling_pfberxit.serving.traffic import as_markdown
+    from modeling_pfberxit.traffic.runs import as_markdown
+    from modeling_pfberxit.traffic.side_by_side import compared
 
     for shape, outcomes in compared(url, texts, found, machine, plan):
         print("\n" + as_markdown({(shape, name): each for name, each in outcomes.items()}, ["trace", ""]), flush=True)

@@ -17,7 +17,8 @@ ORDER = {
     "export": 4,
     "benchmark": 5,
     "serving": 5,
-    "pfberxit": 6,
+    "traffic": 6,
+    "pfberxit": 7,
 }
 FRONT_DOORS = {
     "modeling_pfberxit",

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from modeling_pfberxit.serving.batch_times import BatchTimes, Timed, fitted
+from modeling_pfberxit.traffic.batch_times import BatchTimes, Timed, fitted
 from modeling_pfberxit.serving.batching import Limits
 from modeling_pfberxit.serving.controller import Controller, Fixed, Reaction
 from modeling_pfberxit.serving.ladder import FULL, Ladder, Rung
-from modeling_pfberxit.serving.simulator import Simulator, Texts
-from modeling_pfberxit.serving.traces import SHAPES, burst, diurnal, flash_crowd, steady
+from modeling_pfberxit.traffic.simulator import Simulator, Texts
+from modeling_pfberxit.traffic.traces import SHAPES, burst, diurnal, flash_crowd, steady
 
 LADDER = Ladder((FULL, Rung("1%", 0.01, 4.0), Rung("5%", 0.05, 1.0)))
 ALONE = Limits(tokens=10**9, rows=1, queue=10**9)
@@ -164,7 +164,8 @@ def test_in_a_burst_a_controller_keeps_up_and_tells_the_rungs_that_answered():
 
 
 def test_batches_are_the_engines(monkeypatch):
-    from modeling_pfberxit.serving import engine, simulator
+    from modeling_pfberxit.serving import engine
+    from modeling_pfberxit.traffic import simulator
 
     assert simulator.form is engine.form
     seen = []

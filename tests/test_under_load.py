@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_pfberxit.serving.traffic import Run
+from modeling_pfberxit.traffic.runs import Run
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def add_inputs(parser: ArgumentParser) -> None:
 def texts_of(options: Namespace) -> tuple[list, Any]:
     """The texts, as requests send them, and as `load_texts` gives them."""
     from modeling_pfberxit.data.texts import load_texts
-    from modeling_pfberxit.serving.forecast import asked_of
+    from modeling_pfberxit.traffic.forecast import asked_of
 
     found = load_texts(options.dataset, options.config, **options.columns, split=options.split)
     return asked_of(found.rows, found.names), found
@@ -138,7 +138,7 @@ def exported(model: str, files: str) -> str:
 
 def serve(kind: str, model: str, port: str, core: str, *options: str) -> None:
     """One server on one core, until SIGTERM."""
-    from modeling_pfberxit.serving.load import pin
+    from modeling_pfberxit.traffic.load import pin
 
     pin(int(core))
     if "PARTS" in os.environ:
@@ -150,7 +150,7 @@ def serve(kind: str, model: str, port: str, core: str, *options: str) -> None:
     import torch
 
     from modeling_pfberxit.serving.meter import Meter
-    from modeling_pfberxit.serving.rivals import FullDepth
+    from modeling_pfberxit.traffic.rivals import FullDepth
     from modeling_pfberxit.serving.start import Loading, Place, Rule, make_service, server_of
 
     torch.set_num_threads(1)
@@ -160,7 +160,7 @@ def serve(kind: str, model: str, port: str, core: str, *options: str) -> None:
 
 def count_parts(report: Path) -> None:
     """Have the CPU time of what a request needs counted by part, and reported on SIGUSR1."""
-    from modeling_pfberxit.serving import engine, onnx_predictor, rivals, routes, torch_predictor
+    from modeling_pfberxit.serving import engine, onnx_predictor, routes, torch_predictor
     from modeling_pfberxit.serving.connections import Patient
     from modeling_pfberxit.serving.meter import Meter
 

@@ -83,7 +83,7 @@ class Kept:
 
     def run(self, *key: Any) -> Any:
         """Read one back."""
-        from modeling_pfberxit.serving.traffic import Run
+        from modeling_pfberxit.traffic.runs import Run
 
         found = dict(np.load(self.path(*key)))
         self.late = max(self.late, float(found.pop("late")))
@@ -111,8 +111,8 @@ class Load:
 
     def send(self, name: str, arrivals: np.ndarray, seconds: float, seed: int = 0) -> Any:
         """What became of requests at these moments, and the CPU seconds that it took."""
-        from modeling_pfberxit.serving.forecast import drawn
-        from modeling_pfberxit.serving.load import send
+        from modeling_pfberxit.traffic.traces import drawn
+        from modeling_pfberxit.traffic.load import send
 
         server = self.started(name)
         before = server.cpu
@@ -141,8 +141,8 @@ class Load:
 
     def carries(self, name: str) -> float:
         """The highest of some steady rates at which p99 is under 200 ms; 0: none was."""
-        from modeling_pfberxit.serving.traces import steady
-        from modeling_pfberxit.serving.traffic import Outcome
+        from modeling_pfberxit.traffic.traces import steady
+        from modeling_pfberxit.traffic.runs import Outcome
 
         crowd = self.send(name, np.zeros(160), 1.0).run
         rate = 0.75 * 160 / np.nanmax(crowd.latency)
@@ -157,7 +157,7 @@ class Load:
 
 def traffic(part: str, capacity: float, options: Namespace) -> tuple[Any, float]:
     """A part's trace, and its usual requests a second."""
-    from modeling_pfberxit.serving.traces import burst, steady
+    from modeling_pfberxit.traffic.traces import burst, steady
 
     rate = capacity * (0.25 if part in ("quiet", "burst") else 0.6)
     if part in ("quiet", "steady"):
@@ -203,7 +203,7 @@ def take(load: Load, kept: Kept, options: Namespace, part: str, name: str, numbe
 
 def results(kept: Kept, simulated: Callable, options: Namespace) -> tuple[dict, dict]:
     """Outcomes by part and server, medians of repeated runs, the simulated beside; and the runs of bursts."""
-    from modeling_pfberxit.serving.traffic import Outcome
+    from modeling_pfberxit.traffic.runs import Outcome
 
     found, bursts = {}, {}
     for part, names in list(SERVERS.items())[1:]:
@@ -234,7 +234,7 @@ def save(folder: Path, carried: dict, found: dict, bursts: dict, about: dict) ->
     """Write json, md and png; the tables."""
     from modeling_pfberxit.evaluation.plots import COLOURS, finish_panels, panels_of
     from modeling_pfberxit.evaluation.tables import table
-    from modeling_pfberxit.serving.traffic import as_markdown
+    from modeling_pfberxit.traffic.runs import as_markdown
 
     folder.mkdir(parents=True, exist_ok=True)
     parts = [[*key, {k: None if v != v else v for k, v in asdict(each).items()}] for key, each in found.items()]
@@ -259,21 +259,22 @@ def main() -> None:
     import torch
 
     from modeling_pfberxit.serving.controller import Controller, Fixed
-    from modeling_pfberxit.serving.forecast import Known, load_times, save_times
-    from modeling_pfberxit.serving.load import pin, request_seconds
-    from modeling_pfberxit.serving.simulator import Simulator
+    from modeling_pfberxit.traffic.batch_times import load_times, save_times
+    from modeling_pfberxit.traffic.forecast import KnownModel
+    from modeling_pfberxit.traffic.load import pin, request_seconds
+    from modeling_pfberxit.traffic.simulator import Simulator
 
     pin(options.cores[1])
     torch.set_num_threads(1)
     kept, file = Kept(options), exported(options.model, options.files)
-    (texts, found), known = texts_of(options), Known(options.model)
+    (texts, found), known = texts_of(options), KnownModel(options.model)
     forecast = known.forecast(found.rows, found.names)
     policy = options.policy or forecast.ladder[min(1, len(forecast.ladder) - 1)].name
     fixed, floor = ["--policy", policy], ["--differ", str(options.differ)]
     cases: dict[str, tuple] = {name: (kind, options.stock) for name, kind in RIVALS.items()}
     cases |= {OURS: (OURS, options.model, *fixed), STEERED: (OURS, options.model, *floor)}
     cases |= {FILE: (OURS, file, *fixed), FILE_STEERED: (OURS, file, *floor)}
-    load = Load(options, cases, texts, forecast.compared())
+    load = Load(options, cases, texts, forecast.single_labels())
     try:
         if not (timed := kept.folder / "times.json").exists():
             beside = request_seconds(load.started(OURS).url, texts)

@@ -45,9 +45,9 @@ def cases(options: Namespace, file: str) -> dict[str, tuple]:
 
 def parts_of(server: Server, texts: list, options: Namespace) -> dict[str, float]:
     """Milliseconds a request, by part."""
-    from modeling_pfberxit.serving.forecast import drawn
-    from modeling_pfberxit.serving.load import send
-    from modeling_pfberxit.serving.traces import steady
+    from modeling_pfberxit.traffic.traces import drawn
+    from modeling_pfberxit.traffic.load import send
+    from modeling_pfberxit.traffic.traces import steady
 
     seconds = options.requests / options.rate
     arrivals = steady(seconds).arrivals(options.rate)
@@ -66,7 +66,7 @@ def parts_of(server: Server, texts: list, options: Namespace) -> dict[str, float
 def main() -> None:
     options = arguments()
     from modeling_pfberxit.evaluation.tables import table
-    from modeling_pfberxit.serving.load import pin
+    from modeling_pfberxit.traffic.load import pin
 
     pin(options.cores[1])
     (texts, _), found = texts_of(options), dict[str, dict[str, float]]()

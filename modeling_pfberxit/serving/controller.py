@@ -152,3 +152,6 @@ class Fixed:
     def current(self) -> str:
         """The one rung."""
         return self.name
+
+
+Steering = Controller | Fixed  # what chooses rungs

@@ -19,7 +19,7 @@ import aiohttp
 import numpy as np
 
 from ..model.validation import refuse
-from .traffic import Run
+from .runs import Run
 
 LEAD = 0.2  # seconds before the first request
 CONNECTIONS = 512  # that may be open

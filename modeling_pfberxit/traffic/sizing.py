@@ -13,12 +13,12 @@ from ..evaluation.bounds import share
 from ..evaluation.tables import table
 from ..model.validation import each, entry_of, real, whole
 from .batch_times import BatchTimes
-from .batching import Limits
-from .controller import Controller, Fixed, Reaction
-from .ladder import Ladder
-from .simulator import Simulator, Steering, Texts
+from ..serving.batching import Limits
+from ..serving.controller import Controller, Fixed, Reaction, Steering
+from ..serving.ladder import Ladder
+from .simulator import Simulator, Texts
 from .traces import GAPS, SHAPES, Trace, steady
-from .traffic import TARGET, Outcome
+from .runs import TARGET, Outcome
 
 SHARE = 0.7  # of what a core carries that one plans with, so that a burst finds room
 Steer = Callable[[], Steering]
@@ -133,7 +133,7 @@ class Plan:
         return found
 
 
-def traffic(machine: Machine, texts: Texts, ladder: Ladder, plan: Plan) -> dict[tuple[str, ...], Outcome]:
+def outcomes(machine: Machine, texts: Texts, ladder: Ladder, plan: Plan) -> dict[tuple[str, ...], Outcome]:
     """What each trace comes to, by shape, gaps, workers and what chose the rungs."""
     found = dict[tuple[str, ...], Outcome]()
     for shape in plan.shapes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -18,17 +17,14 @@ from ..evaluation.replay import same_answers
 from ..model.exit_policy import ExitPolicy
 from ..model.validation import refuse
 from .batch_times import BatchTimes
-from .batching import Limits, Waiting, form
-from .traffic import Run
+from ..serving.batching import Limits, Waiting, form
+from ..serving.controller import Steering
+from .runs import Run
+from .traces import drawn
 
 TICK = 1e-9  # seconds by which a worker looks too late, so that rounding cannot have it look too early
 
 
-class Steering(Protocol):
-    """What chooses the rung of a batch, as `controller.Controller` and `controller.Fixed` do."""
-
-    def rung(self, now: float, oldest_wait: float) -> str:
-        """The rung's name."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ class Simulator:
         if not steering:
             refuse("steering", steering, "one for each worker, of which there is one at least")
         generator = np.random.default_rng(self.seed)
-        self.rows = generator.integers(len(self.texts.lengths), size=len(arrivals))
+        self.rows = drawn(len(self.texts.lengths), len(arrivals), generator)
         self.pairs = generator.integers(len(steering), size=(len(arrivals), 2))
         self.workers, self.found = [Worker(each) for each in steering], Run.of(arrivals, seconds)
         self.events: list[tuple[float, int, Callable[[float], None]]] = []

@@ -9,26 +9,15 @@ from typing import Any
 from urllib.request import urlopen
 
 from ..model.validation import refuse
-from .controller import Controller
-from .forecast import Forecast, drawn
+from ..serving.controller import Controller, Fixed, Steering
+from .forecast import Forecast
 from .load import request_seconds, send
-from .simulator import Simulator, Steering
+from .runs import Outcome
+from .simulator import Simulator
 from .sizing import Machine, Plan
-from .traces import SHAPES
-from .traffic import Outcome
+from .traces import SHAPES, drawn
 
 SIMULATED, MEASURED = "simulated", "measured"
-
-
-class Only:
-    """Answers by one rule, whatever waits."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def rung(self, now: float, oldest_wait: float) -> str:
-        """The rule's name."""
-        return self.name
 
 
 def compared(
@@ -42,7 +31,7 @@ def compared(
     Raises:
         ValueError: no server answers, its rule is none of the model's rungs, or its answers are not single labels.
     """
-    answers = found.compared()
+    labels = found.single_labels()
     steer = steering_of(url, found, plan)
     machine = replace(machine, request=request_seconds(url, texts))
     for shape in plan.shapes:
@@ -50,7 +39,7 @@ def compared(
         arrivals = trace.arrivals(plan.rate)
         simulated = Simulator(found.texts, machine.times, machine.limits, machine.request)
         expected = Outcome.of(simulated.run(arrivals, trace.seconds, [steer()]))
-        sent = send(url, texts, drawn(len(texts), len(arrivals)), arrivals, trace.seconds, answers)
+        sent = send(url, texts, drawn(len(texts), len(arrivals)), arrivals, trace.seconds, labels)
         yield shape, {SIMULATED: expected, MEASURED: Outcome.of(sent.run)}
 
 
@@ -58,10 +47,10 @@ def steering_of(url: str, found: Forecast, plan: Plan) -> Callable[[], Steering]
     """What makes what chooses rungs at a server: the controller where the plan has a floor, else its own rule."""
     if plan.floor is not None:
         return lambda: Controller(found.ladder, plan.floor, plan.reaction)
-    name = info_of(url)["exit_policy"]
-    if name not in found.texts.layers:
-        refuse("url", name, f"a server of this model, which answers by one of {sorted(found.texts.layers)}")
-    return lambda: Only(name)
+    name, rungs = info_of(url)["exit_policy"], [rung.name for rung in found.ladder]
+    if name not in rungs:
+        refuse("url", name, f"a server of this model, which answers by one of {rungs}")
+    return lambda: Fixed(found.ladder, name)
 
 
 def info_of(url: str) -> dict[str, Any]:

@@ -6,13 +6,16 @@ there, padded to the longest of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
 
+from ..model.persistence import replacing
 from ..model.validation import refuse
 
 Line = tuple[float, float, float]  # seconds of a call, of a token in it, of a token that looks at another
@@ -74,3 +77,25 @@ def fitted(batches: Sequence[Timed]) -> BatchTimes:
 def shape(rows: int, length: int) -> tuple[int, int, int]:
     """What a line's parts are multiplied with: a call, its tokens with padding, its pairs of tokens."""
     return 1, rows * length, rows * length**2
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def save_times(times: BatchTimes, path: str | Path, about: Mapping[str, Any]) -> None:
+    """Write what batches take, with what it was measured on, in one move."""
+    with replacing(Path(path)) as draft:
+        draft.write_text(json.dumps({**asdict(times), **about}, indent=1) + "\n", encoding="utf-8")
+
+
+def load_times(path: str | Path) -> BatchTimes:
+    """Read it back.
+
+    Raises:
+        OSError: no such file, or another kind.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        return BatchTimes(tuple(found["layer"]), tuple(found["fixed"]))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise OSError(f"{path}: truncated, or not what batches take ({error}).") from error

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -20,15 +17,14 @@ from ..evaluation.saved_model import load_model, tokens_read
 from ..model.backbones import longest_input
 from ..model.evidence import SINGLE_LABEL
 from ..model.exit_policy import FULL_DEPTH, requested_policy
-from ..model.persistence import replacing
 from ..model.validation import refuse
 from .batch_times import BatchTimes, Timed, fitted
-from .batching import Limits
-from .calls import Point, Tokens
-from .ladder import FULL, Ladder, ladder_of
+from ..serving.batching import Limits
+from ..serving.calls import Point, Tokens
+from ..serving.ladder import FULL, Ladder, ladder_of
 from .simulator import Texts, texts_of
-from .torch_predictor import TorchPredictor
-from .warming import of_length
+from ..serving.torch_predictor import TorchPredictor
+from ..serving.warming import of_length
 
 BATCHES, LENGTHS = (1, 4, 8, 16), (16, 32, 64, 128)  # that are timed, where a batch has room for them
 
@@ -45,12 +41,12 @@ class Forecast:
     texts: Texts
     answers: list[str] | None
 
-    def compared(self) -> list[str]:
+    def single_labels(self) -> list[str]:
         """The labels that a server's answers are compared with; raises a ValueError where there are none."""
         return self.answers or refuse("model", "several labels or values", "one of single labels beside a real server")
 
 
-class Known:
+class KnownModel:
     """A saved model on the CPU, loaded once to be recorded and timed.
 
     Args:
@@ -104,34 +100,7 @@ def timed(predictor: TorchPredictor, rows: Sequence[Tokens], point: Point) -> Ti
     return Timed(lengths, np.array(found.exit_layer), time.process_time() - began)
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def save_times(times: BatchTimes, path: str | Path, about: Mapping[str, Any]) -> None:
-    """Write what batches take, with what it was measured on, in one move."""
-    with replacing(Path(path)) as draft:
-        draft.write_text(json.dumps({**asdict(times), **about}, indent=1) + "\n", encoding="utf-8")
-
-
-def load_times(path: str | Path) -> BatchTimes:
-    """Read it back.
-
-    Raises:
-        OSError: no such file, or another kind.
-    """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        return BatchTimes(tuple(found["layer"]), tuple(found["fixed"]))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise OSError(f"{path}: truncated, or not what batches take ({error}).") from error
-
-
 def asked_of(rows: Dataset, names: Sequence[str]) -> list[str | tuple[str, str]]:
     """Texts or pairs as requests send them."""
     columns = [rows[name] for name in names]
     return list(columns[0]) if len(columns) == 1 else list(zip(*columns))
-
-
-def drawn(texts: int, requests: int, seed: int = 0) -> np.ndarray:
-    """Which text each request asks, as the simulator draws them, (M,)."""
-    return np.random.default_rng(seed).integers(texts, size=requests)

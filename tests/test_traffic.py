@@ -15,14 +15,14 @@ from served import saved, service_of, serving  # noqa: E402
 
 from modeling_pfberxit import PFBerxitForSequenceClassification  # noqa: E402
 from modeling_pfberxit.model.persistence import update_config  # noqa: E402
-from modeling_pfberxit.serving import load  # noqa: E402
-from modeling_pfberxit.serving.batch_times import BatchTimes  # noqa: E402
+from modeling_pfberxit.traffic import load  # noqa: E402
+from modeling_pfberxit.traffic.batch_times import BatchTimes, load_times, save_times  # noqa: E402
 from modeling_pfberxit.serving.batching import Limits  # noqa: E402
-from modeling_pfberxit.serving.forecast import Known, load_times, save_times  # noqa: E402
-from modeling_pfberxit.serving.side_by_side import MEASURED, SIMULATED, compared  # noqa: E402
-from modeling_pfberxit.serving.sizing import Machine, Plan, sizes  # noqa: E402
-from modeling_pfberxit.serving.traces import steady  # noqa: E402
-from modeling_pfberxit.serving.traffic import Outcome, Run  # noqa: E402
+from modeling_pfberxit.traffic.forecast import KnownModel  # noqa: E402
+from modeling_pfberxit.traffic.side_by_side import MEASURED, SIMULATED, compared  # noqa: E402
+from modeling_pfberxit.traffic.sizing import Machine, Plan, sizes  # noqa: E402
+from modeling_pfberxit.traffic.traces import steady  # noqa: E402
+from modeling_pfberxit.traffic.runs import Outcome, Run  # noqa: E402
 from pfberxit.cli import main  # noqa: E402
 
 torch.set_num_threads(1)
@@ -59,7 +59,7 @@ def forecast(folder, texts):
     from datasets import Dataset
 
     rows = Dataset.from_csv(texts)
-    return Known(folder).forecast(rows, ("text",)), list(rows["text"])
+    return KnownModel(folder).forecast(rows, ("text",)), list(rows["text"])
 
 
 # ---- what is known beforehand ----------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_answers_that_are_no_single_labels_are_not_compared_with_a_servers(tmp_p
 
     names = ("score",) if kind == "regression" else ("a", "b", "c")
     folder = saved(tmp_path / kind, names, problem_type=kind)
-    found = Known(folder).forecast(Dataset.from_csv(texts).select(range(5)), ("text",))
+    found = KnownModel(folder).forecast(Dataset.from_csv(texts).select(range(5)), ("text",))
     with pytest.raises(ValueError, match="model='several labels or values'"):
         list(compared("http://127.0.0.1:9", ["w1"] * 5, found, Machine(TIMES), Plan(rate=1.0)))
 
@@ -227,7 +227,7 @@ def test_a_stock_classifier_behind_the_server_answers_as_itself(tmp_path, runtim
     from tiny import save_backbone, tiny_config
     from transformers import AutoTokenizer, BertForSequenceClassification
 
-    from modeling_pfberxit.serving.rivals import FullDepth
+    from modeling_pfberxit.traffic.rivals import FullDepth
 
     if runtime == "onnxruntime":
         pytest.importorskip("onnxruntime")

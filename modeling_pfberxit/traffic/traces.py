@@ -1,4 +1,4 @@
-"""Traffic: when requests arrive. A rate that changes over time, and how irregular the gaps between requests are.
+"""When requests arrive, and which text each asks: a rate that changes over time, and gaps that are irregular.
 
 Gaps with mean 1 are drawn from a seed and laid along the cumulated rate: where the rate is three times as high, three
 times as many requests arrive. Exponential gaps give Poisson's process, Pareto's many short ones and a few very long.
@@ -43,6 +43,11 @@ class Trace:
             at = np.concatenate([at, at[-1] + more.cumsum()])
         at = at[1:]
         return np.interp(at[at < passed[-1]], passed, times)
+
+
+def drawn(texts: int, requests: int, seed: int | np.random.Generator = 0) -> np.ndarray:
+    """Which of so many texts each request asks, (M,); the same for a simulated and a real server."""
+    return np.random.default_rng(seed).integers(texts, size=requests)
 
 
 # ---- gaps of mean 1 --------------------------------------------------------------------------------------------------

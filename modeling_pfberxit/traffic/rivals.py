@@ -16,8 +16,8 @@ from ..export.facts import activation_of
 from ..model.backbones import longest_input
 from ..model.streams import pad_rows
 from ..model.validation import entry_of, label_names, refuse
-from .calls import FULL, OWN, Found, Point, Tokens
-from .torch_predictor import TorchPredictor
+from ..serving.calls import FULL, OWN, Found, Point, Tokens
+from ..serving.torch_predictor import TorchPredictor
 
 Run = Callable[[dict[str, Tensor]], Tensor]  # a batch of tokens -> logits
 
