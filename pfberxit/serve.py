@@ -74,14 +74,14 @@ def run(
     from modeling_pfberxit.evaluation.saved_model import asked_policy
     from modeling_pfberxit.serving.batching import Limits
     from modeling_pfberxit.serving.limits import HttpLimits
-    from modeling_pfberxit.serving.meter import Meter
+    from modeling_pfberxit.serving.meter import PrometheusMeter
 
     place = start.Place(host, port, drain, trace)
     limits = Limits(batch_tokens, batch_rows, wait_ms / 1000, queue=queue)
     http = HttpLimits(body_bytes, texts, characters, upload, deadline, connections, token_in(token_file))
     more, rule = named(adapters), start.Rule(asked_policy(policy), differ, step_ms and step_ms / 1000, watch)
     loading = start.Loading(max_length, device, dtype)
-    root, meter = folder_of(models_from), Meter()
+    root, meter = folder_of(models_from), PrometheusMeter()
     first = opened(model, loading, threads)
     service = start.make_service(first, rule, loading, more, root, limits, http, meter)
     for served in service.models:

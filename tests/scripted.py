@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from modeling_pfberxit.serving.calls import FULL, OWN, Found, Point
+from modeling_pfberxit.serving.calls import Found, Point
+from modeling_pfberxit.serving.ladder import FULL
+from modeling_pfberxit.serving.predictors import OWN
 
 SECRET = "what a client wrote"
 

@@ -8,7 +8,7 @@ from scipy.stats import binom
 
 from modeling_pfberxit.evaluation.betting import BLOCK, after, money, no_bets
 from modeling_pfberxit.evaluation.bounds import evidence
-from modeling_pfberxit.serving.alarm import Alarm
+from modeling_pfberxit.serving.watching import Alarm
 
 TURN = 500  # rows that one rung answers before the next does
 

@@ -3,9 +3,9 @@
 import pytest
 
 from modeling_pfberxit.serving.controller import Controller, Fixed, Reaction, State, step
-from modeling_pfberxit.serving.ladder import FULL, Ladder, Rung, ladder_of
+from modeling_pfberxit.serving.ladder import FULL_RUNG, Ladder, Rung, ladder_of
 
-LADDER = Ladder((FULL, Rung("1%", 0.01, 4.0), Rung("2%", 0.02, 3.0), Rung("5%", 0.05, 2.0)))
+LADDER = Ladder((FULL_RUNG, Rung("1%", 0.01, 4.0), Rung("2%", 0.02, 3.0), Rung("5%", 0.05, 2.0)))
 REACTION = Reaction(step=0.05, calm=0.5, rest=2.0)
 
 

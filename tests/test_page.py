@@ -20,7 +20,7 @@ from modeling_pfberxit.evaluation.saved_model import load_model
 from modeling_pfberxit.serving.controller import Fixed
 from modeling_pfberxit.serving.ladder import ladder_of
 from modeling_pfberxit.serving.limits import HttpLimits
-from modeling_pfberxit.serving.meter import Meter
+from modeling_pfberxit.serving.meter import PrometheusMeter
 from modeling_pfberxit.serving.start import Loading, Rule, make_service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -53,7 +53,9 @@ def folder(tmp_path_factory):
 def watched_service(folder, **http):
     """A server with metrics and a controller."""
     loading = Loading(device="cpu")
-    service = make_service(loading.first(folder), Rule("careful"), loading, {}, http=HttpLimits(**http), meter=Meter())
+    service = make_service(
+        loading.first(folder), Rule("careful"), loading, {}, http=HttpLimits(**http), meter=PrometheusMeter()
+    )
     service.models.first.controller = Fixed(ladder_of(POINTS), "careful")
     return service
 

@@ -144,7 +144,7 @@ def test_a_string_that_is_not_utf8_is_named_with_its_file(tmp_path):
 JOB = """
 import json, sys
 import ray
-from modeling_pfberxit.serving.ray_data import predict_parquet
+from modeling_pfberxit.serving.ray import predict_parquet
 ray.init(address=sys.argv[4], log_to_driver=False)
 predict_parquet(*sys.argv[1:4], text="text", rows_per_part=int(sys.argv[5]), **json.loads(sys.argv[6]))
 """
@@ -176,7 +176,7 @@ def test_every_row_is_written_once_though_the_job_is_killed_and_then_one_of_its_
     import ray
     from ray_cluster import killing
 
-    from modeling_pfberxit.serving.ray_data import predict_parquet
+    from modeling_pfberxit.serving.ray import predict_parquet
 
     growing = tmp_path / "out.part"
     places = [model, str(data), str(tmp_path / "out"), ray.get_runtime_context().gcs_address, str(PART)]
@@ -214,7 +214,7 @@ def ray_workers() -> list:
 def test_a_pipeline_of_ones_own_gives_the_same_answers(rayed, model, data, tmp_path):
     import ray
 
-    from modeling_pfberxit.serving.ray_data import PFBerxitPredictor
+    from modeling_pfberxit.serving.ray import PFBerxitPredictor
 
     (
         ray.data.read_parquet(str(data))
@@ -233,7 +233,7 @@ def test_a_pipeline_of_ones_own_gives_the_same_answers(rayed, model, data, tmp_p
 
 @pytest.mark.slow
 def test_what_cannot_be_done_is_said_by_the_job_as_by_the_command_and_nothing_is_written(rayed, model, data, tmp_path):
-    from modeling_pfberxit.serving.ray_data import predict_parquet
+    from modeling_pfberxit.serving.ray import predict_parquet
 
     for asked, message in (
         ({"policy": "fast"}, "exit_policy='fast': must be one of this model's operating points"),
@@ -247,7 +247,7 @@ def test_what_cannot_be_done_is_said_by_the_job_as_by_the_command_and_nothing_is
 
 def test_tables_of_another_kind_and_columns_that_are_not_there_are_refused_by_name(model):
     pytest.importorskip("ray", reason="needs the extra `ray`")
-    from modeling_pfberxit.serving.ray_data import PFBerxitPredictor
+    from modeling_pfberxit.serving.ray import PFBerxitPredictor
 
     predictor = PFBerxitPredictor(model, text="text")
     with pytest.raises(ValueError, match="batch_format='dict': must be pyarrow"):

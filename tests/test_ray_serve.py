@@ -17,10 +17,10 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from test_predict import TEXTS, saved  # noqa: E402
 
-from modeling_pfberxit.serving.ledger import Kept, Ledger  # noqa: E402
+from modeling_pfberxit.serving.cluster.ledger import Kept, Ledger  # noqa: E402
+from modeling_pfberxit.serving.cluster.one_answer import OneAnswer  # noqa: E402
+from modeling_pfberxit.serving.cluster.queue_age import BUSY, OLDEST_WAIT, QueueAge  # noqa: E402
 from modeling_pfberxit.serving.limits import Guard, HttpLimits  # noqa: E402
-from modeling_pfberxit.serving.one_answer import OneAnswer  # noqa: E402
-from modeling_pfberxit.serving.queue_age import BUSY, OLDEST_WAIT, QueueAge  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "ray" / "serve.yaml"
 
@@ -42,7 +42,7 @@ def test_the_first_answer_is_accepted_and_whoever_offers_another_is_told_the_fir
 def test_a_ledger_in_a_file_remembers_what_a_killed_process_had_accepted(tmp_path):
     code = """
 import os, signal, sys
-from modeling_pfberxit.serving.ledger import Kept, Ledger
+from modeling_pfberxit.serving.cluster.ledger import Kept, Ledger
 Ledger(sys.argv[1]).accept("a", Kept("q", 200, [], b"first"))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -173,7 +173,7 @@ def test_a_target_of_nothing_is_refused():
 
 def test_a_replica_reports_its_queues_age_and_the_share_of_the_time_it_computed():
     pytest.importorskip("ray", reason="needs the extra `ray`")
-    from modeling_pfberxit.serving.ray_meter import RayMeter
+    from modeling_pfberxit.serving.cluster.meter import RayMeter
 
     now = [0.0]
     meter = RayMeter(lambda: now[0])
@@ -236,7 +236,7 @@ def test_settings_that_are_not_known_are_refused_by_name_before_anything_is_depl
 
 def test_the_ledgers_process_starts_without_this_package_and_torch():
     cloudpickle = pytest.importorskip("ray.cloudpickle", reason="needs the extra `ray`")
-    from modeling_pfberxit.serving.ray import Accepted
+    from modeling_pfberxit.serving.ray import LedgerDeployment
 
     code = """
 import asyncio, sys
@@ -249,7 +249,7 @@ assert asyncio.run(ledger.accept("a", answer)) == answer == asyncio.run(ledger.f
 assert asyncio.run(ledger.accept("a", ("asked", 200, [], b"second"))) == answer
 assert "torch" not in sys.modules
 """
-    copied = cloudpickle.dumps(Accepted.func_or_class)
+    copied = cloudpickle.dumps(LedgerDeployment.func_or_class)
     assert subprocess.run([sys.executable, "-c", code], input=copied).returncode == 0
 
 

@@ -114,3 +114,13 @@ def test_the_tour_of_the_model_room_names_every_file_once():
     rows = re.findall(r"^\| (\d+) \| `(\w+)\.py` \| ", tour, re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, len(files) + 1))
     assert sorted(name for _, name in rows) == sorted(files)
+
+
+@pytest.mark.parametrize("name", ["serving", "traffic"])
+def test_the_tour_of_a_room_names_every_file_once(name):
+    import re
+
+    inside = {path.stem for path in MODULES[f"modeling_pfberxit.{name}"].parent.glob("*")} - {"__init__", "__pycache__"}
+    tour = ast.get_docstring(ast.parse(MODULES[f"modeling_pfberxit.{name}"].read_text(encoding="utf-8")))
+    lines = re.findall(r"^- (.+?): ", tour, re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(lines))) == sorted(inside)

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from scripted import SECRET, Scripted, wait_until
 
-from modeling_pfberxit.serving.batching import Limits, Waiting, form
-from modeling_pfberxit.serving.calls import FULL, Point, Request, Served
+from modeling_pfberxit.serving.batching import Limits, Pace, Waiting, chosen_points, form
+from modeling_pfberxit.serving.calls import Point, Request, Served
 from modeling_pfberxit.serving.engine import Engine
+from modeling_pfberxit.serving.ladder import FULL
 from modeling_pfberxit.serving.outcomes import Busy, Closed, Failed, Late
-from modeling_pfberxit.serving.pace import Pace
-from modeling_pfberxit.serving.rungs import chosen_points
 
 
 def rows(*lengths: int, key: str = "") -> list[Waiting]:

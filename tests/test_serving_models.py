@@ -24,8 +24,8 @@ from served import free_port, healthy, saved, service_of, serving  # noqa: E402
 from modeling_pfberxit import PFBerxitForSequenceClassification  # noqa: E402
 from modeling_pfberxit.serving.batching import Limits  # noqa: E402
 from modeling_pfberxit.serving.limits import HttpLimits  # noqa: E402
-from modeling_pfberxit.serving.meter import Meter  # noqa: E402
-from modeling_pfberxit.serving.onnx_predictor import full_depth  # noqa: E402
+from modeling_pfberxit.serving.meter import PrometheusMeter  # noqa: E402
+from modeling_pfberxit.serving.predictors import full_depth  # noqa: E402
 from modeling_pfberxit.serving.routes import info_of  # noqa: E402
 from modeling_pfberxit.serving.start import Loading, Rule, make_service  # noqa: E402
 from pfberxit.serve import said_of  # noqa: E402
@@ -201,7 +201,7 @@ def test_a_server_says_the_rule_that_it_follows(certified, rule, said, now, ladd
 
 def test_metrics_count_requests_layers_and_what_was_held_against_full_depth(certified):
     loading = Loading(device="cpu")
-    service = make_service(loading.first(certified), Rule(watch=1.0), loading, {}, meter=Meter())
+    service = make_service(loading.first(certified), Rule(watch=1.0), loading, {}, meter=PrometheusMeter())
     with serving(service) as address:
         for number in range(5):
             httpx.post(f"{address}/predict", json={"inputs": f"w{number}"})

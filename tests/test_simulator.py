@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from modeling_pfberxit.traffic.batch_times import BatchTimes, Timed, fitted
 from modeling_pfberxit.serving.batching import Limits
 from modeling_pfberxit.serving.controller import Controller, Fixed, Reaction
-from modeling_pfberxit.serving.ladder import FULL, Ladder, Rung
+from modeling_pfberxit.serving.ladder import FULL_RUNG, Ladder, Rung
+from modeling_pfberxit.traffic.batch_times import BatchTimes, Timed, fitted
 from modeling_pfberxit.traffic.simulator import Simulator, Texts
 from modeling_pfberxit.traffic.traces import SHAPES, burst, diurnal, flash_crowd, steady
 
-LADDER = Ladder((FULL, Rung("1%", 0.01, 4.0), Rung("5%", 0.05, 1.0)))
+LADDER = Ladder((FULL_RUNG, Rung("1%", 0.01, 4.0), Rung("5%", 0.05, 1.0)))
 ALONE = Limits(tokens=10**9, rows=1, queue=10**9)
 
 

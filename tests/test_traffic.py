@@ -15,14 +15,14 @@ from served import saved, service_of, serving  # noqa: E402
 
 from modeling_pfberxit import PFBerxitForSequenceClassification  # noqa: E402
 from modeling_pfberxit.model.persistence import update_config  # noqa: E402
+from modeling_pfberxit.serving.batching import Limits  # noqa: E402
 from modeling_pfberxit.traffic import load  # noqa: E402
 from modeling_pfberxit.traffic.batch_times import BatchTimes, load_times, save_times  # noqa: E402
-from modeling_pfberxit.serving.batching import Limits  # noqa: E402
 from modeling_pfberxit.traffic.forecast import KnownModel  # noqa: E402
+from modeling_pfberxit.traffic.runs import Outcome, Run  # noqa: E402
 from modeling_pfberxit.traffic.side_by_side import MEASURED, SIMULATED, compared  # noqa: E402
 from modeling_pfberxit.traffic.sizing import Machine, Plan, sizes  # noqa: E402
 from modeling_pfberxit.traffic.traces import steady  # noqa: E402
-from modeling_pfberxit.traffic.runs import Outcome, Run  # noqa: E402
 from pfberxit.cli import main  # noqa: E402
 
 torch.set_num_threads(1)

@@ -5,14 +5,14 @@ import pytest
 
 from modeling_pfberxit.serving.calls import Answer, Point, Request, Served
 from modeling_pfberxit.serving.controller import Controller
-from modeling_pfberxit.serving.ladder import FULL, Ladder, Rung
-from modeling_pfberxit.serving.watching import TOGETHER, Watcher
+from modeling_pfberxit.serving.ladder import FULL_RUNG, Ladder, Rung
+from modeling_pfberxit.serving.watching import TOGETHER, CertificateWatcher
 
-LADDER = Ladder((FULL, Rung("1%", 0.01, 4.0), Rung("5%", 0.05, 2.0, tolerance=0.5)))
+LADDER = Ladder((FULL_RUNG, Rung("1%", 0.01, 4.0), Rung("5%", 0.05, 2.0, tolerance=0.5)))
 KEY = b"a key of the test"
 
 
-def served(watcher: Watcher, rung: str = "1%", logits=(1.0, 0.0), point: Point | None = None):
+def served(watcher: CertificateWatcher, rung: str = "1%", logits=(1.0, 0.0), point: Point | None = None):
     """A row that has arrived and was answered."""
     request = Request(Served("m", None, Point("default", None), None, watcher), [{"input_ids": [1, 2]}], point)
     (row,) = request.rows
@@ -25,8 +25,8 @@ def answer(logits) -> Answer:
     return Answer(np.array(logits, np.float32), 2, "1%")
 
 
-def all_of(**options) -> Watcher:
-    return Watcher(LADDER, share=1.0, key=KEY, **options)
+def all_of(**options) -> CertificateWatcher:
+    return CertificateWatcher(LADDER, share=1.0, key=KEY, **options)
 
 
 # ---- which rows ------------------------------------------------------------------------------------------------------
@@ -34,20 +34,20 @@ def all_of(**options) -> Watcher:
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
 def test_the_share_is_drawn_by_a_hash(share):
-    watcher = Watcher(LADDER, share=share, key=KEY)
+    watcher = CertificateWatcher(LADDER, share=share, key=KEY)
     drawn = [watcher.drawn(number) for number in range(20_000)]
     assert np.mean(drawn) == pytest.approx(share, abs=0.01 if 0 < share < 1 else 0)
-    assert drawn == [Watcher(LADDER, share=share, key=KEY).drawn(number) for number in range(20_000)]
+    assert drawn == [CertificateWatcher(LADDER, share=share, key=KEY).drawn(number) for number in range(20_000)]
 
 
 def test_two_servers_draw_other_rows_and_nobody_can_tell_which():
-    one, other = (Watcher(LADDER, share=0.5) for _ in range(2))
+    one, other = (CertificateWatcher(LADDER, share=0.5) for _ in range(2))
     assert one.key != other.key and [one.drawn(n) for n in range(100)] != [other.drawn(n) for n in range(100)]
 
 
 def test_what_is_drawn_depends_on_neither_load_nor_rung_nor_text():
     """Rows arrive while the queue is full, empty, and in turns; the same ones are drawn."""
-    quick, slow = (Watcher(LADDER, share=0.1, key=KEY, room=3) for _ in range(2))
+    quick, slow = (CertificateWatcher(LADDER, share=0.1, key=KEY, room=3) for _ in range(2))
     first = [served(quick, "1%").watched for _ in range(500)]
     second = []
     for number in range(500):
@@ -133,7 +133,7 @@ def test_answers_that_differ_more_often_than_certified_ring():
 )
 def test_options_out_of_range_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
-        Watcher(LADDER, **options)
+        CertificateWatcher(LADDER, **options)
 
 
 # ---- what Prometheus reads -------------------------------------------------------------------------------------------
@@ -160,11 +160,12 @@ def sample_of(text: str) -> dict[str, float]:
 
 def test_metrics_tell_what_happened():
     pytest.importorskip("prometheus_client")
-    from modeling_pfberxit.serving.meter import Meter
+
+    from modeling_pfberxit.serving.meter import PrometheusMeter
 
     watcher, controller = all_of(), Controller(LADDER, floor=0.02)
     model = Served("m", None, Point("default", None), controller, watcher)
-    meter = Meter(clock=lambda: 100.0)
+    meter = PrometheusMeter(clock=lambda: 100.0)
     meter.follow(Queue(), {"m": model})
     request = Request(model, [{"input_ids": [1] * length} for length in (3, 5)])
     answers = [Answer(np.zeros(2), layer, "1%", waited=0.03, ran=0.01) for layer in (2, 6)]

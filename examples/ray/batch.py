@@ -7,7 +7,7 @@ import argparse
 
 import ray
 
-from modeling_pfberxit.serving.ray_data import predict_parquet
+from modeling_pfberxit.serving.ray import predict_parquet
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", help="a folder that every node has, or a Hub id")

@@ -31,7 +31,7 @@ class Server:
     """A server in a process of its own, and what it has cost.
 
     Args:
-        kind: `OURS`, or a runtime of `serving.rivals`.
+        kind: `OURS`, or a runtime of `traffic.rivals`.
         model: what it serves.
         core: that it is kept on.
         options: further ones of `pfberxit serve`.
@@ -149,30 +149,31 @@ def serve(kind: str, model: str, port: str, core: str, *options: str) -> None:
         return main(["serve", model, "--port", port, "--threads", "1", *options])
     import torch
 
-    from modeling_pfberxit.serving.meter import Meter
-    from modeling_pfberxit.traffic.rivals import FullDepth
+    from modeling_pfberxit.serving.meter import PrometheusMeter
     from modeling_pfberxit.serving.start import Loading, Place, Rule, make_service, server_of
+    from modeling_pfberxit.traffic.rivals import FullDepth
 
     torch.set_num_threads(1)
-    service = make_service(FullDepth(model, kind), Rule(), Loading(), {}, meter=Meter())
+    service = make_service(FullDepth(model, kind), Rule(), Loading(), {}, meter=PrometheusMeter())
     return server_of(service, Place(port=int(port))).run()
 
 
 def count_parts(report: Path) -> None:
     """Have the CPU time of what a request needs counted by part, and reported on SIGUSR1."""
-    from modeling_pfberxit.serving import engine, onnx_predictor, routes, torch_predictor
-    from modeling_pfberxit.serving.connections import Patient
-    from modeling_pfberxit.serving.meter import Meter
+    from modeling_pfberxit.serving import engine, predictors, routes
+    from modeling_pfberxit.serving.connections import LimitedProtocol
+    from modeling_pfberxit.serving.meter import PrometheusMeter
+    from modeling_pfberxit.traffic.rivals import FullDepth
 
     spent: Counter = Counter()
     batches, told = "engine: form, deliver, count", "JSON in and out"
     named = [
         (engine.Engine, "judge", "held against full depth"), (engine.Engine, "formed", batches),
         (engine.Engine, "deliver", batches), (engine.Engine, "tell", batches), (routes, "as_predict", told),
-        (routes, "worded", told), (routes.JSONResponse, "render", told), (Patient, "data_received", "HTTP in and out"),
-        (Meter, "request", "counting requests"),
+        (routes, "worded", told), (routes.JSONResponse, "render", told),
+        (LimitedProtocol, "data_received", "HTTP in and out"), (PrometheusMeter, "request", "counting requests"),
     ]  # fmt: skip
-    for predictor in (torch_predictor.TorchPredictor, onnx_predictor.OnnxPredictor, rivals.FullDepth):
+    for predictor in (predictors.TorchPredictor, predictors.OnnxPredictor, FullDepth):
         named += [(predictor, "run", "model"), (predictor, "read", "tokens")]
     for owner, name, part in named:
         counted(owner, name, part, spent)

@@ -111,8 +111,8 @@ class Load:
 
     def send(self, name: str, arrivals: np.ndarray, seconds: float, seed: int = 0) -> Any:
         """What became of requests at these moments, and the CPU seconds that it took."""
-        from modeling_pfberxit.traffic.traces import drawn
         from modeling_pfberxit.traffic.load import send
+        from modeling_pfberxit.traffic.traces import drawn
 
         server = self.started(name)
         before = server.cpu
@@ -141,8 +141,8 @@ class Load:
 
     def carries(self, name: str) -> float:
         """The highest of some steady rates at which p99 is under 200 ms; 0: none was."""
-        from modeling_pfberxit.traffic.traces import steady
         from modeling_pfberxit.traffic.runs import Outcome
+        from modeling_pfberxit.traffic.traces import steady
 
         crowd = self.send(name, np.zeros(160), 1.0).run
         rate = 0.75 * 160 / np.nanmax(crowd.latency)

@@ -45,9 +45,8 @@ def cases(options: Namespace, file: str) -> dict[str, tuple]:
 
 def parts_of(server: Server, texts: list, options: Namespace) -> dict[str, float]:
     """Milliseconds a request, by part."""
-    from modeling_pfberxit.traffic.traces import drawn
     from modeling_pfberxit.traffic.load import send
-    from modeling_pfberxit.traffic.traces import steady
+    from modeling_pfberxit.traffic.traces import drawn, steady
 
     seconds = options.requests / options.rate
     arrivals = steady(seconds).arrivals(options.rate)

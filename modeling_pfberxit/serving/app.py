@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from ..export.facts import library_version
+from .answers import KINDS
 from .bodies import Invalid
-from .documents import KINDS
 from .layers import layers_of
 from .limits import App, Guard
 from .outcomes import Busy, Closed, Failed, Late

@@ -1,12 +1,19 @@
-"""Which of the waiting rows run together: those that may, of similar length, the oldest always among them."""
+"""What the engine runs next: which of the waiting rows run together, and under which point each of them is answered.
+
+Rows that run together are of similar length, the oldest always among them. A row's point is its request's own, or goes
+by the request's latency budget and how fast batches have lately run, or is the server's.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..model.validation import real, whole
+from .calls import Point, Request, Row, Served
+from .ladder import FULL
 
 
 @dataclass(frozen=True)
@@ -73,3 +80,90 @@ def form(waiting: Sequence[Waiting], limits: Limits, together: int | None = None
             longest, tokens = wider, own
     full = len(chosen) == most or (len(chosen) + 1) * longest > limits.tokens or len(chosen) <= len(mates)
     return Batch(sorted(chosen), full)
+
+
+# ---- under which point -----------------------------------------------------------------------------------------------
+
+
+def chosen_points(rows: Sequence[Row], now: float, pace: Pace, tokens: int) -> list[Point]:
+    """A point for each row in the queue, oldest first.
+
+    Args:
+        now: seconds, as `arrived` is.
+        pace: what batches take.
+        tokens: of a full batch.
+    """
+    waited = now - rows[0].request.arrived
+    crowd = min(tokens, sum(row.length for row in rows))  # tokens that a row probably shares a batch with
+    shared: dict[tuple[int, float | None], Point] = {}
+    points = []
+    for row in rows:
+        request, key = row.request, (id(row.request.model), row.request.differ)
+        if request.point is not None:
+            points.append(request.point)
+        elif request.budget is not None:
+            points.append(within_budget(request, now, pace, max(crowd, row.length)))
+        else:
+            if key not in shared:
+                shared[key] = server_point(request.model, now, waited, request.differ)
+            points.append(shared[key])
+    return points
+
+
+def server_point(served: Served, now: float, waited: float, differ: float | None) -> Point:
+    """What the controller says, or the server's fixed rule."""
+    if served.controller is None:
+        return served.point
+    return served.predictor.point(served.controller.rung(now, waited, differ))
+
+
+def within_budget(request: Request, now: float, pace: Pace, tokens: int) -> Point:
+    """The most careful point of the ladder that will probably be in time; where none will, the fastest."""
+    served, left = request.model, (request.budget or 0.0) - (now - request.arrived)
+    ladder = [FULL] if served.controller is None else list(served.controller.within(request.differ))
+    points = [served.predictor.point(name) for name in ladder]
+    in_time = (each for each in points if pace.seconds(tokens, layers_of(each, served)) <= left)
+    return next(in_time, points[-1])
+
+
+def layers_of(point: Point, served: Served) -> float:
+    """The layers that rows run under a point, on average; all where nobody has measured it."""
+    return served.predictor.depth if point.layers is None else point.layers
+
+
+# ---- how fast --------------------------------------------------------------------------------------------------------
+
+MEMORY = 0.9  # what the past weighs against the last batch
+LONGEST_RETRY = 60  # seconds
+
+
+@dataclass
+class Pace:
+    """Running means over batches.
+
+    Args:
+        unit: seconds that one layer takes for one token, padding included; 0 before the first batch.
+        row: seconds that one row takes.
+    """
+
+    unit: float = 0.0
+    row: float = 0.0
+
+    def saw(self, seconds: float, rows: int, longest: int, layers: Sequence[int]) -> None:
+        """Learn from a batch: its rows, the longest's tokens, and the layers that each row ran."""
+        work = longest * sum(layers)
+        self.unit = mixed(self.unit, seconds / max(work, 1))
+        self.row = mixed(self.row, seconds / rows)
+
+    def seconds(self, tokens: int, layers: float) -> float:
+        """What so many tokens through so many layers will probably take."""
+        return self.unit * tokens * layers
+
+    def retry_after(self, rows: int) -> int:
+        """Whole seconds until so many rows will have run: at least one, at most a minute."""
+        return min(LONGEST_RETRY, max(1, math.ceil(self.row * rows)))
+
+
+def mixed(before: float, now: float) -> float:
+    """The running mean with one value more; the first is taken as it is."""
+    return MEMORY * before + (1 - MEMORY) * now if before else now

@@ -94,6 +94,14 @@ class Inference(BaseModel):
     options: Options | None = None
 
 
+class Folder(BaseModel):
+    """Where an adapter lies: a path below the folder that the server loads models from."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    folder: str
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a body asks for.
@@ -214,3 +222,24 @@ def in_words(place: tuple[int | str, ...]) -> str:
 
 
 UNIONS = ("str", "dict[str,any]")
+
+
+# ---- in the OpenAPI document -----------------------------------------------------------------------------------------
+
+
+def taking(body: type[BaseModel]) -> dict[str, Any]:
+    """A body as a route documents it, where the route reads it itself."""
+    schema = body.model_json_schema()
+    schema = inlined(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def inlined(schema: Any, known: dict[str, Any]) -> Any:
+    """A schema with what it refers to in its place."""
+    if isinstance(schema, list):
+        return [inlined(part, known) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return inlined(known[schema["$ref"].rpartition("/")[2]], known)
+    return {name: inlined(part, known) for name, part in schema.items()}

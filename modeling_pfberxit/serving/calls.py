@@ -12,10 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..model.validation import refuse
+from .controller import Steering
 
 Tokens = Mapping[str, Sequence[int]]  # `input_ids` and, where the model reads them, `token_type_ids`, without padding
-OWN, FULL = "default", "full-depth"  # names of the model's own rule, and of no early exit
 
 
 @dataclass(frozen=True)
@@ -100,17 +99,6 @@ class Request:
         self.answers = [None] * len(self.rows)
 
 
-def named_point(name: str) -> str:
-    """The name of an operating point; refused where the server means something else by it."""
-    return name if name not in (OWN, FULL) else refuse("operating_points", name, f"named otherwise than {OWN}, {FULL}")
-
-
-def with_own(points: Mapping[str, Point], policy: Any) -> dict[str, Point]:
-    """Points by name with the model's own rule among them: under the name of the first that is the same, if any is."""
-    same = (point for point in points.values() if point.policy == policy)
-    return {**points, OWN: next(same, Point(OWN, policy))}
-
-
 # ---- who is asked ----------------------------------------------------------------------------------------------------
 
 
@@ -154,29 +142,6 @@ class Predictor(Protocol):
 
     def run(self, rows: Sequence[Tokens], points: Sequence[Point]) -> Found:
         """Answer a batch, each row under its point."""
-
-
-class Controller(Protocol):
-    """Moves along a model's ladder of operating points, from full depth to fast."""
-
-    def rung(self, now: float, oldest_wait: float, differ: float | None = None) -> str:
-        """The operating point for rows that bring none, asked when a batch is formed.
-
-        Args:
-            oldest_wait: seconds that the oldest waiting row has waited.
-            differ: a request's own floor, instead of the server's; None: the server's.
-        """
-
-    def within(self, differ: float | None = None) -> Sequence[str]:
-        """The points of the ladder down to the floor, from careful to fast."""
-
-    @property
-    def between(self) -> Sequence[str]:
-        """The points that it moves between by itself, from careful to fast."""
-
-    @property
-    def current(self) -> str:
-        """The point that answers now."""
 
 
 class Watcher(Protocol):
@@ -225,7 +190,7 @@ class Served:
     name: str
     predictor: Predictor
     point: Point
-    controller: Controller | None = None
+    controller: Steering | None = None
     watcher: Watcher | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
 

@@ -8,12 +8,12 @@ from typing import Any
 from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .limits import App, told
+from .limits import App, error_body
 
 HEAD = 65_536  # bytes in a row that no body is made of: a head, a chunk's length, trailers
 
 
-class Patient(HttpToolsProtocol):
+class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with limits on the head of a request, which it has none for; bodies have their own.
 
     Attributes:
@@ -103,12 +103,14 @@ class Patient(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request in JSON, and close."""
-        body = told(msg, "Malformed")
+        body = error_body(msg, "Malformed")
         head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         self.transport.close()
 
 
-def patient_for(seconds: float, most: int, crowded: App) -> type[HttpToolsProtocol]:
+def limited_protocol(seconds: float, most: int, crowded: App) -> type[HttpToolsProtocol]:
     """The protocol with its limits."""
-    return type("Patient", (Patient,), {"seconds": seconds, "most": most, "crowded": staticmethod(crowded)})
+    return type(
+        "LimitedProtocol", (LimitedProtocol,), {"seconds": seconds, "most": most, "crowded": staticmethod(crowded)}
+    )

@@ -13,11 +13,10 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
-from .batching import Limits, Waiting, form
-from .calls import FULL, Answer, Meter, Point, Request, Row, Served, Watcher
+from .batching import Limits, Pace, Waiting, chosen_points, form
+from .calls import Answer, Meter, Point, Request, Row, Served, Watcher
+from .ladder import FULL
 from .outcomes import Busy, Closed, Failed, Late, attempt, report, settle
-from .pace import Pace
-from .rungs import chosen_points
 
 Result = TypeVar("Result")
 Job = tuple[list[Row], list[Point]]
@@ -174,19 +173,13 @@ class Engine:
         return (rows, [points[place] for place in batch.places]), 0.0
 
     def run(self, rows: list[Row], points: list[Point]) -> None:
-        """Answer a batch; where it fails, each of its rows alone, so that one row cannot fail others."""
+        """Answer a batch."""
         served, started = rows[0].request.model, self.clock()
         try:
             found = served.predictor.run([row.tokens for row in rows], points)
         except Exception as error:
             report(error)
-            if len(rows) > 1:
-                for row, point in zip(rows, points):
-                    self.run([row], [point])
-            else:
-                settle(rows[0].request.done, Failed("the model could not answer"))
-                self.count_left(rows[0])
-            return
+            return self.run_again(rows, points)
         seconds, longest = self.clock() - started, max(row.length for row in rows)
         self.pace.saw(seconds, len(rows), longest, found.exit_layer)
         answers = [
@@ -195,6 +188,15 @@ class Engine:
         ]
         self.deliver(rows, answers)
         self.tell(served, rows, answers, longest * len(rows), seconds)
+
+    def run_again(self, rows: list[Row], points: list[Point]) -> None:
+        """Answer each row of a batch that failed alone, so that one row cannot fail others; give up one that was."""
+        if len(rows) > 1:
+            for row, point in zip(rows, points):
+                self.run([row], [point])
+        else:
+            settle(rows[0].request.done, Failed("the model could not answer"))
+            self.count_left(rows[0])
 
     def deliver(self, rows: Sequence[Row], answers: Sequence[Answer]) -> None:
         """Hand each request its answers as soon as it has them all."""

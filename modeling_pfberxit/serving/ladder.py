@@ -8,6 +8,8 @@ from ..evaluation.checking import unlike
 from ..evaluation.claims import ONE_LABEL
 from ..model.validation import real
 
+FULL = "full-depth"  # the name of no early exit
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -26,14 +28,14 @@ class Rung:
     tolerance: float = 0.0
 
 
-FULL = Rung("full-depth", 0.0)
+FULL_RUNG = Rung(FULL, 0.0)
 
 
 @dataclass(frozen=True)
 class Ladder:
     """Rungs from careful to fast, full depth in front; operating points that are none, by name, with the reason."""
 
-    rungs: tuple[Rung, ...] = (FULL,)
+    rungs: tuple[Rung, ...] = (FULL_RUNG,)
     left_out: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -71,7 +73,7 @@ def ladder_of(points: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any] 
         else:
             about = point["certificate"]
             able.append(Rung(name, about["epsilon"], point.get("layers"), about.get("tolerance") or 0.0))
-    rungs = [FULL]
+    rungs = [FULL_RUNG]
     for rung in sorted(able, key=lambda rung: (rung.epsilon, cost(rung))):
         if cost(rung) < cost(rungs[-1]) or rung.layers is None:
             rungs.append(rung)

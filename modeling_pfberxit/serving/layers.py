@@ -21,14 +21,14 @@ from ..model.exit_policy import FULL_DEPTH, ExitPolicy, configured_policy, reque
 from ..model.losses import problem_type_of
 from ..model.steps import one_by_one
 from ..model.streams import pad_rows
-from .bodies import TEXT, TWO, Asked, Invalid, Terms, parsed, text_or_two
-from .calls import FULL, OWN, Point, Served, Tokens
-from .documents import errors, taking
+from .answers import errors, scores_of
+from .bodies import TEXT, TWO, Asked, Invalid, Terms, parsed, taking, text_or_two
+from .calls import Point, Served, Tokens
+from .ladder import FULL
 from .outcomes import Busy, Failed, Late
+from .predictors import OWN, TorchPredictor
 from .routes import missing
 from .service import Service
-from .torch_predictor import TorchPredictor
-from .wording import scores_of
 
 TOGETHER = 2  # texts that may be on their way at once: each costs a batch of its own, at full depth
 MEASURES = {
@@ -106,27 +106,23 @@ def layers_of(service: Service) -> APIRouter:
 
 def walking(service: Service) -> Callable[[Request, str], Awaitable[Walked]]:
     """The route's function. The engine's thread runs the model; what follows from its logits does not hold it up."""
-    free = TOGETHER
+    free = asyncio.Semaphore(TOGETHER)
 
     async def respond(request: Request, name: str) -> Walked:
         """What each exit of a model answers to the text of a body."""
-        nonlocal free
         served = service.models.get(name) or missing()
         asked = parsed(Layers, await request.body())
         predictor = showing(served)
         policy = policy_of(predictor, served.rule, asked.exit_policy)
         texts = Asked([text_or_two(asked.inputs, "inputs")], True, True, None, None, Terms())
         service.check_size(texts)
-        if not free:
+        if free.locked():
             raise Busy(1)
-        free -= 1
-        try:
+        async with free:
             tokens = (await service.tokens(texts, served))[0]
             recording = await recorded(service, predictor, tokens)
             found = await asyncio.to_thread(walk, recording, policy)
             return described(found, predictor, policy, len(tokens["input_ids"]))
-        finally:
-            free += 1
 
     return respond
 
@@ -142,7 +138,7 @@ async def recorded(service: Service, predictor: TorchPredictor, tokens: Tokens) 
     """The evidence of all exits, by the engine's thread.
 
     Raises:
-        engine.Closed, Late, Failed: there is none.
+        outcomes.Closed, Late, Failed: there is none.
     """
     done = asyncio.wrap_future(service.engine.call(partial(recording_of, predictor, tokens)))
     try:

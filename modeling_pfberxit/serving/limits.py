@@ -186,14 +186,14 @@ def route_of(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", "other")
 
 
-def told(message: str, kind: str) -> bytes:
+def error_body(message: str, kind: str) -> bytes:
     """An error as a body of JSON."""
     return json.dumps({"error": message, "error_type": kind}).encode()
 
 
 async def answer(send: Send, refused: Refused) -> None:
     """Send an error as the routes do."""
-    body = told(refused.message, refused.kind)
+    body = error_body(refused.message, refused.kind)
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refused.headers}
     encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": refused.status, "headers": encoded})

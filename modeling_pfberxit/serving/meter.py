@@ -14,8 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from .calls import Answer, Row, Served
-from .controller import Controller, Fixed
-from .watching import Watcher
+from .watching import CertificateWatcher
 
 SECONDS = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -33,8 +32,8 @@ class Queued(Protocol):
         """Seconds that the oldest row has waited."""
 
 
-class Meter:
-    """Metrics of one server, in a registry of their own.
+class PrometheusMeter:
+    """A `calls.Meter` of one server, in a registry of its own.
 
     Args:
         clock: seconds, as the engine's.
@@ -103,14 +102,14 @@ class Meter:
             yield GaugeMetricFamily("pfberxit_queue_age_seconds", "how long the oldest row has waited", age)
         rung = GaugeMetricFamily("pfberxit_rung", "rung that answers now, 0 is full depth", labels=["model"])
         for name, each in self.models.items():
-            if isinstance(each.controller, (Controller, Fixed)):
+            if each.controller is not None:
                 rung.add_metric([name], each.controller.number)
         yield rung
         watched = ((name, each.watcher) for name, each in self.models.items())
-        yield from agreement_of({name: each for name, each in watched if isinstance(each, Watcher)})
+        yield from agreement_of({name: each for name, each in watched if isinstance(each, CertificateWatcher)})
 
 
-def agreement_of(watched: dict[str, Watcher]) -> Iterator[Metric]:
+def agreement_of(watched: dict[str, CertificateWatcher]) -> Iterator[Metric]:
     """What watchers found, by the model they watch."""
     judged = CounterMetricFamily(
         "pfberxit_judged_rows", "rows held against full depth", labels=["model", "rung", "same"]

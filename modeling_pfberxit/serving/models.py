@@ -1,4 +1,4 @@
-"""The models that are served, by name: the first at `/`, and further task adapters that stand on its encoder."""
+"""The models that are served, by name, and their first batches: one at `/`, and further adapters on its encoder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from ..model.validation import refuse
-from .calls import Served
+from .batching import Limits
+from .calls import Point, Predictor, Request, Served, Tokens
 from .engine import Engine
-from .warming import warm
 
 DEFAULT = "default"
 ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -58,7 +58,7 @@ class Models:
         with self.loading:
             served = self.load(name, folder)
             if self.warm:
-                self.engine.call(partial(warm, self.engine, served)).result()
+                self.engine.call(partial(run_first_batches, self.engine, served)).result()
             self.changed({**self.served, name: served})
         return served
 
@@ -100,5 +100,43 @@ class Models:
     def warm_up(self) -> None:
         """Run the first batches of all models; ready when this returns."""
         for served in self:
-            self.engine.call(partial(warm, self.engine, served)).result()
+            self.engine.call(partial(run_first_batches, self.engine, served)).result()
         self.warm = True
+
+
+# ---- first batches ---------------------------------------------------------------------------------------------------
+
+ROUNDS = 3  # the first batches are slower than all later ones
+
+
+def run_first_batches(engine: Engine, served: Served) -> None:
+    """Run short, long and full batches by a model's own rule, and a short one under every point that has a name.
+
+    So no request pays for a model's first batches, and the engine knows its pace. Called on the engine's thread.
+    """
+    for _ in range(ROUNDS):
+        for batch in first_batches(served.predictor, engine.limits):
+            run_outside_queue(engine, served, batch, served.point)
+    for point in served.predictor.known.values():
+        run_outside_queue(engine, served, first_batches(served.predictor, engine.limits)[0], point)
+
+
+def first_batches(predictor: Predictor, limits: Limits) -> list[list[Tokens]]:
+    """One short text, a full batch of short ones, one as long as is read; longer than a batch only alone."""
+    (short,), _ = predictor.read(["warm"])
+    longest = min(predictor.max_length, limits.tokens)
+    together = min(limits.rows, predictor.together or limits.rows, max(1, limits.tokens // len(short["input_ids"])))
+    return [[short], [short] * together, [of_length(short, longest)]]
+
+
+def of_length(row: Tokens, length: int) -> Tokens:
+    """A row with so many tokens: its middle one repeated, or those behind the middle left out."""
+    middle, more = len(row["input_ids"]) // 2, length - len(row["input_ids"])
+    return {name: [*ids[:middle], *[ids[middle]] * more, *ids[middle - min(more, 0) :]] for name, ids in row.items()}
+
+
+def run_outside_queue(engine: Engine, served: Served, batch: list[Tokens], point: Point) -> None:
+    """Run a batch at once and learn what it took."""
+    rows, began = Request(served, batch).rows, engine.clock()
+    found = served.predictor.run(batch, [point] * len(batch))
+    engine.pace.saw(engine.clock() - began, len(rows), max(row.length for row in rows), found.exit_layer)

@@ -15,19 +15,19 @@ from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
 from ..model.validation import above_zero, refuse, whole
-from . import ledger
 from .app import guarded, make_app
 from .batching import Limits
-from .ledger import Kept
+from .cluster import ledger
+from .cluster.data import PFBerxitPredictor, predict_parquet
+from .cluster.ledger import Kept
+from .cluster.meter import RayMeter
+from .cluster.one_answer import OneAnswer
 from .limits import Guard, HttpLimits, Refused
-from .one_answer import OneAnswer
-from .ray_data import PFBerxitPredictor
-from .ray_meter import RayMeter
+from .models import run_first_batches
 from .service import Service
 from .start import Loading, Rule, make_service
-from .warming import warm
 
-__all__ = ["Answers", "PFBerxitPredictor", "Settings", "app"]
+__all__ = ["Answers", "PFBerxitPredictor", "Settings", "app", "predict_parquet"]
 MODEL, TOKEN = "PFBERXIT_MODEL", "PFBERXIT_TOKEN"  # in the environment
 Kind = TypeVar("Kind")
 
@@ -45,7 +45,7 @@ class Settings(BaseModel):
     http: dict[str, Any] = Field(
         {}, description="fields of `limits.HttpLimits` but the token, which is $PFBERXIT_TOKEN"
     )
-    ledger: dict[str, Any] = Field({}, description="fields of `Remembering`: path, seconds, kept")
+    ledger: dict[str, Any] = Field({}, description="fields of `LedgerSettings`: path, seconds, kept")
 
 
 def made(kind: type[Kind], name: str, given: dict[str, Any]) -> Kind:
@@ -57,7 +57,7 @@ def made(kind: type[Kind], name: str, given: dict[str, Any]) -> Kind:
 
 
 @dataclass(frozen=True)
-class Remembering:
+class LedgerSettings:
     """How long answers are remembered, and how many; as `Ledger` takes it."""
 
     path: str = ":memory:"
@@ -70,13 +70,13 @@ class Remembering:
 
 
 cloudpickle.register_pickle_by_value(ledger)  # its process does not import this package, and torch with it
-Accepted: Any = serve.deployment(
+LedgerDeployment: Any = serve.deployment(
     ledger.LedgerProcess, name="ledger", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=10_000,
     health_check_period_s=2,
 )  # fmt: skip
 
 
-class There:
+class RemoteLedger:
     """The ledger, as replicas see it. While it restarts, requests that bear an id are refused."""
 
     def __init__(self, ledger: DeploymentHandle) -> None:
@@ -84,14 +84,14 @@ class There:
 
     async def find(self, id: str) -> Kept | None:
         """As `Ledger.find`."""
-        found = await self.told(self.ledger.find.remote(id))
+        found = await self.answered(self.ledger.find.remote(id))
         return found and Kept(*found)
 
     async def accept(self, id: str, answer: Kept) -> Kept:
         """As `Ledger.accept`."""
-        return Kept(*await self.told(self.ledger.accept.remote(id, tuple(answer))))
+        return Kept(*await self.answered(self.ledger.accept.remote(id, tuple(answer))))
 
-    async def told(self, answer: Any) -> Any:
+    async def answered(self, answer: Any) -> Any:
         """What it answers."""
         try:
             return await answer
@@ -106,7 +106,7 @@ class Answers:
     """A replica: an engine, its queue and its models, whose weights are pages that all replicas of a node share."""
 
     def __init__(self, settings: Settings, ledger: DeploymentHandle) -> None:
-        self.ledger, self.meter = There(ledger), RayMeter()
+        self.ledger, self.meter = RemoteLedger(ledger), RayMeter()
         loading, http = made(Loading, "loading", settings.loading), {**settings.http, "token": os.environ.get(TOKEN)}
         first: Any = loading.first(settings.model)
         self.service: Service = make_service(
@@ -114,7 +114,7 @@ class Answers:
             limits=made(Limits, "limits", settings.limits), http=made(HttpLimits, "http", http), meter=self.meter,
         )  # fmt: skip
         for served in self.service.models:
-            warm(self.service.engine, served)
+            run_first_batches(self.service.engine, served)
         self.service.models.warm = self.service.models.fixed = True
 
     def __serve_build_asgi_app__(self) -> Guard:
@@ -128,7 +128,7 @@ class Answers:
             raise RuntimeError("the engine has ended")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `queue_age.QueueAge` reads."""
+        """What `cluster.queue_age.QueueAge` reads."""
         return self.meter.load()
 
 
@@ -145,5 +145,5 @@ def app(args: Settings) -> Application:
         refuse("http.token", "...", f"left out: no secret in a file, but ${TOKEN} in the environment")
     for kind, name in ((Rule, "rule"), (Loading, "loading"), (Limits, "limits"), (HttpLimits, "http")):
         made(kind, name, getattr(settings, name))
-    kept = made(Remembering, "ledger", settings.ledger)
-    return cast(Deployment, Answers).bind(settings, Accepted.bind(kept.path, kept.seconds, kept.kept))
+    kept = made(LedgerSettings, "ledger", settings.ledger)
+    return cast(Deployment, Answers).bind(settings, LedgerDeployment.bind(kept.path, kept.seconds, kept.kept))

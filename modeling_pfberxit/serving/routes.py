@@ -10,14 +10,12 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
-from pydantic import ConfigDict
 
 from ..export.facts import library_version
-from .bodies import Asked, Inference, Invalid, Predict, as_inference, as_predict, parsed
+from .answers import Health, Info, Label, errors, worded
+from .bodies import Asked, Folder, Inference, Invalid, Predict, as_inference, as_predict, parsed, taking
 from .calls import Answer, Served
-from .documents import Folder, Health, Info, Label, errors, taking
 from .service import Service
-from .wording import worded
 
 Respond = Callable[[Request, str], Awaitable[Response]]
 PLAIN = " !#$%&'()*+-./:;<=>?@[]^_`{|}~"  # what a header may hold as it is, beside letters and digits; no comma
@@ -117,12 +115,6 @@ def headers_of(answers: list[Answer], seconds: float) -> dict[str, str]:
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
-class FolderBody(Folder):
-    """As a request's body, without further fields."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
 def add_models(router: APIRouter, service: Service) -> None:
     """`GET`, `PUT` and `DELETE` of `/models`: task adapters over one encoder, while the server runs."""
     models = service.models
@@ -133,11 +125,11 @@ def add_models(router: APIRouter, service: Service) -> None:
 
     @router.put(
         "/models/{name}", summary="load an adapter under a name, or another in its place", response_model=Info,
-        responses=errors(400, 408, 413, 422, 503), openapi_extra=taking(FolderBody),
+        responses=errors(400, 408, 413, 422, 503), openapi_extra=taking(Folder),
     )  # fmt: skip
     async def put(request: Request, name: str) -> Response:
         """Load the adapter in a folder, and serve it under a name."""
-        folder = parsed(FolderBody, await request.body()).folder
+        folder = parsed(Folder, await request.body()).folder
         try:
             served = await asyncio.to_thread(lambda: models.add(name, models.inside(folder)))
         except (ValueError, OSError) as error:

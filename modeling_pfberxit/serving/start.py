@@ -14,18 +14,16 @@ from ..model.validation import above_zero, optional, real, refuse, whole
 from . import tracing
 from .app import guarded, make_app
 from .batching import Limits
-from .calls import FULL, Controller, Meter, Point, Predictor, Served
-from .connections import patient_for
-from .controller import Controller as Adaptive
-from .controller import Fixed, Reaction
+from .calls import Meter, Point, Predictor, Served
+from .connections import limited_protocol
+from .controller import Controller, Fixed, Reaction, Steering
 from .engine import Engine
-from .ladder import Ladder, ladder_of
+from .ladder import FULL, Ladder, ladder_of
 from .limits import HttpLimits, crowded
 from .models import DEFAULT, Models
-from .onnx_predictor import OnnxPredictor
+from .predictors import OnnxPredictor, TorchPredictor
 from .service import Service
-from .torch_predictor import TorchPredictor
-from .watching import Watcher
+from .watching import CertificateWatcher
 
 DREW = 0.01  # of the rows, to be held against full depth
 
@@ -60,6 +58,15 @@ class Rule:
         """A model under its name and this rule; raises a ValueError where it cannot follow it."""
         point, ladder = predictor.point(self.policy), ladder_of(predictor.points, predictor.facts)
         certified = FULL in predictor.known and len(ladder) > 1
+        self.check(name, point, ladder, certified)
+        watcher = CertificateWatcher(ladder, predictor.activation, DREW if self.watch is None else self.watch)
+        return Served(
+            name, predictor, point, self.controller(ladder, point) if certified else None,
+            watcher if certified else None, ladder.left_out,
+        )  # fmt: skip
+
+    def check(self, name: str, point: Point, ladder: Ladder, certified: bool) -> None:
+        """Refuse what a model without certified points, or under a rule that promises nothing, cannot do."""
         for option in ("differ", "watch"):
             if getattr(self, option) is not None and not certified:
                 why = "; ".join(f"{each}: {reason}" for each, reason in ladder.left_out.items()) or "it has no points"
@@ -67,16 +74,11 @@ class Rule:
         if self.watch is not None and self.differ is None and point.name not in promised(ladder):
             refuse("watch", self.watch, f"left out where {point.name} answers, or given with a rule that promises "
                    f"something: differ, or one of {', '.join(promised(ladder))}")  # fmt: skip
-        watcher = Watcher(ladder, predictor.activation, DREW if self.watch is None else self.watch)
-        return Served(
-            name, predictor, point, self.controller(ladder, point) if certified else None,
-            watcher if certified else None, ladder.left_out,
-        )  # fmt: skip
 
-    def controller(self, ladder: Ladder, point: Point) -> Controller | None:
+    def controller(self, ladder: Ladder, point: Point) -> Steering | None:
         """Who chooses the rung: by queue age, or always the one that is the rule; None where the rule is none."""
         if self.differ is not None:
-            return Adaptive(ladder, self.differ, None if self.step is None else Reaction(self.step))
+            return Controller(ladder, self.differ, None if self.step is None else Reaction(self.step))
         return Fixed(ladder, point.name) if point.name in [rung.name for rung in ladder] else None
 
 
@@ -169,7 +171,7 @@ def server_of(service: Service, place: Place) -> uvicorn.Server:
         app = tracing.Traced(app, tracing.exporting())
     config = uvicorn.Config(
         app, host=place.host, port=place.port, access_log=False,
-        http=patient_for(service.limits.upload, service.limits.connections, crowded(service.meter)), ws="none",
+        http=limited_protocol(service.limits.upload, service.limits.connections, crowded(service.meter)), ws="none",
         timeout_graceful_shutdown=place.drain, server_header=False, proxy_headers=False, log_level="info",
     )  # fmt: skip
     return uvicorn.Server(config)

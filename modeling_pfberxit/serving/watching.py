@@ -7,16 +7,19 @@ each time or never. Rows wait for full depth in a bounded queue; what does not f
 
 import secrets
 from collections import deque
+from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import count
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from ..evaluation import betting
+from ..evaluation.bounds import share
 from ..evaluation.replay import same_answers
 from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..model.validation import entry_of, real, whole
-from .alarm import Alarm
 from .calls import Answer, Row
 from .ladder import Ladder
 
@@ -33,7 +36,7 @@ class Shadow(NamedTuple):
     since: float
 
 
-class Watcher:
+class CertificateWatcher:
     """Holds the answers of rungs against full depth's. Any thread may call `arrived`, one engine all others.
 
     Args:
@@ -106,3 +109,45 @@ class Watcher:
         """The share of judged answers that are full depth's; None before the first."""
         rows = int(self.alarm.rows.sum())
         return 1 - int(self.alarm.missed.sum()) / rows if rows else None
+
+
+# ---- the alarm -------------------------------------------------------------------------------------------------------
+
+
+class Alarm:
+    """Counts of answers that were judged, by rung, and whether they ever were too many, however often one looks.
+
+    Each rung has money of its own (`evaluation.betting`), against its own epsilon; the alarm reads the mean.
+
+    Args:
+        epsilons: the rates that the rungs promise, above 0.
+        delta: the probability of a false alarm, ever.
+
+    Raises:
+        ValueError: a rate or a probability outside (0, 1).
+    """
+
+    def __init__(self, epsilons: Sequence[float], delta: float = 0.05) -> None:
+        self.epsilons = [share("epsilon", epsilon) for epsilon in epsilons]
+        self.limit = 1 / share("delta", delta)
+        self.rows, self.missed = np.zeros(len(self.epsilons), int), np.zeros(len(self.epsilons), int)
+        self.bets, self.most = [(betting.no_bets(), 1.0) for _ in self.epsilons], 1.0
+
+    def add(self, rung: int, differs: bool) -> bool:
+        """Count an answer of a rung; whether the alarm rings. Once it does, it rings on."""
+        self.bets[rung] = betting.after(*self.bets[rung], int(self.rows[rung]), np.array(differs), self.epsilons[rung])
+        self.rows[rung] += 1
+        self.missed[rung] += differs
+        self.most = max(self.most, self.evidence)
+        return self.ringing
+
+    @property
+    def evidence(self) -> float:
+        """Against the promises of all rungs, now; 1 before the first row."""
+        each = [float(betting.money(*bets)) for bets in self.bets]
+        return sum(each) / len(each) if each else 1.0
+
+    @property
+    def ringing(self) -> bool:
+        """Whether the certificates were found broken."""
+        return self.most >= self.limit

@@ -18,13 +18,13 @@ from ..model.backbones import longest_input
 from ..model.evidence import SINGLE_LABEL
 from ..model.exit_policy import FULL_DEPTH, requested_policy
 from ..model.validation import refuse
-from .batch_times import BatchTimes, Timed, fitted
 from ..serving.batching import Limits
 from ..serving.calls import Point, Tokens
-from ..serving.ladder import FULL, Ladder, ladder_of
+from ..serving.ladder import FULL_RUNG, Ladder, ladder_of
+from ..serving.models import of_length
+from ..serving.predictors import TorchPredictor
+from .batch_times import BatchTimes, Timed, fitted
 from .simulator import Texts, texts_of
-from ..serving.torch_predictor import TorchPredictor
-from ..serving.warming import of_length
 
 BATCHES, LENGTHS = (1, 4, 8, 16), (16, 32, 64, 128)  # that are timed, where a batch has room for them
 
@@ -63,9 +63,9 @@ class KnownModel:
         """Run texts, in the columns `names`, to full depth once."""
         config = self.model.config
         recording = record(self.model, encode_texts(rows, tuple(names), self.tokenizer, self.read))
-        policies = {rung.name: requested_policy(rung.name, config) for rung in self.ladder if rung is not FULL}
+        policies = {rung.name: requested_policy(rung.name, config) for rung in self.ladder if rung is not FULL_RUNG}
         tolerance = max(rung.tolerance for rung in self.ladder)
-        texts = texts_of(recording, {FULL.name: FULL_DEPTH, **policies}, tolerance)
+        texts = texts_of(recording, {FULL_RUNG.name: FULL_DEPTH, **policies}, tolerance)
         best = recording.evidence.logits[:, -1].argmax(-1).tolist()
         single, labels = recording.problem_type == SINGLE_LABEL, recording.names
         return Forecast(self.ladder, texts, [labels[number] for number in best] if single else None)

@@ -16,8 +16,9 @@ from ..export.facts import activation_of
 from ..model.backbones import longest_input
 from ..model.streams import pad_rows
 from ..model.validation import entry_of, label_names, refuse
-from ..serving.calls import FULL, OWN, Found, Point, Tokens
-from ..serving.torch_predictor import TorchPredictor
+from ..serving.calls import Found, Point, Tokens
+from ..serving.ladder import FULL
+from ..serving.predictors import OWN, TorchPredictor
 
 Run = Callable[[dict[str, Tensor]], Tensor]  # a batch of tokens -> logits
 

@@ -16,15 +16,13 @@ from ..evaluation.recording import Recording
 from ..evaluation.replay import same_answers
 from ..model.exit_policy import ExitPolicy
 from ..model.validation import refuse
-from .batch_times import BatchTimes
 from ..serving.batching import Limits, Waiting, form
 from ..serving.controller import Steering
+from .batch_times import BatchTimes
 from .runs import Run
 from .traces import drawn
 
 TICK = 1e-9  # seconds by which a worker looks too late, so that rounding cannot have it look too early
-
-
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import numpy as np
 from ..evaluation.bounds import share
 from ..evaluation.tables import table
 from ..model.validation import each, entry_of, real, whole
-from .batch_times import BatchTimes
 from ..serving.batching import Limits
 from ..serving.controller import Controller, Fixed, Reaction, Steering
 from ..serving.ladder import Ladder
+from .batch_times import BatchTimes
+from .runs import TARGET, Outcome
 from .simulator import Simulator, Texts
 from .traces import GAPS, SHAPES, Trace, steady
-from .runs import TARGET, Outcome
 
 SHARE = 0.7  # of what a core carries that one plans with, so that a burst finds room
 Steer = Callable[[], Steering]

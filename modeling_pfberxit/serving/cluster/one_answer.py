@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 from typing import Protocol
 
+from ..limits import App, Message, Receive, Refused, Scope, Send, header, replayed
 from .ledger import Kept
-from .limits import App, Message, Receive, Refused, Scope, Send, header, replayed
 
 ID, REPEATED = b"idempotency-key", (b"idempotent-replayed", b"true")
 LONGEST = 200  # characters of an id

@@ -15,14 +15,14 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from ..data.outputs import beside
-from ..data.parquet import open_parquet
-from ..data.parts import GrowingFolder, Part, about, write_part
-from ..data.survey import Source, Survey
-from ..evaluation.prediction import ANSWER, Predictor, Totals
-from ..model.evidence import REGRESSION
-from ..model.losses import problem_type_of
-from ..model.validation import refuse, whole
+from ...data.outputs import beside
+from ...data.parquet import open_parquet
+from ...data.parts import GrowingFolder, Part, about, write_part
+from ...data.survey import Source, Survey
+from ...evaluation.prediction import ANSWER, Predictor, Totals
+from ...model.evidence import REGRESSION
+from ...model.losses import problem_type_of
+from ...model.validation import refuse, whole
 
 ROWS_PER_PART = 16_384  # some tens of seconds of one core
 

@@ -1,6 +1,6 @@
 """What replicas count, in Ray's own metrics: every node of a cluster exports them for Prometheus on one port.
 
-Names are those of `meter.Meter`. Gauges are set whenever Ray asks a replica how busy it is.
+Names are those of `meter.PrometheusMeter`. Gauges are set whenever Ray asks a replica how busy it is.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from .calls import Answer, Row, Served
-from .controller import Controller, Fixed
-from .meter import SECONDS, Queued
+from ..calls import Answer, Row, Served
+from ..meter import SECONDS, Queued
+from ..watching import CertificateWatcher
 from .queue_age import BUSY, OLDEST_WAIT
-from .watching import Watcher
 
 WHERE = b"# Counted by every node of the cluster: scrape the port of Ray's metrics (docs: Beyond one process).\n"
 
@@ -77,9 +76,9 @@ class RayMeter:
         self.age.set(age)
         self.rows.set(0 if self.engine is None else self.engine.waiting)
         for name, each in self.models.items():
-            if isinstance(each.controller, (Controller, Fixed)):
+            if each.controller is not None:
                 self.rung.set(each.controller.number, {"model": name})
-            if isinstance(watcher := each.watcher, Watcher):
+            if isinstance(watcher := each.watcher, CertificateWatcher):
                 self.alarm.set(float(watcher.alarm.ringing), {"model": name})
                 if watcher.agreement is not None:
                     self.agreement.set(watcher.agreement, {"model": name})
