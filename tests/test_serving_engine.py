@@ -113,7 +113,7 @@ def test_every_request_gets_its_own_answers_in_its_own_order(made):
     with ThreadPoolExecutor(8) as pool:
         futures = list(pool.map(engine.submit, requests))
     for request, future in zip(requests, futures):
-        wanted = [row.tokens["input_ids"][0] for row in request.rows]
+        wanted = [row.tokens["input_ids"][0] for row in request.rows()]
         assert [answer.logits[1] for answer in future.result(20)] == wanted
     assert max(len(ids) for ids, _ in served.predictor.batches) == 5
 
@@ -223,7 +223,7 @@ def test_each_request_is_answered_as_it_asks_and_all_others_as_the_controller_sa
     served.controller = Ladder()
     own = asked(served, 1, point=Point("own", None), arrived=0.0)
     careful, other = asked(served, 2, differ=0.01, arrived=0.0), asked(served, 3, arrived=0.0)
-    queue = [row for request in (other, own, careful) for row in request.rows]
+    queue = [row for request in (other, own, careful) for row in request.rows()]
     assert [point.name for point in chosen_points(queue, 0.0, Pace(), 512)] == ["slow", "own", "slow"]
     assert [point.name for point in chosen_points(queue, 2.0, Pace(), 512)] == ["fast", "own", "slow"]
 
@@ -234,7 +234,7 @@ def test_a_budget_takes_the_most_careful_point_that_is_in_time_and_else_the_fast
     pace = Pace(unit=0.001)  # 3 tokens: 18 ms at full depth, 6 ms at the scripted points
 
     def taken(budget: float, now: float = 0.0) -> str:
-        return chosen_points(asked(served, 1, budget=budget, arrived=0.0).rows, now, pace, 512)[0].name
+        return chosen_points(asked(served, 1, budget=budget, arrived=0.0).rows(), now, pace, 512)[0].name
 
     assert taken(0.030) == FULL and taken(0.010) == "slow" and taken(0.001) == "fast"
     assert taken(0.030, now=0.02) == "slow"  # what it has waited is gone

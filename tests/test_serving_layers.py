@@ -14,9 +14,9 @@ import httpx
 from served import POINTS, saved, service_of, serving
 
 from modeling_pfberxit.evaluation.saved_model import load_model
+from modeling_pfberxit.serving.layers import MEASURES
 from modeling_pfberxit.serving.limits import HttpLimits
 from modeling_pfberxit.serving.outcomes import Closed
-from modeling_pfberxit.serving.page import MEASURES
 from modeling_pfberxit.serving.start import Rule
 
 TEXT = "w1 w2 w3 w4 w5"

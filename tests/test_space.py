@@ -13,7 +13,7 @@ pytest.importorskip("httpx")
 from served import POINTS, saved
 
 from modeling_pfberxit.evaluation.walk import walk
-from modeling_pfberxit.serving.page import described, policy_of, recording_of
+from modeling_pfberxit.serving.layers import described, policy_of, recording_of
 from modeling_pfberxit.serving.predictors import OWN
 from modeling_pfberxit.serving.start import Loading
 

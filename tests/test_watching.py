@@ -15,7 +15,7 @@ KEY = b"a key of the test"
 def served(watcher: CertificateWatcher, rung: str = "1%", logits=(1.0, 0.0), point: Point | None = None):
     """A row that has arrived and was answered."""
     request = Request(Served("m", None, Point("default", None), None, watcher), [{"input_ids": [1, 2]}], point)
-    (row,) = request.rows
+    (row,) = request.rows()
     watcher.arrived(row)
     watcher.answered(row, answer(logits), rung)
     return row
@@ -169,7 +169,7 @@ def test_metrics_tell_what_happened():
     meter.follow(Queue(), {"m": model})
     request = Request(model, [{"input_ids": [1] * length} for length in (3, 5)])
     answers = [Answer(np.zeros(2), layer, "1%", waited=0.03, ran=0.01) for layer in (2, 6)]
-    meter.batch("m", request.rows, answers, 10, 0.01)
+    meter.batch("m", request.rows(), answers, 10, 0.01)
     meter.request("/predict", 200, 0.04)
     meter.request("/predict", 429, 0.001)
     meter.left("m", 2, "late")

@@ -14,7 +14,7 @@ from modeling_pfberxit.evaluation.walk import walk
 from modeling_pfberxit.model.criteria import able
 from modeling_pfberxit.model.losses import problem_type_of
 from modeling_pfberxit.serving.ladder import FULL
-from modeling_pfberxit.serving.page import described, policy_of, recording_of
+from modeling_pfberxit.serving.layers import described, policy_of, recording_of
 from modeling_pfberxit.serving.predictors import OWN
 from modeling_pfberxit.serving.start import Loading
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from statistics import mean, quantiles
 
-from modeling_pfberxit.serving.answers import Walked
+from modeling_pfberxit.serving.layers import Walked
 
 STYLE = f"<style>{Path(__file__).with_name('style.css').read_text(encoding='utf-8')}</style>"
 PERIOD, PERIODS = 10, 30  # seconds of a point in a chart; points

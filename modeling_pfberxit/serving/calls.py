@@ -75,7 +75,7 @@ class Request:
 
     Args:
         model: who answers.
-        texts: their tokens; they become `rows`.
+        texts: their tokens.
         point: a rule of the request's own; None: as the server decides when it forms the batch.
         differ: the floor it brings: at most this share of answers may differ from full depth's; None: the server's.
         budget: seconds from arrival in which it wishes its answer; the most careful rung that keeps it is taken.
@@ -91,12 +91,14 @@ class Request:
     arrived: float = 0.0
     deadline: float = float("inf")
     done: Future[list[Answer]] = field(default_factory=Future, repr=False)
-    rows: list[Row] = field(init=False, repr=False)
     answers: list[Answer | None] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.rows = [Row(self, number, tokens) for number, tokens in enumerate(self.texts)]
-        self.answers = [None] * len(self.rows)
+        self.answers = [None] * len(self.texts)
+
+    def rows(self) -> list[Row]:
+        """Its texts as rows: they know the request, it does not know them, so that no circle outlives its answer."""
+        return [Row(self, number, tokens) for number, tokens in enumerate(self.texts)]
 
 
 # ---- who is asked ----------------------------------------------------------------------------------------------------

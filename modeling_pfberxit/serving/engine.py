@@ -71,15 +71,16 @@ class Engine:
         Raises:
             Busy: the rows do not all fit. Closed: the engine is draining, or was never started.
         """
+        rows = request.rows()
         with self.changed:
             if not self.alive:
                 raise Closed("the server is shutting down")
-            if len(self.queue) + len(request.rows) > self.limits.queue:
+            if len(self.queue) + len(rows) > self.limits.queue:
                 raise Busy(self.pace.retry_after(len(self.queue)))
-            if request.model.watcher is not None:
-                for row in request.rows:
-                    attempt(request.model.watcher.arrived, row)
-            self.queue += request.rows
+            if (watcher := request.model.watcher) is not None:
+                for row in rows:
+                    attempt(watcher.arrived, row)
+            self.queue += rows
             self.changed.notify()
         return request.done
 
@@ -123,10 +124,17 @@ class Engine:
 
     def work(self) -> None:
         """Run jobs until drained."""
-        while (job := self.next_job()) is not None:
-            rows, points = job
-            if rows:
-                self.run(rows, points)
+        while self.run_next():
+            pass
+
+    def run_next(self) -> bool:
+        """Run a job when there is one; False once drained. Its rows are forgotten before the next is waited for."""
+        if (job := self.next_job()) is None:
+            return False
+        rows, points = job
+        if rows:
+            self.run(rows, points)
+        return True
 
     def next_job(self) -> Job | None:
         """Wait for a batch; None once drained. An empty one where something else was done."""
@@ -210,9 +218,9 @@ class Engine:
         """Tell meter and watcher of a batch."""
         if self.meter is not None:
             attempt(self.meter.batch, served.name, rows, answers, tokens, seconds)
-        if served.watcher is not None:
+        if (watcher := served.watcher) is not None:
             for row, answer in zip(rows, answers):
-                attempt(served.watcher.answered, row, answer, answer.rung)
+                attempt(watcher.answered, row, answer, answer.rung)
 
     def count_left(self, row: Row) -> None:
         """Tell the meter that a row leaves without an answer, and why."""
@@ -226,15 +234,15 @@ class Engine:
     def look_back(self, now: float) -> None:
         """Have what watchers are due run at full depth, a batch at a time, between those of the queue."""
         for served in self.watched:
-            if served.watcher is not None and not self.judging:
-                rows = list(attempt(served.watcher.due, now, not self.queue) or ())
+            if (watcher := served.watcher) is not None and not self.judging:
+                rows = list(attempt(watcher.due, now, not self.queue) or ())
                 while rows:
                     lengths = [Waiting(None, row.length) for row in rows]
                     taken = set(form(lengths, self.limits, served.predictor.together).places)
                     batch = [rows[place] for place in sorted(taken)]
                     rows = [row for place, row in enumerate(rows) if place not in taken]
                     self.judging += 1
-                    self.tasks.append(partial(self.judge, served, served.watcher, batch))
+                    self.tasks.append(partial(self.judge, served, watcher, batch))
 
     def judge(self, served: Served, watcher: Watcher, rows: list[Row]) -> None:
         """Run rows to full depth and give their answers to the watcher."""

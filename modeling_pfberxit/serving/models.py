@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ class Models:
         self.engine, self.load, self.root = engine, load, root
         self.first, self.loading = first, threading.Lock()
         self.warm = self.fixed = False
+        self.served: dict[str, Served] = {}
         self.changed({first.name: first})
 
     def __iter__(self) -> Iterator[Served]:
@@ -78,10 +80,19 @@ class Models:
         return found
 
     def changed(self, served: dict[str, Served]) -> None:
-        """Take these models, and tell who looks after them."""
+        """Take these models, tell who looks after them, and forget others as soon as their requests are answered."""
+        self.unwatch_others(served)
         self.served, self.engine.watched = served, list(served.values())
         if self.engine.meter is not None:
             self.engine.meter.follow(self.engine, served)
+        if self.warm:
+            spare_collections()
+
+    def unwatch_others(self, served: dict[str, Served]) -> None:
+        """Watch no models but these: the rows that a watcher keeps know their model, which would keep it."""
+        for name, each in self.served.items():
+            if served.get(name) is not each:
+                each.watcher = None
 
     def inside(self, folder: str) -> str:
         """A folder below the root, by its path from there.
@@ -101,7 +112,19 @@ class Models:
         """Run the first batches of all models; ready when this returns."""
         for served in self:
             self.engine.call(partial(run_first_batches, self.engine, served)).result()
+        self.was_warmed()
+
+    def was_warmed(self) -> None:
+        """The first batches have run: ready from now on."""
+        spare_collections()
         self.warm = True
+
+
+def spare_collections() -> None:
+    """Have full garbage collections pass by all there is now: to look at a loaded library takes them long each time."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 # ---- first batches ---------------------------------------------------------------------------------------------------
@@ -137,6 +160,6 @@ def of_length(row: Tokens, length: int) -> Tokens:
 
 def run_outside_queue(engine: Engine, served: Served, batch: list[Tokens], point: Point) -> None:
     """Run a batch at once and learn what it took."""
-    rows, began = Request(served, batch).rows, engine.clock()
+    rows, began = Request(served, batch).rows(), engine.clock()
     found = served.predictor.run(batch, [point] * len(batch))
     engine.pace.saw(engine.clock() - began, len(rows), max(row.length for row in rows), found.exit_layer)

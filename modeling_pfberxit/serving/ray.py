@@ -115,7 +115,8 @@ class Answers:
         )  # fmt: skip
         for served in self.service.models:
             run_first_batches(self.service.engine, served)
-        self.service.models.warm = self.service.models.fixed = True
+        self.service.models.fixed = True
+        self.service.models.was_warmed()
 
     def __serve_build_asgi_app__(self) -> Guard:
         """What answers HTTP."""
