@@ -53,11 +53,6 @@ from .scores import (
 from .validation import refuse
 
 
-def at_once(policy: PolicyFields) -> int:
-    """The rule may fire at the first exit."""
-    return 1
-
-
 def after_patience(policy: PolicyFields) -> int:
     """The rule fires at the t-th exit at the earliest: t of them must be on tau's side."""
     return policy.patience
@@ -66,11 +61,6 @@ def after_patience(policy: PolicyFields) -> int:
 def after_comparing(policy: PolicyFields) -> int:
     """The rule fires at the exit behind the t-th at the earliest: t of them are compared with the one before."""
     return policy.patience + 1
-
-
-def nothing(policy: PolicyFields, exits: int) -> int:
-    """The rule looks at one exit alone."""
-    return 0
 
 
 def one_before(policy: PolicyFields, exits: int) -> int:
@@ -88,18 +78,9 @@ def all_before(policy: PolicyFields, exits: int) -> int:
     return exits - 1
 
 
-def from_min_layer(policy: PolicyFields) -> int:
-    """Rows may leave from the layer the policy allows."""
-    return policy.min_layer
-
-
 def from_appointed(policy: PolicyFields) -> int:
     """Rows may leave from the appointed layer."""
     return max(policy.min_layer, policy.appointed_layer or 0)
-
-
-def anything(policy: PolicyFields, exit_depths: list[int]) -> None:
-    """The rule asks no more of its fields than every rule does."""
 
 
 def within_window(policy: PolicyFields, exit_depths: list[int]) -> None:
@@ -130,9 +111,9 @@ class Criterion(NamedTuple):
     decide: Callable[[Tensor, ExitState, PolicyFields, Tensor], Tensor]
     answer: Callable[[Tensor, Tensor, Evidence, ExitState, PolicyFields], Tensor] = own_answer
     source: str = ""  # the systems that leave by it
-    memory: Callable[[PolicyFields, int], int] = nothing  # how many earlier exits it looks back on, of all there are
-    earliest: Callable[[PolicyFields], int] = at_once  # the number of the first exit at which it may fire
-    floor: Callable[[PolicyFields], int] = from_min_layer  # no row leaves before this layer
+    memory: Callable[[PolicyFields, int], int] = lambda policy, exits: 0  # how many earlier exits it looks back on
+    earliest: Callable[[PolicyFields], int] = lambda policy: 1  # the number of the first exit at which it may fire
+    floor: Callable[[PolicyFields], int] = lambda policy: policy.min_layer  # no row leaves before this layer
     problem_types: tuple[str, ...] = (SINGLE_LABEL, MULTI_LABEL)
     threshold_for: tuple[str, ...] = EVERY_PROBLEM  # where its decision hangs on tau, if it reads one
     needs_evidence: str | None = None  # the config's field that makes exits emit it
@@ -140,12 +121,16 @@ class Criterion(NamedTuple):
     own: Callable[[PolicyFields], bool] = lambda policy: True
     each_exit: bool = False  # whether its score is one for each of the earlier exits, (B, m), instead of one, (B,)
     varied: tuple[str, ...] = ()  # what a search varies beside the fields that the decision reads
-    fits: Callable[[PolicyFields, list[int]], None] = anything  # refuses fields that do not fit each other or the exits
+    # Refuses fields that do not fit each other or the layers that have an exit.
+    fits: Callable[[PolicyFields, list[int]], None] = lambda policy, exit_depths: None
 
     def reads(self, policy: PolicyFields) -> tuple[str, ...]:
         """The fields that make a difference under this policy, in their order."""
-        read = {"min_layer", *(name for part in self[1:4] for name in read_by(part, policy))}
-        read |= {"window", "normalize", "answer", "unsure_below"} if policy.answer == ABSTAIN else set()
+        read = {"min_layer"}
+        for part in (self.score, self.decide, self.answer):
+            read.update(read_by(part, policy))
+        if policy.answer == ABSTAIN:
+            read |= {"window", "normalize", "answer", "unsure_below"}
         return tuple(name for name in NAMES if name in read)
 
     def scored_by(self, policy: PolicyFields) -> tuple[str, ...]:

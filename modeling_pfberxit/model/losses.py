@@ -41,15 +41,16 @@ def check_labels(labels: Tensor, num_labels: int, rows: int, problem_type: str) 
     """
     if not isinstance(labels, Tensor):
         refuse("labels", type(labels).__name__, "a tensor")
-    shapes: list[tuple[int, ...]]
+    shapes: list[tuple[int, ...]] = [(rows, num_labels)]
     if problem_type == SINGLE_LABEL:
-        allowed, shapes = f"integers of shape ({rows},) in [0, {num_labels}), or -100", [(rows,)]
+        shapes = [(rows,)]
+        allowed = f"integers of shape ({rows},) in [0, {num_labels}), or -100"
         right_kind = not labels.is_floating_point() and labels.dtype is not torch.bool
     elif problem_type == MULTI_LABEL:
-        allowed, shapes = f"floats of shape ({rows}, {num_labels}) in [0, 1]", [(rows, num_labels)]
+        allowed = f"floats of shape ({rows}, {num_labels}) in [0, 1]"
         right_kind = labels.is_floating_point()
     else:
-        shapes = [(rows,), (rows, 1)] if num_labels == 1 else [(rows, num_labels)]
+        shapes = [(rows,), (rows, 1)] if num_labels == 1 else shapes
         allowed, right_kind = f"finite numbers of shape {shapes[0]}", True
     fits = right_kind and tuple(labels.shape) in shapes
     if fits and is_readable(labels):
