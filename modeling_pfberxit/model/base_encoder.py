@@ -20,6 +20,7 @@ from transformers.utils import logging as hf_logging
 from .backbones import pooler_option, shape_of
 from .blueprint import check_blueprint
 from .certified import warn_of_training
+from .exits import Exits
 from .identity import changes, difference, identify, identity_of, is_shared
 from .load_options import shared_options
 from .persistence import read_tensors, sha256_of, weight_files
@@ -266,10 +267,15 @@ def lost_encoder(model: nn.Module, contents: bool) -> str | None:
         return f"base_model_sha256={config.base_model_sha256!r} is not the hash of its encoder, {identity.file_sha256}"
     if changed := difference(backbone, contents):
         return f"its backbone is no longer what was loaded: {changed}"
-    if model.exits is None or not (kept := model.exits.kept_weights()):
+    return None if model.exits is None else lost_head(model.exits, contents)
+
+
+def lost_head(exits: Exits, contents: bool) -> str | None:
+    """Why a last exit that is a classifier's own head could not be found again, in words; None if it could."""
+    if not (kept := exits.kept_weights()):
         return None
-    if model.exits.identity is None:
+    if exits.identity is None:
         return "its last exit's head was not read from its base"
-    weights = model.exits.state_dict()
-    changed = changes(model.exits.identity.tensors, {stock: weights[own] for stock, own in kept.items()}, contents)
+    weights = exits.state_dict()
+    changed = changes(exits.identity.tensors, {stock: weights[own] for stock, own in kept.items()}, contents)
     return changed and f"its last exit is no longer the classifier's own: {changed}"

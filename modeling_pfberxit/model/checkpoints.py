@@ -123,7 +123,8 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     def _wanted(self, hidden_states: bool | None, attentions: bool | None) -> tuple[bool, bool]:
         """Whether a call returns them: its own argument, or else the config's."""
         states = self.config.output_hidden_states if hidden_states is None else hidden_states
-        return states, self.config.output_attentions if attentions is None else attentions
+        weights = self.config.output_attentions if attentions is None else attentions
+        return states, weights
 
     def _check_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, want_attentions: bool) -> Tensor:
         """The one that is given; refuse what this model cannot read or cannot show."""
@@ -136,15 +137,15 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
             refuse(name, "...", "left out: with token_exits, input_ids say which tokens still query")
         return inputs_embeds if input_ids is None else input_ids
 
-    def _start(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None, token_type_ids: Tensor | None,
-        position_ids: Tensor | None, inputs_embeds: Tensor | None,
+    def embedded(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None,
     ) -> tuple[Rows, Tensor | None]:  # fmt: skip
         """The rows of a call in front of the first layer, and where tokens leave on their own, after which (B, n)."""
         hidden_states = embed(self.backbone, input_ids, token_type_ids, position_ids, inputs_embeds)
         token_layers = None if self.token_exits is None else self.token_exits(input_ids, attention_mask)
         positions = rotated_positions(self.backbone, position_ids, hidden_states, self.prompts is not None)
-        return Rows.start(self.backbone, hidden_states, attention_mask, token_layers, None, positions), token_layers
+        return Rows.start(self.backbone, hidden_states, attention_mask, token_layers, positions), token_layers
 
     # ---- loading and saving ----------------------------------------------------------------------------------------
 

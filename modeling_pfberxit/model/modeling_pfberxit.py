@@ -137,7 +137,7 @@ class PFBerxitModel(PFBerxitPreTrainedModel):
             refuse("exit_policy", exit_policy, WITHOUT_EXITS)
         want_states, want_attentions = self._wanted(output_hidden_states, output_attentions)
         self._check_inputs(input_ids, inputs_embeds, want_attentions)
-        rows, _ = self._start(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        rows, _ = self.embedded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         record = CallRecord.of(want_states, want_attentions)
         encoding = Encoding(self, record)
         states = encoding.final_norm(encoding.encode(rows).tokens())
@@ -250,7 +250,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
             check_trained(self, phase)
             check_trainable(self)
 
-        rows, token_layers = self._start(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        rows, token_layers = self.embedded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         record = CallRecord.of(want_states, want_attentions)
         self.new_loop(self, record, policy, phase, problem_type).run(rows)
         logits, exit_layer = record.collect()

@@ -112,15 +112,14 @@ class Rows:
         hidden_states: Tensor,
         attention_mask: Tensor | None,
         token_depths: Tensor | None = None,
-        index: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> Rows:
-        """All rows of a batch, before the first layer; `index` numbers them, from 0 if it is not given.
+        """All rows of a batch, before the first layer.
 
         A mask without padding is dropped and one with padding on the left refused, where its values can be read: on the
         CPU, unless the call is traced. Elsewhere the mask stays, and a row padded on the left is NaN from here on.
         """
-        index = torch.arange(hidden_states.shape[0], device=hidden_states.device) if index is None else index
+        index = torch.arange(hidden_states.shape[0], device=hidden_states.device)
         if attention_mask is not None:
             check_mask(attention_mask, hidden_states)
             if is_readable(attention_mask):

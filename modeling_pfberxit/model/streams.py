@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .backbones import check_ids, embed, longest_input, table_sizes
+from .backbones import check_ids, longest_input, table_sizes
 from .exit_policy import ExitPolicy
 from .record import CallRecord
 from .rows import Rows
@@ -171,12 +171,9 @@ class Stream:
     @torch.inference_mode()
     def admit(self, rows: list[dict[str, Tensor]], index: Tensor) -> None:
         """Queue new rows in front of the first layer."""
-        device, encoder = self.model.device, self.model.backbone
-        padded = pad_rows(rows, self.model.config.pad_token_id or 0, device)
-        ids, mask, types = (padded.get(name) for name in ("input_ids", "attention_mask", "token_type_ids"))
-        table = self.model.token_exits
-        leave = None if table is None else table(ids, mask)
-        batch = Rows.start(encoder, embed(encoder, ids, types), mask, leave, index.to(device))
+        padded = pad_rows(rows, self.model.config.pad_token_id or 0, self.model.device)
+        batch, _ = self.model.embedded(**padded)
+        batch.index = index.to(self.model.device)
         batch.state = self.loop.new_state(batch)
         self.enqueue(batch)
 
@@ -250,15 +247,10 @@ def predict(
     model: PreTrainedModel, rows: Iterable[Mapping[str, Any]], policy: ExitPolicy, problem_type: str,
     batch_size: int = 32, progress: bool = True,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The answers (N, C) and executed layers (N,) of encoded rows, in their order, on the CPU.
-
-    Args:
-        rows: a data set, or anything that yields rows with `input_ids` and, where the model reads them,
-            `token_type_ids`. Those that can be read twice are all read before the first batch is run.
-        batch_size: rows that run through a layer together; queues hold about as many.
+    """The answers (N, C) and executed layers (N,) of rows, in their order, on the CPU; `model.predict` explains it all.
 
     Raises:
-        RowError: a row cannot be read; it has the row's number, and the answers of all before it if any were computed.
+        RowError: a row cannot be read.
         ValueError: the model is in training mode, there is no row.
     """
     size = whole(1)("batch_size", batch_size)
