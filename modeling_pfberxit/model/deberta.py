@@ -173,17 +173,17 @@ def deberta_layer(layer: nn.Module, encoder: nn.Module) -> DebertaLayer:
     if relative and "p2c" in kinds:
         position_query = own.query_proj if own.share_att_key else own.pos_query_proj
     return DebertaLayer(
-        layer, (attention, own, attention.output, layer.intermediate, output), own, own.attention_head_size,
-        (own.attention_head_size * (1 + ("c2p" in kinds) + ("p2c" in kinds))) ** -0.5,
-        own.query_proj, own.key_proj, own.value_proj, attention.output.dense,
-        layer.intermediate.dense, layer.intermediate.intermediate_act_fn, output.dense,
-        post_norm(attention.output.LayerNorm, output.LayerNorm),
-        own.dropout.p, attention.output.dropout, output.dropout,
+        stock=layer, containers=(attention, own, attention.output, layer.intermediate, output),
+        attention=own, head_size=own.attention_head_size,
+        scaling=(own.attention_head_size * (1 + ("c2p" in kinds) + ("p2c" in kinds))) ** -0.5,
+        query=own.query_proj, key=own.key_proj, value=own.value_proj, out=attention.output.dense,
+        up=layer.intermediate.dense, activation=layer.intermediate.intermediate_act_fn, down=output.dense,
+        norms=post_norm(attention.output.LayerNorm, output.LayerNorm),
+        attention_dropout=own.dropout.p, out_dropout=attention.output.dropout, ffn_dropout=output.dropout,
         table=encoder.rel_embeddings if relative else None,
         table_norm=encoder.LayerNorm if relative and "layer_norm" in encoder.norm_rel_ebd else same,
         table_dropout=own.pos_dropout if relative else same,
-        position_key=position_key,
-        position_query=position_query,
+        position_key=position_key, position_query=position_query,
         convolution=encoder.conv if layer is encoder.layer[0] else None,
     )  # fmt: skip
 

@@ -148,9 +148,12 @@ def albert_layer(layer: nn.Module) -> StockLayer:
     """ALBERT's layer has no dropout after its FFN."""
     own = layer.attention
     return StockLayer(
-        layer, (own,), own, own.attention_head_size, own.scaling,
-        own.query, own.key, own.value, own.dense, layer.ffn, layer.activation, layer.ffn_output,
-        post_norm(own.LayerNorm, layer.full_layer_layer_norm), own.attention_dropout.p, own.output_dropout,
+        stock=layer, containers=(own,),
+        attention=own, head_size=own.attention_head_size, scaling=own.scaling,
+        query=own.query, key=own.key, value=own.value, out=own.dense,
+        up=layer.ffn, activation=layer.activation, down=layer.ffn_output,
+        norms=post_norm(own.LayerNorm, layer.full_layer_layer_norm),
+        attention_dropout=own.attention_dropout.p, out_dropout=own.output_dropout,
     )  # fmt: skip
 
 
@@ -167,11 +170,12 @@ def bert_layer(layer: nn.Module) -> StockLayer:
     attention, output = layer.attention, layer.output
     own = attention.self
     return StockLayer(
-        layer, (attention, own, attention.output, layer.intermediate, output),
-        own, own.attention_head_size, own.scaling, own.query, own.key, own.value, attention.output.dense,
-        layer.intermediate.dense, layer.intermediate.intermediate_act_fn, output.dense,
-        post_norm(attention.output.LayerNorm, output.LayerNorm),
-        own.dropout.p, attention.output.dropout, output.dropout,
+        stock=layer, containers=(attention, own, attention.output, layer.intermediate, output),
+        attention=own, head_size=own.attention_head_size, scaling=own.scaling,
+        query=own.query, key=own.key, value=own.value, out=attention.output.dense,
+        up=layer.intermediate.dense, activation=layer.intermediate.intermediate_act_fn, down=output.dense,
+        norms=post_norm(attention.output.LayerNorm, output.LayerNorm),
+        attention_dropout=own.dropout.p, out_dropout=attention.output.dropout, ffn_dropout=output.dropout,
     )  # fmt: skip
 
 
@@ -179,9 +183,12 @@ def distilbert_layer(layer: nn.Module) -> StockLayer:
     """DistilBERT's attention has no dropout after its output projection."""
     own, ffn = layer.attention, layer.ffn
     return StockLayer(
-        layer, (own, ffn), own, own.attention_head_size, own.scaling,
-        own.q_lin, own.k_lin, own.v_lin, own.out_lin, ffn.lin1, ffn.activation, ffn.lin2,
-        post_norm(layer.sa_layer_norm, layer.output_layer_norm), own.dropout.p, ffn_dropout=ffn.dropout,
+        stock=layer, containers=(own, ffn),
+        attention=own, head_size=own.attention_head_size, scaling=own.scaling,
+        query=own.q_lin, key=own.k_lin, value=own.v_lin, out=own.out_lin,
+        up=ffn.lin1, activation=ffn.activation, down=ffn.lin2,
+        norms=post_norm(layer.sa_layer_norm, layer.output_layer_norm),
+        attention_dropout=own.dropout.p, ffn_dropout=ffn.dropout,
     )  # fmt: skip
 
 
@@ -190,10 +197,12 @@ def mpnet_layer(layer: nn.Module) -> StockLayer:
     attention, output = layer.attention, layer.output
     own = attention.attn
     return StockLayer(
-        layer, (attention, own, layer.intermediate, output), own, own.attention_head_size,
-        own.attention_head_size**-0.5, own.q, own.k, own.v, own.o,
-        layer.intermediate.dense, layer.intermediate.intermediate_act_fn, output.dense,
-        post_norm(attention.LayerNorm, output.LayerNorm), own.dropout.p, attention.dropout, output.dropout,
+        stock=layer, containers=(attention, own, layer.intermediate, output),
+        attention=own, head_size=own.attention_head_size, scaling=own.attention_head_size**-0.5,
+        query=own.q, key=own.k, value=own.v, out=own.o,
+        up=layer.intermediate.dense, activation=layer.intermediate.intermediate_act_fn, down=output.dense,
+        norms=post_norm(attention.LayerNorm, output.LayerNorm),
+        attention_dropout=own.dropout.p, out_dropout=attention.dropout, ffn_dropout=output.dropout,
     )  # fmt: skip
 
 

@@ -113,7 +113,10 @@ def modernbert_layer(layer: nn.Module) -> FusedLayer:
     """Pre-norm, gated, both in fewer and larger linear layers; the first layer's first norm is none."""
     own, mlp = layer.attn, layer.mlp
     return FusedLayer(
-        layer, (own, mlp), own, own.head_dim, own.head_dim**-0.5, own.Wqkv, own.Wqkv, own.Wqkv, own.Wo,
-        mlp.Wi, mlp.act, mlp.Wo, pre_norm(layer.attn_norm, layer.mlp_norm), own.attention_dropout, own.out_drop,
-        inner_dropout=mlp.drop, kind=layer.attention_type,
+        stock=layer, containers=(own, mlp), kind=layer.attention_type,
+        attention=own, head_size=own.head_dim, scaling=own.head_dim**-0.5,
+        query=own.Wqkv, key=own.Wqkv, value=own.Wqkv, out=own.Wo,
+        up=mlp.Wi, activation=mlp.act, down=mlp.Wo,
+        norms=pre_norm(layer.attn_norm, layer.mlp_norm),
+        attention_dropout=own.attention_dropout, out_dropout=own.out_drop, inner_dropout=mlp.drop,
     )  # fmt: skip

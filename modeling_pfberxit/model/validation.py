@@ -45,13 +45,14 @@ def one_of(*names: str) -> Check:
 
 def entry_of(registry: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> Check:
     """A name in a registry as it is when a value is checked; an alias is replaced by what it stands for."""
+    known = aliases or {}
 
     def check(field: str, value: Any) -> str:
         """The name, aliases resolved."""
-        value = (aliases or {}).get(value, value) if isinstance(value, str) else value
-        if not isinstance(value, str) or value not in registry:
-            refuse(field, value, "one of " + ", ".join((*registry, *(aliases or ()))))
-        return value
+        name = known.get(value, value) if isinstance(value, str) else None
+        if name is None or name not in registry:
+            refuse(field, value, f"one of {', '.join((*registry, *known))}")
+        return name
 
     return check
 
