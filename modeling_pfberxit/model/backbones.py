@@ -21,7 +21,7 @@ DECODER = {"is_decoder", "add_cross_attention"}
 COMMON = {field.name for field in fields(PreTrainedConfig)} | DECODER
 # Of no meaning to an encoder, or set by `Trainer` on the config of any model.
 ELSEWHERE = {"use_cache", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
-USUAL = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # what tools look for in `to_dict()`
+SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # what tools look for in `to_dict()`
 HEADS = {"classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "qa_dropout"}
 
 
@@ -56,19 +56,19 @@ class EncoderFields:
 
     def to_dict(self) -> dict[str, Any]:
         """As in `transformers`, with the encoder's sizes, which PEFT reads here."""
-        sizes = {name: getattr(self, name) for name in USUAL & self._encoder_fields().keys()}
+        sizes = {name: getattr(self, name) for name in SIZES & self._encoder_fields().keys()}
         return {**super().to_dict(), **sizes}  # type: ignore[misc]  # of the config this is mixed into
 
     def take_back(self, values: dict[str, Any]) -> None:
         """Drop from a config's values the sizes that `to_dict` added; refuse others than the encoder's."""
-        for name in USUAL & values.keys() & self._encoder_fields().keys():
+        for name in SIZES & values.keys() & self._encoder_fields().keys():
             if (given := values.pop(name)) != (own := getattr(self, name)):
                 refuse(name, given, f"{own}, as in backbone_config")
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What config.json holds: the encoder's sizes in `backbone_config` alone."""
         values = super().to_diff_dict()  # type: ignore[misc]  # of the config this is mixed into
-        return {name: value for name, value in values.items() if name not in USUAL}
+        return {name: value for name, value in values.items() if name not in SIZES}
 
 
 # ---- what the model needs of a backbone -----------------------------------------------------------------------------

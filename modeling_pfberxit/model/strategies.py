@@ -135,21 +135,21 @@ def exit_weights(
     return EXIT_WEIGHTS[kind].weigh(torch.tensor(depths, dtype=torch.float32), exit_depths, progress, learned)
 
 
-def by_depth(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
+def by_depth(layers: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
     """Layer i over the sum of the layers (PABEE, F-PABEE): layers 1 and 3 weigh 1/4 and 3/4."""
-    return deep / deep.sum()
+    return layers / layers.sum()
 
 
-def uniform(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
+def uniform(layers: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
     """1 each, a plain sum (ElasticBERT, DeeBERT)."""
-    return torch.ones_like(deep)
+    return torch.ones_like(layers)
 
 
-def learned_weights(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
+def learned_weights(layers: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
     """Sigmoids of trained parameters, the last exit taking what is left of the total (ELBERT)."""
     if learned is None:
         refuse_unlearned("learned")
-    return learned[[exit_depths.index(depth) for depth in deep.tolist()]]
+    return learned[[exit_depths.index(depth) for depth in layers.tolist()]]
 
 
 def refuse_unlearned(kind: str) -> NoReturn:
@@ -157,11 +157,11 @@ def refuse_unlearned(kind: str) -> NoReturn:
     refuse("exit_weights", kind, "chosen when the model is made: this one has no weights to learn")
 
 
-def rising(deep: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
+def rising(layers: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
     """In the course of the run from 0.01 to the exit's share of the layers, the last exit 1 (Shallow-Deep)."""
-    share = deep / exit_depths[-1]
+    share = layers / exit_depths[-1]
     done = progress.step / max(progress.total, 1)
-    return torch.minimum(share, 0.01 + done * share).masked_fill(deep == exit_depths[-1], 1.0)
+    return torch.minimum(share, 0.01 + done * share).masked_fill(layers == exit_depths[-1], 1.0)
 
 
 class ExitWeights(NamedTuple):

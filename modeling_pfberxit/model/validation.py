@@ -26,14 +26,14 @@ def refuse(field: str, value: Any, allowed: str) -> NoReturn:
     raise ValueError(f"{field}={value!r}: must be {allowed}.")
 
 
-OWN = ("exit_", "adapter_", "prompt_", "token_exit", "lte_", "prototype", "distillation")  # how our fields begin
+PREFIXES = ("exit_", "adapter_", "prompt_", "token_exit", "lte_", "prototype", "distillation")  # of our fields
 
 
 def no_misspelling(name: str, fields: Iterable[str], policy: Iterable[str]) -> None:
     """Refuse an unknown name that looks like one of our fields: it would be kept and have no effect."""
     if name in policy:
         refuse("config", name, f"written exit_{name}")
-    near = get_close_matches(name, list(fields), n=1, cutoff=0.8 if not name.startswith(OWN) else 0.0)
+    near = get_close_matches(name, list(fields), n=1, cutoff=0.8 if not name.startswith(PREFIXES) else 0.0)
     if near:
         refuse("config", name, f"a field of PFBerxitConfig; is {near[0]} meant?")
 
