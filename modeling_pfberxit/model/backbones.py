@@ -187,12 +187,9 @@ def never_called(backbone: PreTrainedModel, layers: list[StockLayer]) -> list[nn
 
 
 def embed(
-    backbone: PreTrainedModel,
-    input_ids: Tensor | None = None,
-    token_type_ids: Tensor | None = None,
-    position_ids: Tensor | None = None,
-    inputs_embeds: Tensor | None = None,
-) -> Tensor:
+    backbone: PreTrainedModel, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Tokens (B, n) or embeddings (B, n, e) -> what the first layer reads, (B, n, d).
 
     Raises:

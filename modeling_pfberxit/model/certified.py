@@ -22,6 +22,11 @@ TITLE = "## What is certified"  # of a card's section
 SECTION = re.compile(rf"^{re.escape(TITLE)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
+def certified_points(config: PreTrainedConfig) -> list[str]:
+    """The names of a config's operating points that have a certificate."""
+    return [name for name, point in config.operating_points.items() if "certificate" in point]
+
+
 def leave_behind(config: PreTrainedConfig, hashes: dict[str, str] | None) -> None:
     """Take out of a config, with a warning, what was certified on other weights than those with these hashes."""
     points = config.operating_points
@@ -36,7 +41,7 @@ def leave_behind(config: PreTrainedConfig, hashes: dict[str, str] | None) -> Non
 
 def warn_of_training(config: PreTrainedConfig) -> None:
     """Say, once, that a model which is trained further will not keep its certificates."""
-    if names := [name for name, point in config.operating_points.items() if "certificate" in point]:
+    if names := certified_points(config):
         logger.warning_once(
             f"{', '.join(names)}: a certificate speaks of the weights it was made on. This model is trained further; "
             "where it is saved, its certificates are left behind."
@@ -48,7 +53,7 @@ def warn_of_training(config: PreTrainedConfig) -> None:
 
 def note_certified(model: nn.Module) -> None:
     """Note the weights of a model that was loaded with certificates, so that others are told from them."""
-    if any("certificate" in point for point in model.config.operating_points.values()):
+    if certified_points(model.config):
         identity = identity_of(tensors_of(model), None, rounded=False)
         model.certified_on = stamps(model), identity.tensors
 

@@ -238,14 +238,9 @@ class AdaptedLayer(GradientCheckpointingLayer):
         return Sublayers(layer, self.attention_adapter, self.ffn_adapter, self.sequential, compiled)
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        context: Context,
-        padding_mask: Tensor | None,
-        layer: StockLayer,
-        queries: int | None = None,
-        compiled: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+        self, hidden_states: Tensor, context: Context, padding_mask: Tensor | None, layer: StockLayer,
+        queries: int | None = None, compiled: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """(B, n, d) -> (B, n, d), and the attention weights where there are any; the first `queries` positions only."""
         weights = None
 

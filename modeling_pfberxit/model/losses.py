@@ -74,12 +74,9 @@ def _in_range(labels: Tensor, num_labels: int, problem_type: str) -> bool:
 
 
 def exit_losses(
-    exit_logits: Tensor,
-    labels: Tensor,
-    problem_type: str,
-    label_smoothing: float = 0.0,
+    exit_logits: Tensor, labels: Tensor, problem_type: str, label_smoothing: float = 0.0,
     weights: list[float] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The mean loss of every exit over the rows: logits (B, E, C), labels (B,) or (B, C) -> (E,).
 
     Cross-entropy, binary cross-entropy averaged over the labels, or squared error, in fp32. `weights` are torch's

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, logging
 
-from .certified import SECTION, leave_behind
+from .certified import SECTION, certified_points, leave_behind
 from .sources import locate
 
 logger = logging.get_logger(__name__)
@@ -60,7 +60,7 @@ def record_hashes(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
     config.weights_sha256 = {path.name: sha256_of(path) for path in sorted(Path(folder).glob("model*.safetensors"))}
     leave_behind(config, config.weights_sha256)
     update_config(folder, weights_sha256=config.weights_sha256, operating_points=config.operating_points)
-    if not any("certificate" in point for point in config.operating_points.values()):
+    if not certified_points(config):
         clear_card(Path(folder) / "README.md")
 
 

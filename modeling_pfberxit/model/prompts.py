@@ -21,7 +21,7 @@ class Prompts(nn.Module):
             refuse(
                 "prompt_layer", config.prompt_layer, f"a layer below the last, 0 to {layers - 1}: prompts join above it"
             )
-        self.kind, self.length = config.prompt_generator, config.prompt_length
+        self.length = config.prompt_length
 
 
 class Table(Prompts):

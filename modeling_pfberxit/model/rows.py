@@ -107,13 +107,9 @@ class Rows:
 
     @classmethod
     def start(
-        cls,
-        encoder: PreTrainedModel,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        token_depths: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Rows:
+        cls, encoder: PreTrainedModel, hidden_states: Tensor, attention_mask: Tensor | None,
+        token_depths: Tensor | None = None, position_ids: Tensor | None = None,
+    ) -> Rows:  # fmt: skip
         """All rows of a batch, before the first layer.
 
         A mask without padding is dropped and one with padding on the left refused, where its values can be read: on the

@@ -145,7 +145,7 @@ def uniform(layers: Tensor, exit_depths: list[int], progress: TrainingProgress, 
     return torch.ones_like(layers)
 
 
-def learned_weights(layers: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
+def as_learned(layers: Tensor, exit_depths: list[int], progress: TrainingProgress, learned: Tensor | None) -> Tensor:
     """Sigmoids of trained parameters, the last exit taking what is left of the total (ELBERT)."""
     if learned is None:
         refuse_unlearned("learned")
@@ -175,7 +175,7 @@ class ExitWeights(NamedTuple):
 EXIT_WEIGHTS = {
     "depth": ExitWeights(by_depth),
     "uniform": ExitWeights(uniform),
-    "learned": ExitWeights(learned_weights, learned=True),
+    "learned": ExitWeights(as_learned, learned=True),
     "rising": ExitWeights(rising, follows_steps=True),
 }
 
