@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from modeling_pfberxit import ExitPolicy, PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.replay import replay
-from modeling_pfberxit.model import loop as execution
+from modeling_pfberxit.model import execution
 from modeling_pfberxit.model import streams
 from modeling_pfberxit.model.criteria import CRITERIA
 from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence, ExitState
