@@ -20,7 +20,7 @@ from modeling_pfberxit.model.criteria import CRITERIA
 from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState, outcomes
 from modeling_pfberxit.model.execution import Execution
 from modeling_pfberxit.model.loop import Loop
-from modeling_pfberxit.model.record import CallRecord
+from modeling_pfberxit.model.rows import CallRecord
 from modeling_pfberxit.model.steps import chance, start, step
 
 ROWS = 8

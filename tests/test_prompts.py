@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.model.prompts import Prompts
+from modeling_pfberxit.model.positions import Prompts
 
 FAMILIES = list(CONFIGS)
 GENERATORS = ["table", "npg", "mppg", "appg"]

@@ -14,9 +14,8 @@ from modeling_pfberxit.data.tasks import load_task
 from modeling_pfberxit.evaluation.frontier import grid
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.model.criteria import CRITERIA, check_fit, rule_of
-from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, reads
 from modeling_pfberxit.model.exit_policy import FIELDS, FULL_DEPTH, describe
-from modeling_pfberxit.model.policy_fields import reads
 from modeling_pfberxit.model.steps import start, step
 from modeling_pfberxit.model.systems import SYSTEMS
 from modeling_pfberxit.studies.quickstart import choice_of

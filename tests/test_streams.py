@@ -22,14 +22,12 @@ from transformers.utils import logging
 
 from modeling_pfberxit import ExitPolicy, PFBerxitForSequenceClassification
 from modeling_pfberxit.evaluation.replay import replay
-from modeling_pfberxit.model import execution
-from modeling_pfberxit.model import streams
+from modeling_pfberxit.model import execution, streams
 from modeling_pfberxit.model.criteria import CRITERIA
 from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence, ExitState
 from modeling_pfberxit.model.execution import Execution
 from modeling_pfberxit.model.loop import Loop
-from modeling_pfberxit.model.record import CallRecord
-from modeling_pfberxit.model.rows import Rows, unless_full
+from modeling_pfberxit.model.rows import CallRecord, Rows, unless_full
 from modeling_pfberxit.model.streams import Stream
 
 ROWS = 33

@@ -24,7 +24,7 @@ from tiny import (
 from torch.nn import functional as F
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.model.token_exits import DRAWN
+from modeling_pfberxit.model.positions import DRAWN
 from modeling_pfberxit.training import fit_token_exits
 from modeling_pfberxit.training.token_exits import METHODS, mutual_information
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..model.evidence import confidence, predictions
+from ..model.evidence import ANSWERS, confidence, predictions
 from ..model.exit_policy import ExitPolicy
-from ..model.policy_fields import ANSWERS
 from .exit_patterns import correct
 from .recording import Recording
 from .replay import answered, same_answers

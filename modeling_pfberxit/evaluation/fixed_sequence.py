@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..model.criteria import rule_of
+from ..model.evidence import PolicyFields
 from ..model.exit_policy import ExitPolicy
-from ..model.policy_fields import PolicyFields
 from ..model.validation import refuse
 from .bounds import rows_needed
 from .claims import EVERY, Claim, Counter, Counts

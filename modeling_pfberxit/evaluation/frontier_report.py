@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.policy_fields import NAMES
+from ..model.evidence import NAMES
 from .clock import Clock
 from .frontier import Point, frontier, grid, judging, sweep, with_intervals
 from .plots import Banded

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ..model.criteria import rule_of
-from ..model.evidence import MULTI_LABEL, REGRESSION, Evidence
+from ..model.evidence import ABSTAIN, MULTI_LABEL, REGRESSION, Evidence, read_by
 from ..model.exit_policy import ExitPolicy
-from ..model.policy_fields import ABSTAIN, read_by
 from ..model.steps import decide, labels_of, score_of, unsure
 from ..model.validation import refuse
 from .history import History

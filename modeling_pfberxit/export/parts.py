@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from ..model.backbones import embed, encoder_layers, pooler_dense, reads_backbone_pooler, set_attention
 from ..model.criteria import rule_of
 from ..model.encoder_layer import Context
-from ..model.evidence import EMITTED_BY, Evidence, ExitState, outcomes
+from ..model.evidence import ABSTAIN, EMITTED_BY, NAMES, Evidence, ExitState, PolicyFields, outcomes
 from ..model.exit_policy import ExitPolicy
 from ..model.families import family_of, padding_alone
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.policy_fields import ABSTAIN, NAMES, PolicyFields
 from ..model.rows import Rows
 from ..model.steps import one_by_one, step
 from .templates import Inputs

@@ -19,9 +19,8 @@ from transformers.utils import logging as hf_logging
 
 from .backbones import pooler_option, shape_of
 from .blueprint import check_blueprint
-from .certified import warn_of_training
 from .exits import Exits
-from .identity import changes, difference, identify, identity_of, is_shared
+from .identity import changes, difference, identity_of, is_shared, tensors_of, warn_of_training
 from .load_options import shared_options
 from .persistence import read_tensors, sha256_of, weight_files
 from .sources import read_encoder
@@ -62,7 +61,7 @@ def load_backbone(config: PreTrainedConfig, with_pooler: bool, **options: Any) -
         raise OSError(f"{shown}: its checkpoint lacks {lacking[:3]} ...")
     if with_pooler and missing:
         backbone.pooler = None
-    identify(backbone, weights_sha256)
+    backbone.identity = identity_of(tensors_of(backbone), weights_sha256)
     return backbone
 
 

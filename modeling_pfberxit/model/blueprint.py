@@ -15,9 +15,9 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .backbones import num_depths, shape_of
-from .certified import leave_behind
 from .evidence import REGRESSION, SINGLE_LABEL
 from .exit_policy import configured_policy
+from .identity import leave_behind
 from .strategies import learns_weights, refuse_unlearned
 from .validation import refuse
 

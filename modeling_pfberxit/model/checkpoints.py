@@ -28,12 +28,11 @@ from .backbones import (
 )
 from .base_encoder import check_base, check_saveable, check_shared, check_sharing, load_backbone, load_head
 from .blueprint import blueprint, check_carried_over, check_state_dict, drop_measured, keep_exits, loadable, rebuilt
-from .certified import note_certified
 from .configuration_pfberxit import PFBerxitConfig
 from .execution import Execution
 from .exits import Exits, init_exit_weights
 from .families import family_of
-from .identity import share
+from .identity import note_certified, share
 from .layers import AdaptedLayer
 from .load_options import (
     PUSH_OPTIONS,
@@ -46,10 +45,9 @@ from .load_options import (
     wanted_config,
 )
 from .persistence import record_hashes, verify_checkpoint
-from .prompts import GENERATORS
+from .positions import GENERATORS, TokenExits, check_reach, init_token_exits, resize
 from .rows import Rows
 from .sources import check_pretrained_name, commit_of, read_checkpoint
-from .token_exits import TokenExits, check_reach, init_token_exits, resize
 from .trainable import in_use
 from .validation import refuse
 

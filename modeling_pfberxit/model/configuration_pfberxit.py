@@ -8,12 +8,11 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .adapters import ACTIVATIONS, PLACEMENTS, SUBLEARNERS
 from .backbones import EncoderFields, architecture, check_supported, global_layers, num_depths
-from .evidence import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence
+from .evidence import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, PolicyFields
 from .exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, requested_policy
 from .heads import LAST_EXITS, POOLERS, POOLINGS
 from .load_options import AUTO_MAP, FORMAT_VERSION, SHARED_OPTIONS, floating_dtype, readable_format
-from .policy_fields import PolicyFields
-from .prompts import GENERATORS
+from .positions import GENERATORS
 from .sources import pretrained_encoder
 from .strategies import EXIT_WEIGHTS, STRATEGIES
 from .systems import SYSTEMS, system_values

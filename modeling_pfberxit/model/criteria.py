@@ -19,8 +19,19 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from .evidence import EMITTED_BY, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, ExitState
-from .policy_fields import ABSTAIN, NAMES, PolicyFields, declared, read_by
+from .evidence import (
+    ABSTAIN,
+    EMITTED_BY,
+    MULTI_LABEL,
+    NAMES,
+    REGRESSION,
+    SINGLE_LABEL,
+    Evidence,
+    ExitState,
+    PolicyFields,
+    declared,
+    read_by,
+)
 from .scores import (
     ENSEMBLES,
     by_ensemble,

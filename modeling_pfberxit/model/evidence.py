@@ -1,4 +1,4 @@
-"""Evidence: what exits emit, how far two predictions are apart, and what a rule remembers of earlier exits.
+"""What a rule is given: an exit's evidence, its memory of earlier exits, and the fields of a policy that it reads.
 
 Shapes: B rows, C classes or labels, m exits looked back on. A prediction is a table of log-probabilities (B, L, K):
 single-label L = 1, K = C; multi-label L = C, K = 2 (every label its own two outcomes); regression keeps its values as
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, logaddexp
@@ -215,3 +215,66 @@ class ExitState:
     def with_newest(self, now: Tensor) -> Tensor:
         """The newest prediction before the remembered ones, (B, 1 + m, L, K)."""
         return torch.cat([now[:, None], self.past], dim=1)
+
+
+# ---- fields of a policy ----------------------------------------------------------------------------------------------
+
+Function = TypeVar("Function", bound=Callable)
+
+
+@dataclass(frozen=True)
+class PolicyFields:
+    """How rows leave during one call, unchecked. `exit_policy.ExitPolicy` explains the fields."""
+
+    criterion: str | None = "divergence_v1"
+    divergence: str = "kl"
+    threshold: float | tuple[float, ...] | None = None
+    patience: int = 2
+    window: int = 3
+    min_layer: int = 1
+    appointed_layer: int | None = None
+    normalize: bool = False
+    window_rule: str = "agree"
+    window_range: float = 0.1
+    ensemble: str = "none"
+    distance_weight: float = 1.0
+    nsp_weight: float = 0.1
+    label_thresholds: Any = None  # pairs of a label and its threshold, or None
+    answer: str = "label"
+    unsure_below: float = 0.6
+
+
+ABSTAIN = "abstain"  # the `answer` under which rows may leave as unsure
+ANSWERS = ("label", ABSTAIN)
+NAMES = tuple(field.name for field in fields(PolicyFields))
+
+
+def reads(
+    *names: str, also: Callable[[PolicyFields], tuple[str, ...]] = lambda policy: (), above: bool = False
+) -> Callable[[Function], Function]:
+    """Declare which fields of the policy a function of a rule reads.
+
+    Args:
+        names: the fields, of a decision the one that is turned first in front.
+        also: fields that are read only under some policies.
+        above: of a decision: rows leave at a score of tau or above it, not below.
+    """
+    if unknown := set(names) - set(NAMES):
+        raise ValueError(f"reads={sorted(unknown)}: must be fields of {', '.join(NAMES)}.")
+
+    def declare(function: Function) -> Function:
+        vars(function).update(reads=names, also=also, above=above)
+        return function
+
+    return declare
+
+
+def declared(function: Callable) -> tuple[str, ...]:
+    """The fields a function reads under every policy, in the order it declares them."""
+    return getattr(function, "reads", ())
+
+
+def read_by(function: Callable, policy: PolicyFields) -> tuple[str, ...]:
+    """The fields a function reads under this policy."""
+    also = getattr(function, "also", None)
+    return declared(function) if also is None else (*declared(function), *also(policy))

@@ -1,8 +1,4 @@
-"""`Execution`: the short cuts of the loop, and what each is expected to be worth. Answers are the same without them.
-
-The loop asks it, row counts and lengths in hand; nothing here runs a layer. The numbers were measured on a few CPU
-cores; accelerators have estimates.
-"""
+"""`Execution`: the short cuts of the loop, and when each is expected to pay; answers are the same without them."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from dataclasses import dataclass
 
 from .validation import flag, real
 
-# Reading a layer's weights takes as long as the arithmetic of so many tokens.
+# Reading a layer's weights takes as long as the arithmetic of so many tokens: measured on a few CPU cores.
 WEIGHTS_IN_TOKENS = {"cpu": 12}
 WEIGHTS_IN_TOKENS_ELSEWHERE = 1024  # an estimate for accelerators
 WELL_FED = 20  # with 20 times as many tokens, reading the weights is a twentieth of the work

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, NamedTuple
 
 from .criteria import CRITERIA, ENSEMBLES, STATIC, check_evidence, check_fit, numbered, rule_of
-from .evidence import DIVERGENCE_ALIASES, DIVERGENCES
-from .policy_fields import ABSTAIN, ANSWERS, PolicyFields
+from .evidence import ABSTAIN, ANSWERS, DIVERGENCE_ALIASES, DIVERGENCES, PolicyFields
 from .scores import WINDOW_RULES
 from .validation import (
     Check,

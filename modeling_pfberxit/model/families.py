@@ -206,6 +206,11 @@ def mpnet_layer(layer: nn.Module) -> StockLayer:
     )  # fmt: skip
 
 
+def each_layer(view: Callable[[nn.Module], StockLayer]) -> Callable[[PreTrainedModel], list[StockLayer]]:
+    """One view per layer, of encoders that call their layers themselves."""
+    return lambda backbone: [view(layer) for layer in backbone.layers]
+
+
 # ---- all families ----------------------------------------------------------------------------------------------------
 
 BERT = Family(
@@ -219,7 +224,7 @@ ROTARY_SHAPE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "rope_parameters",
 )  # fmt: skip
 ROTARY = Family(
-    layers=lambda backbone: [nomic_layer(layer) for layer in backbone.layers],
+    layers=each_layer(nomic_layer),
     context=rotary_context,
     inputs=("input_ids", "token_type_ids", "inputs_embeds"),
     pooler=dense_pooler,
@@ -278,19 +283,10 @@ FAMILIES: dict[str, Family] = {
         head=deberta_head,
     ),
     "nomic_bert": replace(ROTARY, ffn_sizes=gated, head=partial(bert_head, encoder="nomic_bert")),
-    "gte": replace(
-        ROTARY,
-        layers=lambda backbone: [gte_layer(layer) for layer in backbone.layers],
-        ffn_sizes=gated,
-        head=partial(bert_head, encoder="gte"),
-    ),
-    "jina_embeddings_v3": replace(
-        ROTARY,
-        layers=lambda backbone: [jina_layer(layer) for layer in backbone.layers],
-        head=head_in_two,
-    ),
+    "gte": replace(ROTARY, layers=each_layer(gte_layer), ffn_sizes=gated, head=partial(bert_head, encoder="gte")),
+    "jina_embeddings_v3": replace(ROTARY, layers=each_layer(jina_layer), head=head_in_two),
     "modernbert": Family(
-        layers=lambda backbone: [modernbert_layer(layer) for layer in backbone.layers],
+        layers=each_layer(modernbert_layer),
         context=modernbert_context,
         inputs=("input_ids", "inputs_embeds"),
         final_norm=lambda backbone: backbone.final_norm,
@@ -303,7 +299,7 @@ FAMILIES: dict[str, Family] = {
         head=modernbert_head,
     ),
     "eurobert": Family(
-        layers=lambda backbone: [eurobert_layer(layer) for layer in backbone.layers],
+        layers=each_layer(eurobert_layer),
         context=rotary_context,
         inputs=("input_ids", "inputs_embeds"),
         embed=eurobert_embed,

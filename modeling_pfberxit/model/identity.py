@@ -1,6 +1,7 @@
-"""An encoder is identified by its bytes: hashes of its tensors, and encoders that share the same ones.
+"""Weights are known by their bytes: an encoder as it was loaded, encoders that share them, what was certified on them.
 
-Where an encoder is found and how its files are checked is in `base_encoder`.
+Where an encoder is found and how its files are checked is in `base_encoder`. What a certificate promises, and how one
+is made, is no part of a model: `evaluation.certificates`.
 """
 
 from __future__ import annotations
@@ -8,15 +9,20 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .backbones import build_backbone
+from .validation import is_recorded, refuse
+
+logger = logging.get_logger(__name__)
 
 # What a tensor may be cast to without becoming another: the base, loaded in that dtype, has the same bits.
 ROUNDED = {torch.float32: (torch.bfloat16, torch.float16)}
@@ -36,13 +42,11 @@ class Identity(NamedTuple):
     tensors: dict[str, Fingerprint]  # of every parameter and buffer
 
 
-def identify(backbone: PreTrainedModel, file_sha256: str | None) -> None:
-    """Note what the encoder is, as `backbone.identity`; half a second for BERT-base on two cores."""
-    backbone.identity = identity_of(tensors_of(backbone), file_sha256)
-
-
 def identity_of(now: Mapping[str, Tensor], file_sha256: str | None, rounded: bool = True) -> Identity:
-    """What tensors are, by name; `rounded`: in the smaller dtypes as well that they may be cast to."""
+    """What tensors are, by name, half a second for BERT-base on two cores.
+
+    `rounded`: in the smaller dtypes as well that they may be cast to.
+    """
     wanted = [(name, tensor.dtype) for name, tensor in now.items()]
     if rounded:
         wanted += [(name, dtype) for name, tensor in now.items() for dtype in ROUNDED.get(tensor.dtype, ())]
@@ -125,3 +129,74 @@ def share(backbone: PreTrainedModel) -> PreTrainedModel:
 def is_shared(backbone: PreTrainedModel) -> bool:
     """Whether another model may use the very same storage; a copy, a cast or a move ends that."""
     return getattr(backbone, "shared_storage", None) == next(backbone.parameters()).data_ptr()
+
+
+# ---- certificates ----------------------------------------------------------------------------------------------------
+
+TITLE = "## What is certified"  # of a card's section
+SECTION = re.compile(rf"^{re.escape(TITLE)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+
+
+def certified_points(config: PreTrainedConfig) -> list[str]:
+    """The names of a config's operating points that have a certificate."""
+    return [name for name, point in config.operating_points.items() if "certificate" in point]
+
+
+def leave_behind(config: PreTrainedConfig, hashes: dict[str, str] | None) -> None:
+    """Take out of a config, with a warning, what was certified on other weights than those with these hashes."""
+    points = config.operating_points
+    made_on = {name: point.get("certificate", {}).get("weights_sha256") for name, point in points.items()}
+    if names := [name for name, weights in made_on.items() if weights and weights != hashes]:
+        config.operating_points = {name: point for name, point in points.items() if name not in names}
+        logger.warning(
+            f"{', '.join(names)}: left behind, since these weights are not known to be those that were certified. "
+            "The exit rule stays and promises nothing; `pfberxit certify` makes a new certificate."
+        )
+
+
+def warn_of_training(config: PreTrainedConfig) -> None:
+    """Say, once, that a model which is trained further will not keep its certificates."""
+    if names := certified_points(config):
+        logger.warning_once(
+            f"{', '.join(names)}: a certificate speaks of the weights it was made on. This model is trained further; "
+            "where it is saved, its certificates are left behind."
+        )
+
+
+def note_certified(model: nn.Module) -> None:
+    """Note the weights of a model that was loaded with certificates, so that others are told from them."""
+    if certified_points(model.config):
+        identity = identity_of(tensors_of(model), None, rounded=False)
+        model.certified_on = stamps(model), identity.tensors
+
+
+def as_certified(model: nn.Module, request: Any) -> Any:
+    """A call's policy as it is; refuses the name of an operating point that was certified on other weights."""
+    point = model.config.operating_points.get(request, {}) if isinstance(request, str) else {}
+    if "certificate" not in point or is_recorded(next(model.parameters())):
+        return request
+    check_arithmetic(model, request, point["certificate"].get("dtype"))
+    noted, now = getattr(model, "certified_on", None), stamps(model)
+    if noted is None or now == noted[0]:
+        return request
+    if changed := changes(noted[1], tensors_of(model), contents=True):
+        refuse("exit_policy", request, f"used on the weights that were certified: {changed}; its fields in a dict "
+               "promise nothing")  # fmt: skip
+    model.certified_on = now, noted[1]
+    return request
+
+
+def check_arithmetic(model: nn.Module, name: str, certified: str | None) -> None:
+    """Refuse a certified point, by its name, where weights or what autocast makes of them are of another dtype."""
+    dtype, kind = str(model.dtype).removeprefix("torch."), model.device.type
+    if certified not in (None, dtype):
+        refuse("exit_policy", name, f"used on {certified} weights, as it was certified; these are {dtype}")
+    if torch.is_autocast_enabled(kind) and (cast := torch.get_autocast_dtype(kind)) != model.dtype:
+        within = str(cast).removeprefix("torch.")
+        refuse("exit_policy", name, f"used on {dtype} weights outside autocast to {within}, as it was certified")
+
+
+def stamps(model: nn.Module) -> list[tuple[str, int, int]]:
+    """What says in no time that no tensor was touched: where each lies, and how often it was written to."""
+    now = tensors_of(model).items()
+    return [(name, each.data_ptr(), 0 if each.is_inference() else each._version) for name, each in now]

@@ -22,8 +22,7 @@ from .evidence import Evidence, ExitState
 from .exit_policy import FULL_DEPTH, ExitPolicy
 from .families import family_of
 from .layers import ByDepth, FirstPositions, Sublayers, check_layers, check_never_called, hooked, sharded
-from .record import CallRecord
-from .rows import Rows
+from .rows import CallRecord, Rows
 from .steps import chance, start, step
 from .strategies import Phase, branch
 from .validation import is_recorded

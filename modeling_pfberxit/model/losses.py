@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from .evidence import DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, predictions
-from .policy_fields import ABSTAIN, PolicyFields
+from .evidence import ABSTAIN, DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, PolicyFields, predictions
 from .strategies import Phase
 from .validation import is_readable, is_watched, refuse
 

@@ -17,16 +17,16 @@ from transformers.utils import ModelOutput
 from .backbones import pooler_dense, reads_backbone_pooler
 from .base_encoder import check_trainable
 from .blueprint import check_blueprint
-from .certified import as_certified
 from .checkpoints import PFBerxitPreTrainedModel
 from .configuration_pfberxit import PFBerxitConfig
 from .exit_policy import FULL_DEPTH, POLICY_CHECKS, ExitPolicy, resolve_policy
 from .exits import Exits
 from .heads import POOLINGS, mean_weights
+from .identity import as_certified
 from .layers import check_predictable
 from .loop import Encoding, Loop
 from .losses import ExitLoss, answer_loss, check_labels, check_objective, check_weights, problem_type_of, training_loss
-from .record import CallRecord
+from .rows import CallRecord
 from .sources import as_last_exit
 from .strategies import Phase, TrainingProgress, current_phase, whole_objective
 from .streams import predict

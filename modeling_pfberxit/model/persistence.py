@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, logging
 
-from .certified import SECTION, certified_points, leave_behind
+from .identity import SECTION, certified_points, leave_behind
 from .sources import locate
 
 logger = logging.get_logger(__name__)

@@ -16,8 +16,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from .evidence import DIVERGENCES, REGRESSION, Evidence, ExitState, as_logits, confidence, entropy
-from .policy_fields import PolicyFields, declared, reads
+from .evidence import (
+    DIVERGENCES,
+    REGRESSION,
+    Evidence,
+    ExitState,
+    PolicyFields,
+    as_logits,
+    confidence,
+    declared,
+    entropy,
+    reads,
+)
 
 EPSILON = 1e-6  # keeps a harmonic mean finite
 

@@ -31,11 +31,6 @@ def locate(name: str | os.PathLike, file: str, **options: Any) -> str | None:
     return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **options)
 
 
-def has(name: str | os.PathLike, file: str, **options: Any) -> bool:
-    """Whether there is such a file."""
-    return locate(name, file, **options) is not None
-
-
 def commit_of(name: str | os.PathLike, revision: str | None, **options: Any) -> str | None:
     """The commit that a revision of a Hub repository names today: the cache keeps files in a folder called after it.
 
@@ -178,7 +173,7 @@ def describe(name: str | os.PathLike, config: dict[str, Any], **options: Any) ->
     kind, made = config.get("model_type"), (config.get("architectures") or [None])[0]
     if kind is None:
         return "a config.json without a model_type"
-    if has(name, "modules.json", **options):
+    if locate(name, "modules.json", **options):
         return f"a sentence-transformers model (encoder: {kind})"
     if made is None:
         return f"a checkpoint of model_type={kind!r}"
@@ -191,13 +186,13 @@ def refuse_without_config(shown: str, name: str | os.PathLike, **options: Any) -
         refuse_peft(shown, adapter)
     folders = [path.parent.name for path in sorted(Path(name).glob("*/config.json"))] if os.path.isdir(name) else []
     within = f"there is one in {', '.join(folders[:4])}" if folders else "there is none"
-    if has(name, "modules.json", **options):
+    if locate(name, "modules.json", **options):
         raise OSError(f"{shown} is a sentence-transformers model without a config.json beside modules.json; {within}.")
     if folders:
         raise OSError(f"{shown} has no config.json; {within}.")
     if os.path.isdir(name) and (files := sorted(Path(name).glob("*.gguf"))):
         raise OSError(f"{shown} holds {files[0].name}{gguf(files[0])}.")
-    if has(name, "tokenizer_config.json", **options) or has(name, "tokenizer.json", **options):
+    if locate(name, "tokenizer_config.json", **options) or locate(name, "tokenizer.json", **options):
         raise OSError(f"{shown} holds a tokenizer and no model: there is no config.json.")
     unread = "" if os.path.isdir(name) else ", or it is neither cached nor within reach"
     raise OSError(f"{shown} has no config.json: it is no checkpoint{unread}.")

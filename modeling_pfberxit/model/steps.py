@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from .criteria import rule_of
-from .evidence import MULTI_LABEL, Evidence, ExitState, confidence, predictions
-from .policy_fields import ABSTAIN, PolicyFields
+from .evidence import ABSTAIN, MULTI_LABEL, Evidence, ExitState, PolicyFields, confidence, predictions
 
 
 def start(

@@ -22,22 +22,16 @@ from transformers.utils import logging
 
 from .backbones import check_ids, longest_input, table_sizes
 from .exit_policy import ExitPolicy
-from .record import CallRecord
-from .rows import Rows
+from .rows import CallRecord, Rows
 from .validation import refuse, whole
 
 WINDOW = 64  # batches that are sorted by length together
 
 
 class RowError(ValueError):
-    """A row that cannot be read.
+    """A row, by its number from 0, that cannot be read.
 
-    Args:
-        row: its number, from 0.
-        message: what is wrong with it.
-
-    Attributes:
-        logits, exit_layer: the answers (row, C) and (row,) of all rows before it, on the CPU; None: nothing was run.
+    It has the answers (row, C) and executed layers (row,) of all rows before it, on the CPU; None: nothing was run.
     """
 
     def __init__(self, row: int, message: str) -> None:

@@ -7,7 +7,7 @@ and why. What the values do is in the files that read them.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .policy_fields import PolicyFields
+from .evidence import PolicyFields
 from .validation import entry_of
 
 

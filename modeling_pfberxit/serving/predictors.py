@@ -18,10 +18,10 @@ from ..data.texts import CUT, tokenise
 from ..evaluation.certifying import origin
 from ..export.facts import activation_of
 from ..model.criteria import rule_of
+from ..model.evidence import ABSTAIN
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy, resolve_policy
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.policy_fields import ABSTAIN
 from ..model.streams import pad_rows
 from ..model.validation import label_names, refuse
 from .calls import Found, Point, Tokens

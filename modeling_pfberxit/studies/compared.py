@@ -4,7 +4,7 @@ from typing import Any
 
 from ..model.backbones import num_depths
 from ..model.configuration_pfberxit import PFBerxitConfig
-from ..model.prompts import GENERATORS
+from ..model.positions import GENERATORS
 
 # The same for all systems, so that rules and training are compared and not what exits read.
 COMMON = {"exit_pooling": "mean", "exit_pooler": "none"}

@@ -5,8 +5,8 @@ from typing import Any
 
 from ..evaluation.certificates import in_words
 from ..evaluation.tables import table
-from ..model.certified import SECTION, TITLE
 from ..model.exit_policy import POLICY_CHECKS, ExitPolicy, describe
+from ..model.identity import SECTION, TITLE
 from ..model.persistence import replacing
 
 CLOSING = (

@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 
 from ..model.blueprint import rebuilt
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
-from ..model.token_exits import DRAWN, TokenExits
+from ..model.positions import DRAWN, TokenExits
 from ..model.validation import refuse
 
 METHODS = ("random", "random_each_time", "frequency", "mutual_information", "clustered")
