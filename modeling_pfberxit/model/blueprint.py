@@ -91,11 +91,10 @@ def check_carried_over(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> No
     for name, was in shape_of(stored.encoder_config()).items():
         if shape.get(name) != was:
             refuse(name, shape.get(name), f"{was!r}, as in the checkpoint")
+    idle = {"lte_shared": not wanted.use_lte, "train_pooler": wanted.exit_pooler != "backbone"}
     for name in FIXED:
-        if name == "lte_shared" and not wanted.use_lte or name == "train_pooler" and wanted.exit_pooler != "backbone":
-            continue
         was, value = getattr(stored, name), getattr(wanted, name)
-        if value != was:
+        if value != was and not idle.get(name):
             refuse(name, value, f"{was!r}, as in the checkpoint: its weights fit no other")
     for name in REMOVABLE:
         if getattr(wanted, name) and not getattr(stored, name):
@@ -107,7 +106,7 @@ def check_carried_over(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> No
 
 def check_exit_layers(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> None:
     """Refuse exits at layers for which the checkpoint has no head."""
-    had, layers = stored_depths(stored), stored_depths(wanted)
+    had, layers = depths_of(stored), depths_of(wanted)
     everywhere = stored.exit_shared and not parts_per_exit(stored)
     if not everywhere and (missing := sorted(set(layers) - set(had))):
         refuse("exit_layers", wanted.exit_layers, f"out of {had}, where the checkpoint has exits: not {missing}")
@@ -117,12 +116,12 @@ def loadable(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> PreTrainedCo
     """The config under which every weight of the checkpoint finds its place, else like `wanted`."""
     config = copy.deepcopy(wanted)
     config.adapter_only = stored.adapter_only
-    if set(stored_depths(wanted)) <= set(stored_depths(stored)):
+    if set(depths_of(wanted)) <= set(depths_of(stored)):
         config.exit_layers = stored.exit_layers
     return config
 
 
-def stored_depths(config: PreTrainedConfig) -> list[int]:
+def depths_of(config: PreTrainedConfig) -> list[int]:
     """The layers of a config's exits."""
     return config.exit_depths(num_depths(config.encoder_config()))
 
@@ -149,7 +148,7 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
 def keep_exits(model: nn.Module, wanted: PreTrainedConfig) -> None:
     """Leave a model the exits that a config wants, each with all it had."""
-    layers = stored_depths(wanted)
+    layers = depths_of(wanted)
     if layers != model.exit_depths and model.exits is not None:
         model.exits.keep([model.exit_depths.index(layer) for layer in layers])
     model.exit_depths = list(layers)
@@ -163,7 +162,7 @@ def drop_measured(stored: PreTrainedConfig, wanted: PreTrainedConfig, given: Ite
         given: fields that were set for this load; they are left as they are.
     """
     leave_behind(wanted, wanted.weights_sha256 and stored.weights_sha256)
-    had, layers = stored_depths(stored), stored_depths(wanted)
+    had, layers = depths_of(stored), depths_of(wanted)
     new_heads = wanted.num_labels != stored.num_labels
     if layers == had and not new_heads:
         return

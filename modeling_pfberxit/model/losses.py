@@ -196,9 +196,8 @@ def task_losses(
         return exit_losses(exit_logits, labels, problem_type, config.label_smoothing, weights)
     losses = [exit_loss(logits, labels) for logits in exit_logits.float().unbind(1)]
     if any(not isinstance(loss, Tensor) or loss.dim() for loss in losses):
-        refuse(
-            "exit_loss", exit_loss, "a function of logits (B, C) and labels that returns one number, a scalar tensor"
-        )
+        allowed = "a function of logits (B, C) and labels that returns one number, a scalar tensor"
+        refuse("exit_loss", exit_loss, allowed)
     return torch.stack(losses).float()
 
 

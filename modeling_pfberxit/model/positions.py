@@ -24,9 +24,8 @@ class Prompts(nn.Module):
     def __init__(self, config: PreTrainedConfig, hidden_size: int, layers: int) -> None:
         super().__init__()
         if config.prompt_layer >= layers:
-            refuse(
-                "prompt_layer", config.prompt_layer, f"a layer below the last, 0 to {layers - 1}: prompts join above it"
-            )
+            allowed = f"a layer below the last, 0 to {layers - 1}: prompts join above it"
+            refuse("prompt_layer", config.prompt_layer, allowed)
         self.length = config.prompt_length
 
 

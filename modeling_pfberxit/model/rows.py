@@ -85,8 +85,10 @@ class Rows:
         states, order = self.hidden_states, self.order
         if order is None:
             return torch.arange(states.shape[1], device=states.device)[None]
+        if not self.prompts:
+            return order
         prompts = torch.arange(1, 1 + self.prompts, device=states.device).expand(len(order), -1)
-        return insert(torch.where(order > 0, order + self.prompts, 0), prompts) if self.prompts else order
+        return insert(torch.where(order > 0, order + self.prompts, 0), prompts)
 
     def positions(self) -> Tensor:
         """The number of every position, (1 or B, n): its place, or what the call says."""
