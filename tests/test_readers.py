@@ -20,13 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import save_backbone, tiny_model
 
-from modeling_pfberxit.data import arrow, readers
+from modeling_pfberxit.data import arrow, files, readers
+from modeling_pfberxit.data import texts as texts_module
 from modeling_pfberxit.data.arrow import read_files
 from modeling_pfberxit.data.files import BLOCK, rows_of
 from modeling_pfberxit.data.splits import drawn, hold_out, quotas
 from modeling_pfberxit.data.survey import open_rows
 from modeling_pfberxit.data.tasks import encode, load_task
-from modeling_pfberxit.data.texts import encode_texts, length_of, load_texts
+from modeling_pfberxit.data.texts import encode_texts, length_of, load_texts, tokenise
 from modeling_pfberxit.training.finetuning import new_tokenizer
 
 SEVERAL, SINGLE = "multi_label_classification", "single_label_classification"
@@ -111,6 +112,27 @@ def test_a_first_text_is_not_taken_for_a_column_s_name(tmp_path, first):
             read(file)
         assert len(list(read(file, text=first).rows if read is load_texts else read(file, text=first).read())) == 2
     assert load_texts(csv_of(tmp_path / "b.csv", ["review"], [["w1"]])).names == ("review",)
+
+
+def test_long_texts_are_worked_on_so_many_characters_at_a_time(tmp_path, tokenizer, monkeypatch):
+    texts = [f"w{i} " * (1 + 40 * (i % 5)) for i in range(60)]
+    once = tokenise(tokenizer, [texts, texts[::-1]], 16)
+    file = csv_of(tmp_path / "a.csv", ["text"], [[text] for text in texts])
+    seen, stock = [], type(tokenizer).__call__
+
+    def counted(own, *columns, **options):
+        """The tokenizer, which notes how many characters it is given."""
+        seen.append(sum(len(text) for column in columns for text in column))
+        return stock(own, *columns, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    monkeypatch.setattr(texts_module, "PIECE", 2000)
+    assert tokenise(tokenizer, [texts, texts[::-1]], 16) == once
+    assert len(seen) > 20 and max(seen) <= 2000
+    monkeypatch.setattr(files, "MOST", 2000)
+    sizes = [sum(len(row["text"]) for row in chunk) for chunk in files.chunks(rows_of([Path(file)]))]
+    assert len(sizes) > 5 and max(sizes) < 2000 + max(map(len, texts)) and sum(sizes) == sum(map(len, texts))
+    assert load_texts(file).rows["text"][:] == texts
 
 
 def test_files_of_a_glob_are_sorted_into_splits_by_their_names(tmp_path):

@@ -11,9 +11,8 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,8 +20,8 @@ import pyarrow.parquet as pq
 from ..model.validation import refuse
 
 Row = dict[str, Any]
-Item = TypeVar("Item")
 BLOCK, CHUNK = 1 << 20, 4096  # characters of a JSON file that are read at once; rows that are worked on together
+MOST = 1 << 25  # characters of these rows: their number alone would not bound what documents take
 TEXT = "text"  # the column of a plain text file
 PARQUET, PACKED = ".parquet", ".gz"
 csv.field_size_limit((1 << 31) - 1)  # a document in a cell may be longer than the module's 128 KiB
@@ -50,10 +49,16 @@ def opened(path: Path, newline: str | None = None) -> IO[str]:
     return unpacking(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
-def chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
-    """Lists of `size` items each, the last perhaps shorter."""
-    items = iter(items)
-    while chunk := list(islice(items, size)):
+def chunks(rows: Iterable[Row], size: int = CHUNK) -> Iterator[list[Row]]:
+    """Lists of `size` rows each, of fewer where these have about `MOST` characters; the last may be shorter."""
+    chunk, room = list[Row](), MOST
+    for row in rows:
+        chunk.append(row)
+        room -= sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(chunk) == size or room <= 0:
+            yield chunk
+            chunk, room = [], MOST
+    if chunk:
         yield chunk
 
 

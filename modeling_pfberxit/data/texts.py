@@ -1,7 +1,8 @@
 """Texts without labels, from wherever `load_task` reads; and texts as tokens, with those that were cut counted."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,10 +105,30 @@ def is_text(value: Any) -> bool:
 
 NO_LIMIT = 1 << 20  # tokens; tokenizers and encoders that state no limit take more than any text has
 CUT = "cut"  # beside the tokens: whether the row's texts were longer
+PIECE = 1 << 20  # characters that are tokenised at once: a whole document's tokens take fifty times the document's room
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]], max_length: int) -> dict[str, list]:
     """Columns of tokens for one or two columns of texts, cut to `max_length` tokens, and `cut`, whether each was."""
+    every: dict[str, list] = defaultdict(list)
+    for rows in pieces(columns):
+        for name, values in tokens_of(tokenizer, [column[rows] for column in columns], max_length).items():
+            every[name] += values
+    return dict(every)
+
+
+def pieces(columns: Sequence[Sequence[str]]) -> Iterator[slice]:
+    """Which rows are tokenised together: as many as have `PIECE` characters, one at least."""
+    start, size = 0, 0
+    for number, row in enumerate(zip(*columns)):
+        if (size := size + sum(map(len, row))) > PIECE and number > start:
+            yield slice(start, number)
+            start, size = number, sum(map(len, row))
+    yield slice(start, None)
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]], max_length: int) -> dict[str, list]:
+    """`tokenise` of one piece."""
     tokens = dict(tokenizer(*map(list, columns), truncation=True, max_length=max_length))
     tokens[CUT] = [len(ids) >= max_length for ids in tokens["input_ids"]]
     full = [number for number, reaches in enumerate(tokens[CUT]) if reaches]
