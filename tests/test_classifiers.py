@@ -159,6 +159,33 @@ def test_of_two_exits_the_last_alone_has_no_bypass(classifier, tmp_path):
     torch.testing.assert_close(alone(**batch).logits, stock_logits(classifier, batch), rtol=1e-4, atol=1e-5)
 
 
+def test_with_no_exit_beside_the_classifier_s_own_head_it_is_saved_whole_or_not_at_all(classifier, tmp_path):
+    model, batch = from_classifier(classifier, exit_layers=[6]), tiny_batch(4)
+    with pytest.raises(ValueError, match="adapter_only=True: must be False: .* no weights to save"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    model.config.adapter_only = False
+    model.save_pretrained(tmp_path / "saved")
+    loaded = PFBerxitForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    torch.testing.assert_close(loaded(**batch).logits, stock_logits(classifier, batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_config_that_does_not_say_what_it_is_of_is_a_classifier_s_if_there_is_its_head(
+    classifier, local_backbone, tmp_path
+):
+    for number, made in enumerate((classifier, local_backbone)):
+        folder = Path(shutil.copytree(made, tmp_path / str(number)))
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("architectures")
+        (folder / "config.json").write_text(json.dumps(config))
+    batch = tiny_batch(4)
+    torch.testing.assert_close(
+        from_classifier(tmp_path / "0")(**batch).logits, stock_logits(classifier, batch), rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(OSError, match="has no .*, so it is no classifier"):
+        from_classifier(tmp_path / "1")
+
+
 def test_training_leaves_the_last_exit_as_it_is(classifier):
     model, batch = from_classifier(classifier).train(), tiny_batch(4)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -440,6 +440,17 @@ def test_a_self_contained_checkpoint_in_shards_is_checked_shard_by_shard(tmp_pat
         load(tmp_path)
 
 
+def test_saving_in_shards_over_one_file_or_the_other_way_round_leaves_the_new_weights_alone(tmp_path, local_backbone):
+    model = PFBerxitForSequenceClassification.from_backbone(local_backbone, num_labels=3)
+    for options in ({}, {"max_shard_size": "5KB"}, {"max_shard_size": "5KB"}, {}):
+        enliven(model)
+        model.save_pretrained(tmp_path, **options)
+        assert (tmp_path / "model.safetensors").exists() is not bool(options)
+        assert (tmp_path / "model.safetensors.index.json").exists() is bool(options)
+        loaded = PFBerxitForSequenceClassification.from_pretrained(tmp_path)
+        assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+
+
 def test_saving_again_in_the_same_folder_replaces_the_hashes(tmp_path, local_backbone):
     model = new_model(local_backbone, adapter_only=False)
     model.save_pretrained(tmp_path, max_shard_size="60KB")

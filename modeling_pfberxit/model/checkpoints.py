@@ -44,7 +44,7 @@ from .load_options import (
     take_dtype,
     wanted_config,
 )
-from .persistence import record_hashes, verify_checkpoint
+from .persistence import only_new_weights, record_hashes, verify_checkpoint
 from .positions import GENERATORS, TokenExits, check_reach, init_token_exits, resize
 from .rows import Rows
 from .sources import check_pretrained_name, commit_of, read_checkpoint
@@ -310,7 +310,8 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         check_save_options(kwargs, push_to_hub)
         self._check_saveable()
         hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
-        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        with only_new_weights(save_directory):
+            super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:
             record_hashes(self.config, save_directory)
             if push_to_hub:
@@ -322,6 +323,10 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         """Refuse to write what would not be this model when it is loaded."""
         check_saveable(self)
         self._mark_backbone_keys()
+        if self.config.adapter_only and self.state_dict().keys() <= self._keys_to_ignore_on_save:
+            refuse(
+                "adapter_only", True, "False: beside its encoder and that one's head this model has no weights to save"
+            )
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload code, config and weights as one commit; warns if the encoder is a folder of this machine."""

@@ -55,6 +55,25 @@ def read_tensors(files: Iterable[str], names: Iterable[str]) -> dict[str, Tensor
     return found
 
 
+@contextmanager
+def only_new_weights(folder: str | os.PathLike) -> Iterator[None]:
+    """Of one file of weights and an index of several, remove that which the block has left as it was, if it wrote one.
+
+    A load would read the old weights: it takes the one file, whatever else is there.
+    """
+    names = ("model.safetensors", "model.safetensors.index.json")
+    before = {path: written(path) for path in (Path(folder) / name for name in names)}
+    yield
+    left = [path for path in before if written(path) == before[path]]
+    for path in left if len(left) < len(before) else []:
+        path.unlink(missing_ok=True)
+
+
+def written(path: Path) -> tuple[int, int] | None:
+    """What is another whenever a file is written; None where there is none."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
+
+
 def record_hashes(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
     """Write the hashes of a saved checkpoint's weights into its config; certificates of other weights go."""
     config.weights_sha256 = {path.name: sha256_of(path) for path in sorted(Path(folder).glob("model*.safetensors"))}

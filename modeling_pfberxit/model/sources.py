@@ -131,7 +131,8 @@ def read_classifier(field: str, name: str | os.PathLike, **options: Any) -> dict
             f".from_pretrained({os.fspath(name)!r}) loads it. Give the classifier that it was made of."
         )
     check_encoder(shown, name, config, **options)
-    if not all(made.endswith("ForSequenceClassification") for made in config.get("architectures") or ["none"]):
+    # Where it is not said, as in `transformers`, the checkpoint's head says it: `load_head` refuses one without.
+    if not all(made.endswith("ForSequenceClassification") for made in config.get("architectures") or []):
         what = describe(name, config, **options)
         raise ValueError(f"{shown} is {what}: must be a ...ForSequenceClassification; from_backbone takes encoders.")
     return config
