@@ -75,6 +75,12 @@ def test_many_policies_at_once_are_what_each_is_alone(model, batch):
     assert len(kept.scores.known) < len({score_key(policy) for policy in policies})
 
 
+def test_batches_are_left_as_they_are(model):
+    given = {**tiny_batch(4), "labels": torch.tensor([0, 1, 1, 0])}
+    first, second = (record(model, [given], progress=False) for _ in range(2))
+    assert first.known_labels.tolist() == second.known_labels.tolist() == given["labels"].tolist()
+
+
 def test_a_recording_says_where_it_came_from(model, batch):
     kept = record(model, rows_of(batch, [0] * 50), dataset="acme/letters", split="validation")
     assert kept.source["dataset"] == "acme/letters" and kept.source["split"] == "validation"

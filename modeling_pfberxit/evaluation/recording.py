@@ -140,12 +140,11 @@ def record(
         total = -(-len(rows) // batch_size)
         rows = padded_batches(rows, order, batch_size, model.config.pad_token_id or 0)
     for batch in tqdm(rows, desc="Recording", leave=False, disable=None if progress else True, total=total):
-        labels = batch.pop("labels", None)
-        batch = {name: values.to(model.device) for name, values in batch.items()}
-        output = model(**batch, exit_policy=FULL_DEPTH)
-        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        inputs = {name: values.to(model.device) for name, values in batch.items() if name != "labels"}
+        output = model(**inputs, exit_policy=FULL_DEPTH)
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
         emitted = [getattr(output, f"exit_{part}") for part in Evidence._fields]
-        parts.append((*emitted, mask.sum(1), labels))
+        parts.append((*emitted, mask.sum(1), batch.get("labels")))
     joined = [None if kind[0] is None else torch.cat([part.cpu() for part in kind]) for kind in zip(*parts)]
     if order is not None:
         joined = [None if kind is None else kind[order.argsort()] for kind in joined]
