@@ -243,6 +243,9 @@ def test_a_backbone_in_shards_is_pinned_by_all_of_them(tmp_path, local_backbone)
     flip_a_bit(shards[-1])
     with pytest.raises(OSError, match=model.config.base_model_sha256):
         load(tmp_path / "saved")
+    shards[1].unlink()
+    with pytest.raises(OSError, match=shards[1].name):
+        load(tmp_path / "saved")
 
 
 @pytest.mark.parametrize(
