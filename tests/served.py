@@ -33,11 +33,13 @@ def saved(folder: Path, names=("refund", "delivery", "other"), **knobs) -> str:
     return str(folder)
 
 
-def service_of(first, limits=None, http=None, rule=None, more=None, root=None, loading=None, **options):
+def service_of(first, limits=None, http=None, rule=None, more=None, root=None, loading=None, meter=None):
     """A service of a folder's model, or of a predictor."""
     loading = loading or Loading(device="cpu")
     first = loading.first(first) if isinstance(first, str) else first
-    return make_service(first, rule or Rule(), loading, more or {}, root, limits or Limits(), http or HttpLimits())
+    return make_service(
+        first, rule or Rule(), loading, more or {}, root, limits or Limits(), http or HttpLimits(), meter
+    )
 
 
 @contextmanager

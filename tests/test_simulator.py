@@ -102,6 +102,16 @@ def test_a_queue_worked_by_hand():
     assert run.latency == pytest.approx([3.0, 6.0 - 0.5, 6.0 - 0.6, 9.0 - 0.7]) and run.busy == 9.0
 
 
+def test_what_a_client_waits_for_outside_the_server_holds_up_nobody_else():
+    rows, times = texts([10]), BatchTimes((1.0, 0.0, 0.0))
+    near, far = (
+        Simulator(rows, times, ALONE, request=0.5, outside=outside).run(np.array([0.0, 0.1]), 9.0, [full()])
+        for outside in (0.0, 0.2)
+    )
+    assert near.latency == pytest.approx([1.5, 2.9]) and far.latency == pytest.approx([1.7, 3.1])
+    assert near.busy == far.busy == 3.0
+
+
 def test_a_queue_that_is_full_refuses():
     rows, limits = texts([10], **{"full-depth": 1}), Limits(tokens=10, rows=1, queue=1)
     run = Simulator(rows, BatchTimes((1.0, 0.0, 0.0)), limits).run(np.array([0.0, 0.1, 0.2, 1.5]), 2.0, [full()])

@@ -1,5 +1,6 @@
 """Traffic on a real server beside the simulated one: the same rows, the same layers, latencies from when due."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from served import saved, service_of, serving  # noqa: E402
 from modeling_pfberxit import PFBerxitForSequenceClassification  # noqa: E402
 from modeling_pfberxit.model.persistence import update_config  # noqa: E402
 from modeling_pfberxit.serving.batching import Limits  # noqa: E402
+from modeling_pfberxit.serving.meter import PrometheusMeter  # noqa: E402
 from modeling_pfberxit.traffic import load  # noqa: E402
 from modeling_pfberxit.traffic.batch_times import BatchTimes, load_times, save_times  # noqa: E402
 from modeling_pfberxit.traffic.forecast import KnownModel  # noqa: E402
@@ -145,6 +147,29 @@ def test_the_same_traffic_simulated_and_measured(forecast, folder):
     assert both[MEASURED].depth == pytest.approx(both[SIMULATED].depth)
     assert both[MEASURED].agreement == pytest.approx(both[SIMULATED].agreement)
     assert both[MEASURED].refused == 0 and both[MEASURED].p50 > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "core"), [((7.0, 7.001), 1e-4), ((7.0, 9.0), None), ((7.0, 6.9), None), ((np.nan, np.nan), None)]
+)
+def test_a_request_costs_the_core_what_is_computed_beside_batches_and_no_more_than_its_client_waits(
+    monkeypatch, seconds, core
+):
+    told = iter(seconds)
+    monkeypatch.setattr(load, "seconds_beside_batches", lambda url: next(told))
+    with serving(service_of(Scripted())) as address:
+        cost = load.request_cost(address, ["1"], requests=10, apart=0.01)
+    assert cost.core == pytest.approx(core) and cost.outside > 0 if core else cost.outside == 0 < cost.core
+
+
+def test_what_a_server_computes_beside_its_batches_is_read_off_its_metrics():
+    with serving(service_of(Scripted(seconds=0.1), meter=PrometheusMeter())) as address:
+        before, began = load.seconds_beside_batches(address), time.process_time()
+        load.send(address, ["1"], np.zeros(5, int), np.arange(5) * 0.2, 1.0)
+        found, most = load.seconds_beside_batches(address) - before, time.process_time() - began
+    assert -0.6 < found + 0.5 - most < 0.05  # its batches slept 0.5 s, and this process is server and client
+    with serving(service_of(Scripted())) as address:
+        assert np.isnan(load.seconds_beside_batches(address))
 
 
 def test_where_no_server_answers_is_said():

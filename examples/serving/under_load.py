@@ -261,8 +261,8 @@ def main() -> None:
     from modeling_pfberxit.serving.controller import Controller, Fixed
     from modeling_pfberxit.traffic.batch_times import load_times, save_times
     from modeling_pfberxit.traffic.forecast import KnownModel
-    from modeling_pfberxit.traffic.load import pin, request_seconds
-    from modeling_pfberxit.traffic.simulator import Simulator
+    from modeling_pfberxit.traffic.load import pin, request_cost
+    from modeling_pfberxit.traffic.sizing import Machine
 
     pin(options.cores[1])
     torch.set_num_threads(1)
@@ -276,28 +276,28 @@ def main() -> None:
     cases |= {FILE: (OURS, file, *fixed), FILE_STEERED: (OURS, file, *floor)}
     load = Load(options, cases, texts, forecast.single_labels())
     try:
-        if not (timed := kept.folder / "times.json").exists():
-            beside = request_seconds(load.started(OURS).url, texts)
-            save_times(known.times(texts), timed, {"request": beside})
+        if not (timed := kept.folder / "machine.json").exists():
+            cost = request_cost(load.started(OURS).url, texts)
+            save_times(known.times(texts), timed, {"core": cost.core, "outside": cost.outside})
         if not measure(load, kept, options):
             print("The minutes are over: call again for what is missing.", flush=True)
     finally:
         load.stop()
-    beside = json.loads(timed.read_text(encoding="utf-8"))["request"]
+    known_of_it = json.loads(timed.read_text(encoding="utf-8"))
+    machine = Machine(load_times(timed), known_of_it["core"], outside=known_of_it["outside"])
 
     def simulated(name: str, trace: Any, rate: float, seed: int) -> Any:
         """The same traffic, simulated."""
         steer = Fixed(forecast.ladder, policy) if name == OURS else Controller(forecast.ladder, options.differ)
-        simulator = Simulator(forecast.texts, load_times(timed), request=beside, seed=seed)
-        return simulator.run(trace.arrivals(rate, seed=seed), trace.seconds, [steer])
+        return machine.simulator(forecast.texts, seed).run(trace.arrivals(rate, seed=seed), trace.seconds, [steer])
 
     outcomes, bursts = results(kept, simulated, options)
     asked = {name: value for name, value in vars(options).items() if name not in ("columns", "output", "files")}
     about = {
         **asked, **{name: Path(asked[name]).name for name in ("model", "stock", "dataset")}, "policy": policy,
-        "texts": len(texts), "mean_tokens": float(np.mean(forecast.texts.lengths)), "request_seconds": beside,
-        "late_seconds": kept.late,
-        "times": asdict(load_times(timed)), "torch": torch.__version__,
+        "texts": len(texts), "mean_tokens": float(np.mean(forecast.texts.lengths)), "request_seconds": machine.request,
+        "outside_seconds": machine.outside, "late_seconds": kept.late,
+        "times": asdict(machine.times), "torch": torch.__version__,
     }  # fmt: skip
     carried = {name: rate for name in SERVERS["carries"] if not np.isnan(rate := kept.carries(name))}
     print("\n" + save(Path(options.output), carried, outcomes, bursts, about))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -62,6 +62,7 @@ class PrometheusMeter:
         self.rungs = Counter("pfberxit_rung_rows", "rows by the point that answered", ["model", "rung"], registry=own)
         self.gone = Counter("pfberxit_left_rows", "rows that left without an answer", ["model", "why"], registry=own)
         own.register(self)
+        ProcessCollector(registry=own)
 
     # ---- what happens ------------------------------------------------------------------------------------------------
 

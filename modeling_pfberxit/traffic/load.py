@@ -12,11 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
+from urllib.request import urlopen
 
 import aiohttp
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from ..model.validation import refuse
 from .runs import Run
@@ -133,7 +135,39 @@ async def ask(
         sent.statuses["failed"] += 1
 
 
-def request_seconds(url: str, texts: Sequence[str | tuple[str, str]], requests: int = 50, apart: float = 0.05) -> float:
-    """What a request takes beside queue and batch, in seconds: the median of some that meet an idle server."""
+class RequestCost(NamedTuple):
+    """What a request takes beside queue and batch, in seconds.
+
+    Args:
+        core: of the server's core, which no batch can have meanwhile.
+        outside: that its client waits beyond that: the way there and back, and the client itself.
+    """
+
+    core: float
+    outside: float
+
+
+def request_cost(
+    url: str, texts: Sequence[str | tuple[str, str]], requests: int = 200, apart: float = 0.03
+) -> RequestCost:
+    """What a request costs, from some that meet a server which has little else to do and runs batches in one thread.
+
+    Where the server does not tell its CPU seconds at `/metrics`, or shares its core, so that batches last longer than
+    they compute, it is taken to need its core as long as the client waits.
+    """
     rows, arrivals = np.arange(requests) % len(texts), np.arange(requests) * apart
-    return float(np.nanmedian(send(url, texts, rows, arrivals, requests * apart).beside))
+    before = seconds_beside_batches(url)
+    beside = float(np.nanmedian(send(url, texts, rows, arrivals, requests * apart).beside))
+    core = (seconds_beside_batches(url) - before) / requests
+    core = min(beside, core) if core > 0 else beside
+    return RequestCost(core, beside - core)
+
+
+def seconds_beside_batches(url: str) -> float:
+    """CPU seconds that a server has computed so far, but those of its batches; NaN where it does not tell."""
+    with urlopen(f"{url.rstrip('/')}/metrics", timeout=10) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    samples = [sample for family in families for sample in family.samples]
+    cpu = [sample.value for sample in samples if sample.name == "process_cpu_seconds_total"]
+    batches = [sample.value for sample in samples if sample.name == "pfberxit_batch_seconds_sum"]
+    return cpu[0] - sum(batches) if cpu else float("nan")

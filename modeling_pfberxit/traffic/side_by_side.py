@@ -11,9 +11,8 @@ from urllib.request import urlopen
 from ..model.validation import refuse
 from ..serving.controller import Controller, Fixed, Steering
 from .forecast import Forecast
-from .load import request_seconds, send
+from .load import request_cost, send
 from .runs import Outcome
-from .simulator import Simulator
 from .sizing import Machine, Plan
 from .traces import SHAPES, drawn
 
@@ -33,12 +32,12 @@ def compared(
     """
     labels = found.single_labels()
     steer = steering_of(url, found, plan)
-    machine = replace(machine, request=request_seconds(url, texts))
+    cost = request_cost(url, texts)
+    machine = replace(machine, request=cost.core, outside=cost.outside)
     for shape in plan.shapes:
         trace = SHAPES[shape](plan.seconds)
         arrivals = trace.arrivals(plan.rate)
-        simulated = Simulator(found.texts, machine.times, machine.limits, machine.request)
-        expected = Outcome.of(simulated.run(arrivals, trace.seconds, [steer()]))
+        expected = Outcome.of(machine.simulator(found.texts).run(arrivals, trace.seconds, [steer()]))
         sent = send(url, texts, drawn(len(texts), len(arrivals)), arrivals, trace.seconds, labels)
         yield shape, {SIMULATED: expected, MEASURED: Outcome.of(sent.run)}
 

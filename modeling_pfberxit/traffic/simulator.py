@@ -71,14 +71,16 @@ class Simulator:
         times: what a batch takes.
         limits: of batches and queues, as the server has them.
         request: seconds that a worker's core spends on each request beside the batch: HTTP and tokens.
+        outside: seconds that its client waits for nobody's core: the way there and back.
         seed: of the draws.
     """
 
     def __init__(
-        self, texts: Texts, times: BatchTimes, limits: Limits | None = None, request: float = 0.0, seed: int = 0
-    ) -> None:
+        self, texts: Texts, times: BatchTimes, limits: Limits | None = None, request: float = 0.0,
+        outside: float = 0.0, seed: int = 0,
+    ) -> None:  # fmt: skip
         self.texts, self.times, self.limits = texts, times, limits or Limits()
-        self.request, self.seed = request, seed
+        self.request, self.outside, self.seed = request, outside, seed
 
     def run(self, arrivals: np.ndarray, seconds: float, steering: Sequence[Steering]) -> Run:
         """Serve a trace to its end and beyond, until all that was queued is answered.
@@ -146,7 +148,7 @@ class Simulator:
         layers = self.texts.layers[rung][rows]
         takes = self.times.seconds(self.texts.lengths[rows], layers) + self.request * len(rows)
         worker.running = len(rows)
-        found.latency[chosen] = now + takes - found.arrivals[chosen]
+        found.latency[chosen] = now + takes + self.outside - found.arrivals[chosen]
         found.layers[chosen], found.differs[chosen] = layers, self.texts.differs[rung][rows]
         found.rungs[chosen] = rung
         found.busy += takes

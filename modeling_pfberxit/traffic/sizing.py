@@ -31,11 +31,17 @@ class Machine:
     Args:
         times: of batches, on one core.
         request: seconds of the core that a request takes beside its batch.
+        outside: seconds that a client waits for what is not the server's.
     """
 
     times: BatchTimes
     request: float = 0.002
     limits: Limits = Limits()
+    outside: float = 0.0
+
+    def simulator(self, texts: Texts, seed: int = 0) -> Simulator:
+        """The server, asked some texts."""
+        return Simulator(texts, self.times, self.limits, self.request, self.outside, seed)
 
     def outcome(
         self, texts: Texts, trace: Trace, rate: float, steer: Steer, workers: int = 1, gaps: str = "poisson",
@@ -43,8 +49,8 @@ class Machine:
     ) -> Outcome:  # fmt: skip
         """What a trace comes to, at a usual rate for each worker."""
         arrivals = trace.arrivals(rate * workers, gaps, seed)
-        simulator = Simulator(texts, self.times, self.limits, self.request, seed)
-        return Outcome.of(simulator.run(arrivals, trace.seconds, [steer() for _ in range(workers)]))
+        run = self.simulator(texts, seed).run(arrivals, trace.seconds, [steer() for _ in range(workers)])
+        return Outcome.of(run)
 
     def most(self, texts: Texts, rung: str) -> float:
         """Requests a second that a core could run in full batches: no queue carries more."""
