@@ -5,8 +5,9 @@ import json
 import pickle
 
 import pytest
+import torch
 from tiny import CONFIGS, save_backbone, tiny_batch, tiny_config, tiny_model
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 
@@ -37,6 +38,21 @@ def test_they_are_stored_once(family, tmp_path):
     assert again.hidden_size == 32 and again.to_diff_dict() == {**config.to_diff_dict(), **stored}
     for same in (PFBerxitConfig.from_dict(config.to_dict()), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
         assert same.to_dict() == config.to_dict() and same.num_hidden_layers == 6
+
+
+@pytest.mark.parametrize("family", ["modernbert", "eurobert", "bert"])
+def test_an_encoder_without_an_id_for_padding_has_none_here_either(family, tmp_path):
+    folder = save_backbone(tmp_path / "encoder", family, pad_token_id=None)  # its class has one beyond this vocabulary
+    model = PFBerxitForSequenceClassification.from_backbone(folder).eval()
+    model.save_pretrained(tmp_path / "saved")
+    loaded = PFBerxitForSequenceClassification.from_pretrained(tmp_path / "saved")
+    for each in (model, loaded):
+        assert each.config.pad_token_id is None and each.config.encoder_config().pad_token_id is None
+        assert each.get_input_embeddings().padding_idx is None
+    stock = AutoModel.from_pretrained(folder).eval()
+    states = AutoModel.from_pretrained(tmp_path / "saved").eval()(**tiny_batch(3)).last_hidden_state
+    mask = tiny_batch(3)["attention_mask"].bool()
+    torch.testing.assert_close(states[mask], stock(**tiny_batch(3)).last_hidden_state[mask], rtol=1e-4, atol=1e-4)
 
 
 def test_a_config_without_an_encoder_has_none_of_them():

@@ -82,10 +82,14 @@ def check_supported(config: PreTrainedConfig) -> None:
 
 
 def architecture(config: PreTrainedConfig) -> dict[str, Any]:
-    """What makes an encoder's shape: the fields of its own class, without its old task and how to generate from it."""
+    """What makes an encoder's shape: the fields of its own class, without its old task and how to generate from it.
+
+    `None` is stated only where it is not what the class has anyway.
+    """
     own = ({field.name for field in fields(config)} - COMMON) | DECODER | set(family_of(config).undeclared)
-    values = config.to_dict()
-    stated = {name: values[name] for name in sorted(own) if values.get(name) is not None}
+    values, usual = config.to_dict(), {field.name: field.default for field in fields(config)}
+    known = [name for name in sorted(own) if name in values]
+    stated = {name: values[name] for name in known if values[name] is not None or usual.get(name) is not None}
     return {"model_type": config.model_type, **stated}
 
 
