@@ -1,7 +1,7 @@
 """How many replicas a deployment of Ray Serve should have, by how long the oldest row of their queues has waited.
 
-Named in a config file as `policy_function: modeling_pfberxit.serving.queue_age:QueueAge`. Ray copies this file's code
-into its controller, which may lack the package: it imports the standard library alone.
+A config file names it `policy_function: modeling_pfberxit.serving.cluster.queue_age:QueueAge`. Ray copies this file's
+code into its controller, which may lack the package: it imports the standard library alone.
 """
 
 from __future__ import annotations
