@@ -24,6 +24,7 @@ from modeling_pfberxit.data.texts import encode_texts, load_texts
 from modeling_pfberxit.evaluation.recording import Recording, record
 from modeling_pfberxit.evaluation.tables import table
 from modeling_pfberxit.export.made import one_file
+from modeling_pfberxit.export.parts import emitting
 from modeling_pfberxit.export.segments import segments_of
 from modeling_pfberxit.export.storage import opened
 from modeling_pfberxit.export.verification import (
@@ -39,7 +40,6 @@ from modeling_pfberxit.export.verification import (
     run,
 )  # fmt: skip
 from modeling_pfberxit.model.criteria import CRITERIA, able, rule_of
-from modeling_pfberxit.model.evidence import EMITTED_BY
 from modeling_pfberxit.model.losses import problem_type_of
 
 SHAPES = {
@@ -143,9 +143,8 @@ def main() -> None:
     options = parser.parse_args()
     model, rows = loaded(options.model), rows_of(options)
     recording, segments = record(model, batches(rows, 32, model)), segments_of(model)
-    emitted = [field for field in EMITTED_BY if getattr(model.config, field)]
     lines = []
-    for name in [name for name in able(problem_type_of(model.config), emitted) if name in options.rules]:
+    for name in [name for name in able(problem_type_of(model.config), emitting(model)) if name in options.rules]:
         lines.append(line_of(segments, recording, rows, middle(recording, name)))
         print(lines[-1], flush=True)  # noqa: T201
     if options.output:

@@ -19,6 +19,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from modeling_pfberxit.export.files import export_file  # noqa: E402
 from modeling_pfberxit.export.made import one_file  # noqa: E402
+from modeling_pfberxit.export.quantised import graphs_in, quantised  # noqa: E402
 from modeling_pfberxit.export.segments import segments_of  # noqa: E402
 from modeling_pfberxit.export.verification import run  # noqa: E402
 
@@ -159,14 +160,27 @@ def test_a_file_of_many_exits_can_be_read_and_has_the_models_layers(layers):
     assert len(seen) > 2
 
 
-def test_weights_that_layers_share_stand_in_the_file_once():
-    _, segments = translated("albert")
-    file = one_file(segments, policies("divergence_v1"))
-    (loop,) = (node for node in file.graph.node if node.op_type == "Loop")
-    weights = [tensor for tensor in loop.attribute[0].g.initializer if list(tensor.dims) == [32, 64]]
-    assert len(weights) == 1  # of the first linear layer of the FFN
-    layers = [file.graph, loop.attribute[0].g]
-    assert not any(node.op_type == "If" for graph in layers for node in graph.node)
+@pytest.mark.parametrize("exit_layers", [None, pytest.param([2, 4], marks=slow)])
+def test_weights_that_layers_share_stand_in_the_file_once(exit_layers):
+    model = tiny_model("albert", num_labels=3, backbone_changes={"num_hidden_layers": 4}, exit_layers=exit_layers)
+    file = one_file(segments_of(model), policies("entropy"))
+    assert [node.op_type for node in file.graph.node if node.op_type in ("If", "Loop")] == [
+        "If" if exit_layers else "Loop"
+    ]
+    (ffn,) = (
+        tensor for graph in graphs_in(file.graph) for tensor in graph.initializer if list(tensor.dims) == [32, 64]
+    )
+    assert len(ffn.raw_data) == 4 * 32 * 64  # of the first linear layer of the FFN
+
+
+def test_branches_inside_each_other_hold_no_weights():
+    """Of graphs inside each other ONNX Runtime keeps copies, so that memory would grow with the square of the depth."""
+    _, segments = three_layers()
+    for file in (one_file(segments, policies("entropy")), quantised(one_file(segments, policies("entropy")))):
+        outermost, *inner = graphs_in(file.graph)
+        assert len(inner) == 6  # two of each exit but the last
+        assert all(len(tensor.raw_data) <= 1024 for graph in inner for tensor in graph.initializer)
+        assert len({tensor.name for tensor in outermost.initializer}) == len(outermost.initializer)
 
 
 def test_a_file_for_single_rows_has_the_models_layers_and_labels():
@@ -183,7 +197,7 @@ def test_a_file_for_single_rows_has_the_models_layers_and_labels():
     ("knobs", "policy", "message"),
     [
         ({"token_exits": True, "adapter_placement": "none"}, None, "token_exits=True"),
-        ({"use_nsp": True}, {"criterion": "cap", "threshold": 0.1}, "use_nsp=True"),
+        ({"use_nsp": True}, {"criterion": "cap", "threshold": 0.1}, "exit_criterion='cap': must be one of .*entropy"),
         ({"prompt_generator": "table", "prompt_layer": 1}, None, "prompt_generator='table'"),
         ({"backbone_changes": {"num_hidden_layers": 31}}, None, "exit_layers=31: must be at most 30"),
         ({}, None, "policy=None: must be a rule .*full depth"),
@@ -194,6 +208,12 @@ def test_what_a_file_cannot_hold_is_refused_by_name(knobs, policy, message, tmp_
     with pytest.raises(ValueError, match=message):
         export_file(tiny_model("bert", num_labels=3, **knobs), None, tmp_path / "model.onnx", policy)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_could_leave_by_cap_is_exported_under_every_other_rule(tmp_path):
+    model = tiny_model("bert", num_labels=3, use_nsp=True, backbone_changes={"num_hidden_layers": 3})
+    made = export_file(model, None, tmp_path / "model.onnx", {"criterion": "entropy", "threshold": 0.5})
+    assert made.compared.layers_apart == 0 and model.config.use_nsp and model.exits.emits_nsp
 
 
 def test_a_file_that_differs_from_its_model_is_not_written(tmp_path, monkeypatch):

@@ -1,14 +1,17 @@
-"""Parts joined to one graph: after each exit an `If`, in which the rows that remain go on in a smaller batch.
+"""Parts joined to one graph: behind every exit at which rows may leave an `If`, and in it the layers up to the next.
 
-Where layers share their weights (ALBERT) there is one `Loop` instead, in `loops`. Every row that is still there writes
-its answer at every exit over its former one, so what stands there in the end is that of the exit it left at.
+Layers and exits run for the rows that remain. The rule is applied to the whole batch: what an exit says is put at its
+rows' places, rows that have left keep what their last exit said, so that this is what they answer in the end, and
+nothing of a row's memory has to be gathered. The `If`s stand one behind the other and pass on what they change: of
+graphs inside each other ONNX Runtime keeps copies. Where layers share their weights (ALBERT) there is one `Loop`
+instead, in `loops`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import onnx
 from onnx import helper
@@ -22,10 +25,11 @@ from .segments import Segment, Segments
 from .templates import OPSET, Template
 
 IR_VERSION = 10
-ANSWERS = ("float32", "int64")
+ANSWER = {"logits": "float32", "exit_layer": "int64"}  # what is said of every row
 ASKED = {"tau": "float32", "patience": "int64"}  # what a request may bring for every row
-ROW = {0: ROWS}
-Values = dict[str, str]  # what is known of the remaining rows, each under the name that the graph has for it
+# Of the values that change on the way, those that are no float32.
+KIND = {"mask": "int64", "count": "int64", "index": "int64", "layers": "int64", "stay": "bool", "some": "bool"}
+Values = dict[str, str]  # tensors by what they are, each under the name that the graph has for it
 
 
 class Rule(NamedTuple):
@@ -41,6 +45,9 @@ class Rule(NamedTuple):
 class File:
     """One file under construction.
 
+    Values of the remaining rows are those of `segments.open_axes`, and `index` (N, 1), the numbers of these rows. All
+    others are of the whole batch, among them `stay` (B,), which rows go on, and `some`, whether any does.
+
     Args:
         single: for one row at a time: nothing is gathered or cut.
         built_in: the policy's tau and patience are in the file, tokens its only inputs.
@@ -50,11 +57,8 @@ class File:
     rule: Rule
     single: bool = False
     built_in: bool = False
-    axes: dict[str, dict[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        own = {name: ROW for name in ("index", "tau", "patience", "count", "past", "lengths")}
-        self.axes = {**self.segments.open_axes, **own}
         self.exit_depths = self.segments.model.exit_depths
         self.last = len(self.segments.layers)
 
@@ -82,11 +86,10 @@ class File:
     def build(self) -> onnx.ModelProto:
         """The whole file."""
         graph, inputs = Graph(), list(examples(self.segments.model))
-        values = self.begin(graph, inputs)
-        outputs = self.run_all(graph, values)
-        named = [graph.rename(found, name) for found, name in zip(outputs, ("logits", "exit_layer"), strict=True)]
-        proto = graph.as_proto("pfberxit", self.declared(inputs), named, ANSWERS,
-                               [["batch", self.segments.model.num_labels], ["batch"]])  # fmt: skip
+        found = self.run_all(graph, self.begin(graph, inputs))
+        outputs = [graph.rename(value, name) for name, value in found.items()]
+        kinds, shapes = [ANSWER.get(name, "float32") for name in found], [self.shape(name) for name in found]
+        proto = graph.as_proto("pfberxit", self.declared(inputs), outputs, kinds, shapes)
         return helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
                                  producer_name="pfberxit")  # fmt: skip
 
@@ -96,27 +99,23 @@ class File:
         kinds = {} if self.built_in else ASKED
         return tokens + [helper.make_tensor_value_info(name, KINDS[kind], ["batch"]) for name, kind in kinds.items()]
 
+    def shape(self, output: str) -> list[Any] | None:
+        """Of an output; None: it is not said."""
+        return ["batch", self.segments.model.num_labels] if output == "logits" else ["batch"]
+
     def begin(self, graph: Graph, inputs: Sequence[str]) -> Values:
-        """The batch in front of the first layer, its rule's memory empty."""
-        start = self.segments.start
+        """The batch in front of the first layer: all rows remain, the rule remembers nothing."""
+        start, labels = self.segments.start, self.segments.model.num_labels
         found = graph.copy_of(start.template, {name: name for name in inputs}, start.weights, start.template.outputs)
         values = dict(zip(start.template.outputs, found, strict=True))
         rows = graph.op("Shape", "input_ids", end=1)
-        values |= {"mask": "attention_mask", **self.asked(graph, rows)}
-        counted = self.rule.step.counted
-        size = graph.op("Concat", rows, graph.whole(counted), axis=0) if counted else rows
-        values["count"] = graph.op("Expand", graph.constant([[0]] if counted else [0], "int64"), size)
-        if self.rule.step.memory:
-            shape = [1, self.rule.step.memory, *outcomes(self.segments.model.num_labels, self.rule.problem_type)]
-            size = graph.op("Concat", rows, graph.whole(*shape[1:]), axis=0)
-            values["past"] = graph.op("Expand", graph.constant([[[[float("nan")]]]], "float32"), size)
-        size = graph.op("Concat", rows, graph.whole(self.segments.model.num_labels), axis=0)
-        values["answers"] = graph.op("Expand", graph.constant([[0.0]], "float32"), size)
-        values["layers"] = graph.op("Expand", graph.whole(0), rows)
+        values |= {"mask": "attention_mask", **self.asked(graph, rows), **self.memory(graph, rows)}
+        values |= {"stay": graph.filled(rows, True, "bool"), "layers": graph.filled(rows, 0, "int64")}
+        if not self.rule.step.own:
+            values["answers"] = graph.filled(rows, 0.0, "float32", labels)
         if not self.single:
-            zero, one = graph.constant(0, "int64"), graph.constant(1, "int64")
             values["lengths"] = graph.op("ReduceSum", "attention_mask", graph.whole(1), keepdims=0)
-            values["index"] = graph.op("Range", zero, graph.op("Squeeze", rows), one)
+            values["index"] = graph.op("Transpose", graph.op("NonZero", values["stay"]))
         return values
 
     def asked(self, graph: Graph, rows: str) -> Values:
@@ -125,96 +124,122 @@ class File:
             return {name: name for name in ASKED}
         policy = self.rule.policy
         tau = policy.threshold if isinstance(policy.threshold, float) else 0.0
-        numbers = {"tau": graph.constant([tau], "float32"), "patience": graph.constant([policy.patience], "int64")}
-        return {name: graph.op("Expand", number, rows) for name, number in numbers.items()}
+        return {"tau": graph.filled(rows, tau, "float32"), "patience": graph.filled(rows, policy.patience, "int64")}
 
-    def run_all(self, graph: Graph, values: Values) -> list[str]:
-        """Logits and layers of the whole batch."""
-        return self.descend(graph, values, 1)
+    def memory(self, graph: Graph, rows: str) -> Values:
+        """What the rule remembers of every row before the first exit."""
+        step, labels = self.rule.step, self.segments.model.num_labels
+        found = {"count": graph.filled(rows, 0, "int64", *([step.counted] if step.counted else []))}
+        if step.memory:
+            shape = step.memory, *outcomes(labels, self.rule.problem_type)
+            found["past"] = graph.filled(rows, float("nan"), "float32", *shape)
+        return found
 
-    def descend(self, graph: Graph, values: Values, depth: int) -> list[str]:
-        """Run layers from `depth` on until an exit at which rows may leave; logits and layers of the whole batch."""
+    def run_all(self, graph: Graph, values: Values) -> Values:
+        """The outputs, by their names."""
+        for number, stretch in enumerate(self.stretches()):
+            values = self.run_if_any(graph, values, stretch) if number else self.run(graph, values, stretch)
+        return self.answers(values)
+
+    def stretches(self) -> list[range]:
+        """The layers up to each exit at which rows may leave, behind the one before."""
+        ends = [depth for depth in range(1, self.last + 1) if self.may_exit(depth)]
+        return [range(before + 1, end + 1) for before, end in zip([0, *ends], ends)]
+
+    def answers(self, values: Values) -> Values:
+        """The outputs of the whole batch, as they are by now."""
+        return {"logits": values.get("answers", values["logits"]), "exit_layer": values["layers"]}
+
+    def run_if_any(self, graph: Graph, values: Values, stretch: range) -> Values:
+        """The values behind a stretch; where no rows remain, as they were."""
+        names = [name for name in values if name in self.changed(stretch.stop > self.last)]
+
+        def go_on(inner: Graph) -> list[str]:
+            after = self.run(inner, self.remaining(inner, values), stretch)
+            return [after[name] for name in names]
+
+        kinds = [KIND.get(name, "float32") for name in names]
+        found = graph.branch(values["some"], go_on, lambda inner: [values[name] for name in names], kinds)
+        return {**values, **dict(zip(names, found, strict=True))}
+
+    def changed(self, last: bool) -> set[str]:
+        """The values that a stretch changes and that are read behind it."""
+        if last:
+            return {"layers", "logits" if self.rule.step.own else "answers"}
+        parts = [each.template for each in (*self.segments.layers, *self.segments.exits)]
+        read = {name for part in (*parts, self.rule.template) for name in part.inputs} | {"index", "stay"}
+        kept = [name.removesuffix("_after") for name in self.rule.template.outputs]
+        rows = [] if self.single else [*self.segments.open_axes, "index", "stay"]
+        changes = {"states", *self.segments.exits[0].template.outputs, *kept, *rows}
+        return (changes & read) | {"some", "layers", "answers"}
+
+    def run(self, graph: Graph, values: Values, stretch: range) -> Values:
+        """The values behind a stretch's layers and exits."""
         values = dict(values)
-        while True:
+        for depth in stretch:
             self.run_layer(graph, values, self.segments.layers[depth - 1])
             number = self.exit_at(depth)
             if number is not None:
-                place = graph.whole(number), graph.whole(depth)
-                fire, answer = self.run_exit(graph, values, self.segments.exits[number], place, depth == self.last)
-                if self.may_exit(depth):
-                    self.write(graph, values, answer)
-                    if depth == self.last:
-                        return [values["answers"], values["layers"]]
-                    return self.part(graph, values, fire, depth)
-            depth += 1
+                values["seen"], values["depth"] = graph.whole(number), graph.whole(depth)
+                self.run_exit(graph, values, self.segments.exits[number], depth == self.last)
+        self.write(graph, values)
+        if depth < self.last:
+            self.leave(graph, values)
+        return values
 
     def run_layer(self, graph: Graph, values: Values, segment: Segment) -> None:
         """Put a layer's output in the place of the states."""
-        given = {name: values[name] for name in segment.template.inputs}
-        (values["states"],) = graph.copy_of(segment.template, given, segment.weights, segment.template.outputs)
+        (values["states"],) = graph.copy_of(segment.template, values, segment.weights, segment.template.outputs)
 
-    def run_exit(
-        self, graph: Graph, values: Values, segment: Segment, place: tuple[str, str], last: bool = False
-    ) -> tuple[str, str]:
-        """Which rows fire at an exit, and their answers; what the rule remembers changes.
+    def run_exit(self, graph: Graph, values: Values, segment: Segment, last: bool = False) -> None:
+        """Run an exit for the remaining rows, and a step of the rule for all: evidence, memory, and which `fire`, (B,).
 
         Args:
-            place: how many exits rows have seen, and layers run, as numbers of rank 1.
             last: all rows leave, whatever the rule says.
         """
-        template, outputs = self.rule.template, segment.template.outputs
-        given = {name: values[name] for name in segment.template.inputs}
-        evidence = dict(zip(outputs, graph.copy_of(segment.template, given, segment.weights, outputs), strict=True))
-        if not self.single:
-            rows = graph.op("Shape", evidence["logits"], end=1)
-            place = graph.op("Expand", place[0], rows), graph.op("Expand", place[1], rows)
-        values["seen"], values["depth"] = place
-        every = {**values, **evidence}
-        wanted = [name for name in template.outputs if not last or name == "answer"]
-        found = dict(zip(wanted, graph.copy_of(template, {name: every[name] for name in template.inputs}, {}, wanted)))
-        values |= {name: found[f"{name}_after"] for name in ("count", "past") if f"{name}_after" in found}
-        return found.get("fire", ""), found.get("answer", evidence["logits"])
+        emitted, rule = segment.template.outputs, self.rule.template
+        for name, own in zip(emitted, graph.copy_of(segment.template, values, segment.weights, emitted)):
+            there = not self.single and name in values  # else all rows are still there
+            values[name] = graph.op("ScatterND", values[name], values["index"], own) if there else own
+        wanted = [name for name in rule.outputs if not last or name == "answer"]
+        made = zip(wanted, graph.copy_of(rule, values, {}, wanted))
+        values |= {name.removesuffix("_after"): value for name, value in made}
 
-    def write(self, graph: Graph, values: Values, answer: str) -> None:
-        """Every row's answer so far."""
+    def write(self, graph: Graph, values: Values) -> None:
+        """Note after how many layers the remaining rows would leave here, and with what, if not with their logits."""
+        values["layers"] = graph.op("Where", values["stay"], values["depth"], values["layers"])
+        if "answer" in values:
+            each = graph.op("Unsqueeze", values["stay"], graph.whole(1))
+            values["answers"] = graph.op("Where", each, values["answer"], values["answers"])
+
+    def leave(self, graph: Graph, values: Values) -> None:
+        """The rows that fire are done."""
+        stay = graph.op("Not", values["fire"])
         if self.single:
-            values["answers"], values["layers"] = answer, values["depth"]
+            values["some"] = graph.op("Squeeze", stay)
             return
-        places = graph.op("Unsqueeze", values["index"], graph.whole(1))
-        values["answers"] = graph.op("ScatterND", values["answers"], places, answer)
-        values["layers"] = graph.op("ScatterND", values["layers"], places, values["depth"])
+        values["stay"] = graph.op("And", stay, values["stay"])
+        values["some"] = graph.op("Cast", graph.op("Size", graph.op("NonZero", values["stay"])), to=KINDS["bool"])
 
-    def part(self, graph: Graph, values: Values, fire: str, depth: int) -> list[str]:
-        """The rows that fire are done; the others go on, if there are any."""
-        keep, some = self.staying(graph, fire)
-
-        def go_on(inner: Graph) -> list[str]:
-            return self.descend(inner, self.remaining(inner, values, keep), depth + 1)
-
-        return graph.branch(some, go_on, lambda inner: [values["answers"], values["layers"]], ANSWERS)
-
-    def staying(self, graph: Graph, fire: str) -> tuple[str, str]:
-        """The numbers of the rows that do not fire, (1, N), and whether there are any."""
-        stay = graph.op("Not", fire)
-        if self.single:
-            return stay, graph.op("Squeeze", stay)
-        keep = graph.op("NonZero", stay)
-        return keep, graph.op("Cast", graph.op("Size", keep), to=KINDS["bool"])
-
-    def remaining(self, graph: Graph, values: Values, keep: str) -> Values:
-        """The rows of these numbers, (1, N), cut to the longest of them; nothing is lost where there are none."""
+    def remaining(self, graph: Graph, values: Values) -> Values:
+        """The values of the rows that stay, cut to the longest of them."""
         if self.single:
             return values
-        values, keep = dict(values), graph.op("Squeeze", keep, graph.whole(0))
-        moved = [name for name in values if ROWS in self.axes.get(name, {}).values()]
-        for name in moved:
-            axis = next(axis for axis, kind in self.axes[name].items() if kind == ROWS)
-            values[name] = graph.op("Gather", values[name], keep, axis=axis)
-        lengths = graph.op("Concat", values["lengths"], graph.whole(1), axis=0)  # one at least: rows may be none
+        places = graph.op("NonZero", graph.op("GatherND", values["stay"], values["index"]))  # among those before
+        places = graph.op("Squeeze", places, graph.whole(0))
+        lengths = graph.op("Where", values["stay"], values["lengths"], graph.whole(0))
         longest = graph.op("ReduceMax", lengths, keepdims=1)
-        for name in values:
-            cut = [axis for axis, kind in self.axes.get(name, {}).items() if kind == TOKENS]
-            if cut and not name.endswith(".distances"):  # of those, more than occur do no harm
-                ends = longest if len(cut) == 1 else graph.op("Concat", *[longest] * len(cut), axis=0)
-                values[name] = graph.op("Slice", values[name], graph.whole(*[0] * len(cut)), ends, graph.whole(*cut))
-        return values
+        axes = self.segments.open_axes
+        chosen = {name: self.chosen(graph, name, values[name], places, longest) for name in axes if name in values}
+        return {**values, **chosen, "index": graph.op("Gather", values["index"], places)}
+
+    def chosen(self, graph: Graph, name: str, value: str, places: str, longest: str) -> str:
+        """Of one value the rows at some places, (N,), cut to as many tokens as the longest of them has, (1,)."""
+        axes = self.segments.open_axes[name]
+        for axis in [axis for axis, kind in axes.items() if kind == ROWS]:
+            value = graph.op("Gather", value, places, axis=axis)
+        cut = [axis for axis, kind in axes.items() if kind == TOKENS]
+        if not cut or name.endswith(".distances"):  # of those, more than occur do no harm
+            return value
+        ends = longest if len(cut) == 1 else graph.op("Concat", *[longest] * len(cut), axis=0)
+        return graph.op("Slice", value, graph.whole(*[0] * len(cut)), ends, graph.whole(*cut))

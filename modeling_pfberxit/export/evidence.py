@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import torch
-from onnx import helper
 from torch import Tensor
 
 from ..evaluation.bounds import rows_needed, share
@@ -20,12 +18,11 @@ from ..evaluation.recording import Recording, record
 from ..model.evidence import Evidence
 from ..model.exit_policy import ExitPolicy
 from ..model.validation import refuse
-from .compose import IR_VERSION, File
+from .compose import File, Values
 from .graphs import Graph
-from .parts import examples, per_row
+from .parts import per_row
 from .quantised import quantised
 from .storage import opened
-from .templates import OPSET
 from .verification import SIZES, Row, batches
 
 NAME = "certified-int8"  # of the operating point
@@ -38,25 +35,22 @@ class EvidenceFile(File):
         super().__post_init__()
         self.built_in = True  # no row brings anything but tokens: none leaves
 
-    def build(self) -> onnx.ModelProto:
-        """The whole file."""
-        graph, inputs = Graph(), list(examples(self.segments.model))
-        values, found = self.begin(graph, inputs), []
+    def run_all(self, graph: Graph, values: Values) -> Values:
+        """The outputs, by their names."""
+        found: list[Values] = []
         for depth, layer in enumerate(self.segments.layers, start=1):
             self.run_layer(graph, values, layer)
             if depth in self.exit_depths:
                 found.append(self.said(graph, values, self.exit_depths.index(depth)))
-        names = list(found[0])
-        outputs = [graph.op("Concat", *(each[name] for each in found), axis=1) for name in names]
-        named = [graph.rename(value, name) for value, name in zip(outputs, names)]
-        proto = graph.as_proto("exits", self.declared(inputs), named, ["float32"] * len(names))
-        return helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        return {name: graph.op("Concat", *(each[name] for each in found), axis=1) for name in found[0]}
 
-    def said(self, graph: Graph, values: dict[str, str], number: int) -> dict[str, str]:
+    def shape(self, output: str) -> None:
+        """Every output has one of its own."""
+
+    def said(self, graph: Graph, values: Values, number: int) -> Values:
         """What one exit emits, (B, 1, ...)."""
         segment = self.segments.exits[number]
-        given = {name: values[name] for name in segment.template.inputs}
-        found = graph.copy_of(segment.template, given, segment.weights, segment.template.outputs)
+        found = graph.copy_of(segment.template, values, segment.weights, segment.template.outputs)
         return {name: graph.op("Unsqueeze", value, graph.whole(1))
                 for name, value in zip(segment.template.outputs, found)}  # fmt: skip
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..model.criteria import able
-from ..model.evidence import EMITTED_BY
+from ..model.criteria import able, rule_of
 from ..model.exit_policy import ExitPolicy, resolve_policy
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
+from .parts import NO_OPERATOR, emitting
 
 MOST_EXITS = 30  # branches inside each other that protobuf still reads
 
@@ -22,8 +22,6 @@ def check_exportable(model: PFBerxitForSequenceClassification) -> None:
         refuse("token_exits", True, "False: a file cannot hold tokens that leave on their own")
     if model.prompts is not None:
         refuse("prompt_generator", model.config.prompt_generator, "None: a file cannot hold prompts yet")
-    if model.config.use_nsp:
-        refuse("use_nsp", True, "False: ONNX has no pseudo-inverse, by which `cap` finds what no class sees")
     if len(model.exit_depths) > MOST_EXITS:
         refuse("exit_layers", len(model.exit_depths), f"at most {MOST_EXITS} exits: deeper files cannot be read")
 
@@ -38,12 +36,14 @@ def exportable_policy(request: Any, model: PFBerxitForSequenceClassification) ->
     """The policy a file is made for: the model's own, or what was asked for.
 
     Raises:
-        ValueError: it is off; or what `resolve_policy` refuses.
+        ValueError: it is off; its evidence is none that a file can hold; or what `resolve_policy` refuses.
     """
     problem_type = problem_type_of(model.config)
     policy = resolve_policy(request, model.config, model.exit_depths, problem_type)
+    rules = ", ".join(able(problem_type, emitting(model)))
     if policy is None:
-        emitted = [name for name in EMITTED_BY if getattr(model.config, name)]
-        refuse("policy", request, "a rule by which rows leave, with its threshold: "
-               f"{', '.join(able(problem_type, emitted))}; this is full depth")  # fmt: skip
+        refuse("policy", request, f"a rule by which rows leave, with its threshold: {rules}; this is full depth")
+    if rule_of(policy).needs_evidence == NO_OPERATOR:
+        refuse("exit_criterion", policy.criterion, f"one of {rules}: ONNX has no pseudo-inverse, by which "
+               f"{policy.criterion} finds what no class sees")  # fmt: skip
     return policy

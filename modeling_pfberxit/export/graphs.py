@@ -1,13 +1,13 @@
-"""A graph under construction: operators, constants, copies of templates, branches. Weights stay where they are used.
+"""A graph under construction: operators, constants, copies of templates, branches. Weights stand in the outermost.
 
-A weight that stood in an outer graph would not be packed by ONNX Runtime for its matrix products.
+ONNX Runtime packs them for its matrix products there as in a graph one level below, and keeps them once.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -16,6 +16,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .templates import Template
 
+WEIGHT = 1024  # bytes; a constant that has more stands in the outermost graph
 KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 
 
@@ -23,6 +24,7 @@ class Graph:
     """Nodes and constants of one graph; graphs inside it share its numbering of names."""
 
     def __init__(self, outer: Graph | None = None) -> None:
+        self.outer = outer
         self.numbers: count[int] = count() if outer is None else outer.numbers
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
@@ -33,8 +35,10 @@ class Graph:
         return f"{hint}_{next(self.numbers)}"
 
     def constant(self, value: Any, kind: str | None = None) -> str:
-        """The name of a constant; equal ones are kept once."""
+        """The name of a constant; equal ones are kept once, large ones in the outermost graph."""
         array = np.asarray(value, dtype=kind)
+        if self.outer is not None and array.nbytes > WEIGHT:
+            return self.outer.constant(array)
         key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self.by_content:
             self.by_content[key] = self.name("constant")
@@ -44,6 +48,11 @@ class Graph:
     def whole(self, *numbers: int) -> str:
         """A constant of whole numbers, of rank 1."""
         return self.constant(numbers, "int64")
+
+    def filled(self, rows: str, value: Any, kind: str, *shape: int) -> str:
+        """A tensor of one value: a row of some shape for each of `rows`, a number of rank 1."""
+        size = self.op("Concat", rows, self.whole(*shape), axis=0) if shape else rows
+        return self.op("ConstantOfShape", size, value=numpy_helper.from_array(np.array([value], kind)))
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add an operator of one output; the output's name."""
@@ -90,7 +99,7 @@ class Graph:
 
     def branch(
         self, condition: str, then: Callable[[Graph], Sequence[str]], otherwise: Callable[[Graph], Sequence[str]],
-        kinds: Sequence[str],
+        kinds: Collection[str],
     ) -> list[str]:  # fmt: skip
         """An `If`; each branch is built by a function that is given its graph and returns its outputs' names."""
         bodies = {}
@@ -100,7 +109,7 @@ class Graph:
         return self.ops("If", condition, outputs=len(kinds), **bodies)
 
     def as_proto(
-        self, name: str, inputs: Iterable[Any], outputs: Sequence[str], kinds: Sequence[str],
+        self, name: str, inputs: Iterable[Any], outputs: Sequence[str], kinds: Iterable[str],
         shapes: Sequence[Sequence | None] | None = None,
     ) -> GraphProto:  # fmt: skip
         """The nodes that outputs hang on, with their constants; outputs that no node makes are passed on by one."""
@@ -109,7 +118,7 @@ class Graph:
         nodes = needed(self.nodes, outputs)
         infos = [
             helper.make_tensor_value_info(each, KINDS[kind], shape)
-            for each, kind, shape in zip(outputs, kinds, shapes or [None] * len(kinds), strict=True)
+            for each, kind, shape in zip(outputs, kinds, shapes or [None] * len(outputs), strict=True)
         ]
         read = read_by(nodes)
         kept = [numpy_helper.from_array(value, key) for key, value in self.constants.items() if key in read]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from onnx import helper
 
-from .compose import ANSWERS, File, Values
+from ..model.evidence import outcomes
+from .compose import KIND, File, Values
 from .graphs import KINDS, Graph
 from .segments import Segment, Segments
-
-WHOLE = ("mask", "count", "index", "lengths", "patience", "layers")  # of the values in a loop, whole numbers
 
 
 def loops(segments: Segments) -> int:
@@ -46,45 +47,40 @@ def turning(graph: Graph, turn: str, parts: list[Segment]) -> Segment:
 class LoopFile(File):
     """A file whose first layers are turns of one loop."""
 
-    def run_all(self, graph: Graph, values: Values) -> list[str]:
-        """The loop, and the last layer where it is none of its turns."""
+    def begin(self, graph: Graph, inputs: Sequence[str]) -> Values:
+        """The batch in front of the first layer, as if all its rows had passed an exit that said 0."""
+        values, labels = super().begin(graph, inputs), self.segments.model.num_labels
+        rows = graph.op("Shape", values["stay"])
+        shapes = {"logits": [labels], "distances": outcomes(labels, self.rule.problem_type)}
+        emitted = self.segments.exits[0].template.outputs
+        zeros = {name: graph.filled(rows, 0.0, "float32", *shapes.get(name, [])) for name in emitted}
+        return {**values, **zeros, "some": graph.constant(True)}
+
+    def run_all(self, graph: Graph, values: Values) -> Values:
+        """The outputs, by their names: of the loop, and of the last layer where it is none of its turns."""
         turns = loops(self.segments)
-        names = [name for name in values if name in self.carried()]
-        before = [graph.constant(True), *(graph.op("Identity", values[name]) for name in names)]
-        some, *after = graph.ops("Loop", graph.constant(turns, "int64"), graph.constant(True), *before,
-                                 outputs=len(before), body=self.body(graph, names, turns))  # fmt: skip
-        values = dict(zip(names, after, strict=True))
-        if turns == self.last:
-            return [values["answers"], values["layers"]]
-        return graph.branch(
-            some, lambda inner: self.descend(inner, values, self.last),
-            lambda inner: [values["answers"], values["layers"]], ANSWERS,
-        )  # fmt: skip
+        names = [name for name in values if name in self.changed(last=False)]
+        before = [graph.op("Identity", values[name]) for name in names]
+        found = graph.ops("Loop", graph.constant(turns, "int64"), graph.constant(True), *before, outputs=len(before),
+                          body=self.body(graph, values, names, turns))  # fmt: skip
+        values = {**values, **dict(zip(names, found, strict=True))}
+        if turns < self.last:
+            values = self.run_if_any(graph, values, range(self.last, self.last + 1))
+        return self.answers(values)
 
-    def carried(self) -> set[str]:
-        """The values that the parts of a turn read or change."""
-        templates = [self.segments.layers[0].template, *(each.template for each in self.segments.exits)]
-        read = {name for template in [*templates, self.rule.template] for name in template.inputs}
-        return read | {"states", "answers", "layers", "lengths", "index"}
-
-    def body(self, outer: Graph, names: list[str], turns: int) -> onnx.GraphProto:
-        """One layer, its exit, and the rows that remain; whether there are any goes on twice, to be read at the end."""
+    def body(self, outer: Graph, values: Values, names: list[str], turns: int) -> onnx.GraphProto:
+        """The rows that remain, one layer and its exit; whether any rows go on is said to the loop, and kept."""
         graph = Graph(outer)
-        turn, going, before, *given = (graph.name(f"in_{name}") for name in ("turn", "going", "some", *names))
-        values = dict(zip(names, given, strict=True))
+        turn, going, *given = (graph.name(f"in_{name}") for name in ("turn", "going", *names))
+        values = self.remaining(graph, {**values, **dict(zip(names, given, strict=True))})
         self.run_layer(graph, values, turning(graph, turn, self.segments.layers[:turns]))
-        seen = graph.op("Unsqueeze", turn, graph.whole(0))
-        depth = graph.op("Add", seen, graph.whole(1))
-        fire, answer = self.run_exit(graph, values, turning(graph, turn, self.segments.exits[:turns]), (seen, depth))
-        self.write(graph, values, answer)
-        keep, some = self.staying(graph, fire)
-        values = self.remaining(graph, values, keep)
-        kinds = ["bool", *("int64" if name in WHOLE else "float32" for name in names)]
-        numbered = [helper.make_tensor_value_info(turn, KINDS["int64"], []),
-                    helper.make_tensor_value_info(going, KINDS["bool"], [])]  # fmt: skip
-        own = [
-            helper.make_tensor_value_info(*pair, None)
-            for pair in zip([before, *given], [KINDS[kind] for kind in kinds])
-        ]
-        outputs = [some, graph.op("Identity", some), *(values[name] for name in names)]
-        return graph.as_proto("body", [*numbered, *own], outputs, ["bool", *kinds])
+        values["seen"] = graph.op("Unsqueeze", turn, graph.whole(0))
+        values["depth"] = graph.op("Add", values["seen"], graph.whole(1))
+        self.run_exit(graph, values, turning(graph, turn, self.segments.exits[:turns]))
+        self.write(graph, values)
+        self.leave(graph, values)
+        kinds = [KIND.get(name, "float32") for name in names]
+        described = zip((turn, going, *given), ("int64", "bool", *kinds), ([], [], *([None] * len(given))))
+        inputs = [helper.make_tensor_value_info(name, KINDS[kind], shape) for name, kind, shape in described]
+        going_on = graph.op("Identity", values["some"])
+        return graph.as_proto("body", inputs, [going_on, *(values[name] for name in names)], ["bool", *kinds])

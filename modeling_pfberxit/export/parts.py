@@ -29,15 +29,22 @@ from ..model.rows import Rows
 from ..model.steps import one_by_one, step
 from .templates import Inputs
 
+NO_OPERATOR = "use_nsp"  # of the config: for what only `cap` reads, and takes a pseudo-inverse, which ONNX lacks
 ROWS, TOKENS = "rows", "tokens"  # what an open size is a number of
 EXAMPLE = (3, 7)  # rows and tokens; different from each other, and none of them 1
 
 
 def prepared(model: PFBerxitForSequenceClassification) -> PFBerxitForSequenceClassification:
-    """A copy of the model as it is exported: on the CPU, in float32, its attention spelled out."""
+    """A copy of the model as it is exported: on the CPU, in float32, its attention spelled out, without a NSP."""
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     set_attention(model.backbone.config, "eager")
+    model.exits.emits_nsp = False
     return model.requires_grad_(False)
+
+
+def emitting(model: PFBerxitForSequenceClassification) -> list[str]:
+    """The config's fields by which exits emit what a file can hold; of `EMITTED_BY`, in its order."""
+    return [field for field in EMITTED_BY if getattr(model.config, field) and field != NO_OPERATOR]
 
 
 class Start(nn.Module):
@@ -114,11 +121,12 @@ def examples(model: PFBerxitForSequenceClassification) -> dict[str, Tensor]:
 
 
 class Layer(nn.Module):
-    """One layer with its adapters."""
+    """One layer with its adapters; the last one is run for the first token alone where its exit reads no other."""
 
     def __init__(self, model: PFBerxitForSequenceClassification, number: int, fields: list[str]) -> None:
         super().__init__()
         self.model, self.number, self.view = model, number, layers_of(model)[number]
+        self.queries = first_token_alone(model) if number == len(model.depths) - 1 else None
         self.fields = [field for field in fields if field.split(".")[1] == self.view.kind]
         self.looks_around = model.depths[number].beside(self.view).looks_around
 
@@ -128,10 +136,17 @@ class Layer(nn.Module):
         return ["states", *(["mask"] if self.looks_around else []), *self.fields]
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """(B, n, d) -> (B, n, d)."""
+        """(B, n, d) -> (B, n, d), or (B, 1, d)."""
         given = dict(zip(self.inputs, inputs, strict=True))
         context = context_of({field.split(".", 2)[2]: given[field] for field in self.fields})
-        return self.model.depths[self.number](given["states"], context, given.get("mask"), self.view)[0]
+        return self.model.depths[self.number](given["states"], context, given.get("mask"), self.view, self.queries)[0]
+
+
+def first_token_alone(model: PFBerxitForSequenceClassification) -> int | None:
+    """1 where the last exit reads the first token only, and the last layer has weights of its own; else None."""
+    views = layers_of(model)
+    shared = any(view.stock is views[-1].stock for view in views[:-1])  # such a layer is a turn of a loop
+    return 1 if model.exits.positions(len(model.exit_depths) - 1) == 1 and not shared else None
 
 
 class Exit(nn.Module):
@@ -144,7 +159,7 @@ class Exit(nn.Module):
         self.looks_around = bypassed and model.exits.bypass_adapters[number].reach != 0
         self.final_norm = family_of(model.backbone.config).final_norm(model.backbone)
         self.pooler = pooler_dense(model.backbone) if reads_backbone_pooler(model.config) else None
-        self.emitted = [part for field, part in EMITTED_BY.items() if getattr(model.config, field)]
+        self.emitted = [EMITTED_BY[field] for field in emitting(model)]
 
     @property
     def inputs(self) -> list[str]:
@@ -168,7 +183,7 @@ class Exit(nn.Module):
 
 
 class Step(nn.Module):
-    """One step of a rule, tau and patience of every row among its inputs."""
+    """One step of a rule, tau and patience of every row among its inputs; `seen` and `depth` are all rows', (1,)."""
 
     def __init__(self, policy: ExitPolicy, exits: int, num_labels: int, problem_type: str, emitted: list[str]) -> None:
         super().__init__()
@@ -201,7 +216,8 @@ class Step(nn.Module):
         given = dict(zip(self.inputs, inputs, strict=True))
         logits = given["logits"]
         past = given["past"] if self.memory else logits.new_full((logits.shape[0], 1, *self.shape), torch.nan)
-        state = ExitState(past, given["seen"], given["count"], self.problem_type)
+        seen = given["seen"].expand(logits.shape[0]) if self.counted else given["seen"]
+        state = ExitState(past, seen, given["count"], self.problem_type)
         asked = {"patience": given["patience"]} | ({} if self.fixed else {"threshold": given["tau"]})
         if self.counted:  # every label of every row is judged by its row's numbers
             asked = {name: value[:, None].expand(-1, self.counted).reshape(-1) for name, value in asked.items()}
@@ -221,9 +237,9 @@ def example_state(step: Step, rows: int, num_labels: int) -> dict[str, Tensor]:
     """Values for every input of a step."""
     whole = torch.arange(1, rows + 1)
     count = whole[:, None].repeat(1, step.counted) if step.counted else whole
-    found = {"logits": torch.randn(rows, num_labels), "lte": torch.rand(rows), "count": count, "seen": whole * 0 + 1,
+    found = {"logits": torch.randn(rows, num_labels), "lte": torch.rand(rows), "count": count, "seen": whole[:1],
              "distances": torch.rand(rows, *step.shape), "past": torch.rand(rows, step.memory, *step.shape),
-             "depth": whole * 0 + 2, "tau": torch.rand(rows), "patience": whole * 0 + 1}  # fmt: skip
+             "depth": whole[:1] + 1, "tau": torch.rand(rows), "patience": torch.ones_like(whole)}  # fmt: skip
     return {name: found[name] for name in step.inputs}
 
 

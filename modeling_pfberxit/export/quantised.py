@@ -40,7 +40,7 @@ def products(proto: onnx.ModelProto) -> Products:
     """Count them through all graphs; those of attention have no weights."""
     float32, int8 = 0, 0
     for graph in graphs_in(proto.graph):
-        float32 += len(Quantiser(graph).weighted())
+        float32 += len(Quantiser(graph, proto.graph).weighted())
         int8 += sum(node.op_type == "MatMulInteger" for node in graph.node)
     return Products(int8, float32)
 
@@ -50,7 +50,7 @@ def quantised(proto: onnx.ModelProto) -> onnx.ModelProto:
     small = onnx.ModelProto()
     small.CopyFrom(proto)
     for number, graph in enumerate(reversed(graphs_in(small.graph))):  # inner ones first: nodes are copied
-        Quantiser(graph, f"q{number}_").run()
+        Quantiser(graph, small.graph, f"q{number}_").run()
     return small
 
 
@@ -61,11 +61,16 @@ def graphs_in(graph: GraphProto) -> list[GraphProto]:
 
 
 class Quantiser:
-    """One graph, the graphs inside it apart."""
+    """One graph, the graphs inside it apart; weights stand in the outermost one."""
 
-    def __init__(self, graph: GraphProto, prefix: str = "") -> None:
-        self.graph, self.prefix = graph, prefix
-        self.weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    def __init__(self, graph: GraphProto, outermost: GraphProto, prefix: str = "") -> None:
+        self.graph, self.outermost, self.prefix = graph, outermost, prefix
+        self.weights = {
+            tensor.name: tensor
+            for each in (outermost, graph)
+            for tensor in each.initializer
+            if tensor.data_type == TensorProto.FLOAT
+        }
         # Of layers in a loop, weights that differ are taken from a stack of them.
         self.gathers = {
             node.output[0]: node for node in graph.node if node.op_type == "Gather" and node.input[0] in self.weights
@@ -140,31 +145,30 @@ class Quantiser:
         """Keep a weight, or the stack it is taken from, as whole numbers and the scales of its columns."""
         gather = self.gathers.get(name)
         stored = name if gather is None else gather.input[0]
-        matrix, column = f"{self.prefix}{stored}_int8", f"{self.prefix}{stored}_columns"
-        if stored not in self.made or gather is None:
+        self.made[name] = found = [f"{stored}_int8", f"{stored}_columns"]
+        if not any(tensor.name == found[0] for tensor in self.outermost.initializer):
             values = numpy_helper.to_array(self.weights[stored])
             scales = np.abs(values).max(-2, keepdims=True) / MOST
             scales = np.where(scales == 0, 1, scales).astype(np.float32)
-            self.keep(matrix, np.round(values / scales).astype(np.int8))
-            self.keep(column, scales)
-        self.made[stored] = [matrix, column]
+            keep(self.outermost, found[0], np.round(values / scales).astype(np.int8))
+            keep(self.outermost, found[1], scales)
         if gather is None:
             return []
-        taken = [f"{self.prefix}{name}_int8_taken", f"{self.prefix}{name}_columns_taken"]
-        self.made[name] = taken
+        self.made[name] = taken = [f"{self.prefix}{name}_int8_taken", f"{self.prefix}{name}_columns_taken"]
         return [helper.make_node("Gather", [one, gather.input[1]], [other], axis=0)
-                for one, other in zip([matrix, column], taken)]  # fmt: skip
+                for one, other in zip(found, taken)]  # fmt: skip
 
     def constant(self, name: str, value: float | list[int], kind: type = np.float32) -> str:
         """The name of a number that is kept once."""
         if name not in self.made:
             self.made[name] = [f"{self.prefix}{name}"]
-            self.keep(f"{self.prefix}{name}", np.asarray(value, kind))
+            keep(self.graph, f"{self.prefix}{name}", np.asarray(value, kind))
         return self.made[name][0]
 
-    def keep(self, name: str, values: np.ndarray) -> None:
-        """Add a constant to the graph."""
-        self.graph.initializer.append(numpy_helper.from_array(values, name))
+
+def keep(graph: GraphProto, name: str, values: np.ndarray) -> None:
+    """Add a constant to a graph."""
+    graph.initializer.append(numpy_helper.from_array(values, name))
 
 
 def inner_nodes(node: NodeProto) -> list[NodeProto]:

@@ -86,7 +86,7 @@ def alike(parts: list[Any], given: Callable, built: Callable[[Any], Any]) -> lis
 
 def layer_built(part: Layer) -> Any:
     """What a layer is made of."""
-    return part.view, part.model.depths[part.number]
+    return part.view, part.model.depths[part.number], part.queries
 
 
 def exit_built(part: Exit) -> Any:
@@ -158,5 +158,5 @@ def rule_of_rows(segments: Segments, policy: ExitPolicy, problem_type: str) -> t
     names = [name for name in segments.exits[0].template.outputs if name != "logits"]
     step = Step(policy, len(model.exit_depths), model.num_labels, problem_type, names)
     example = example_state(step, 3, model.num_labels)
-    axes = {name: {0: ROWS} for name in example}
+    axes: dict[str, dict[int, str]] = {name: {} if name in ("seen", "depth") else {0: ROWS} for name in example}
     return step, translate(step, open_sizes(example, axes), step.outputs)
