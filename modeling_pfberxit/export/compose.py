@@ -27,13 +27,13 @@ from .templates import OPSET, Template
 IR_VERSION = 10
 ANSWER = {"logits": "float32", "exit_layer": "int64"}  # what is said of every row
 ASKED = {"tau": "float32", "patience": "int64"}  # what a request may bring for every row
-# Of the values that change on the way, those that are no float32.
-KIND = {"mask": "int64", "count": "int64", "index": "int64", "layers": "int64", "stay": "bool", "some": "bool"}
+# Of the values that are made on the way, those that are no float32.
+KIND = {"count": "int64", "index": "int64", "layers": "int64", "stay": "bool", "some": "bool"}
 Values = dict[str, str]  # tensors by what they are, each under the name that the graph has for it
 
 
 class Rule(NamedTuple):
-    """A step of the rule, and at which exits it is taken."""
+    """A rule, and one step of it as a module and as a graph."""
 
     policy: ExitPolicy
     problem_type: str
@@ -61,6 +61,7 @@ class File:
     def __post_init__(self) -> None:
         self.exit_depths = self.segments.model.exit_depths
         self.last = len(self.segments.layers)
+        self.kinds = {**self.segments.kinds, **KIND}
 
     # ---- which exits are run -----------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class File:
             after = self.run(inner, self.remaining(inner, values), stretch)
             return [after[name] for name in names]
 
-        kinds = [KIND.get(name, "float32") for name in names]
+        kinds = [self.kinds.get(name, "float32") for name in names]
         found = graph.branch(values["some"], go_on, lambda inner: [values[name] for name in names], kinds)
         return {**values, **dict(zip(names, found, strict=True))}
 

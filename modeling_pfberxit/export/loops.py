@@ -9,7 +9,7 @@ import onnx
 from onnx import helper
 
 from ..model.evidence import outcomes
-from .compose import KIND, File, Values
+from .compose import File, Values
 from .graphs import KINDS, Graph
 from .segments import Segment, Segments
 
@@ -79,8 +79,9 @@ class LoopFile(File):
         self.run_exit(graph, values, turning(graph, turn, self.segments.exits[:turns]))
         self.write(graph, values)
         self.leave(graph, values)
-        kinds = [KIND.get(name, "float32") for name in names]
-        described = zip((turn, going, *given), ("int64", "bool", *kinds), ([], [], *([None] * len(given))))
-        inputs = [helper.make_tensor_value_info(name, KINDS[kind], shape) for name, kind, shape in described]
+        kinds = [self.kinds.get(name, "float32") for name in names]
+        inputs = [helper.make_tensor_value_info(turn, KINDS["int64"], []),
+                  helper.make_tensor_value_info(going, KINDS["bool"], [])]  # fmt: skip
+        inputs += [helper.make_tensor_value_info(*pair, None) for pair in zip(given, [KINDS[kind] for kind in kinds])]
         going_on = graph.op("Identity", values["some"])
         return graph.as_proto("body", inputs, [going_on, *(values[name] for name in names)], ["bool", *kinds])

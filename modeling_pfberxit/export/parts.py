@@ -126,9 +126,10 @@ class Layer(nn.Module):
     def __init__(self, model: PFBerxitForSequenceClassification, number: int, fields: list[str]) -> None:
         super().__init__()
         self.model, self.number, self.view = model, number, layers_of(model)[number]
-        self.queries = first_token_alone(model) if number == len(model.depths) - 1 else None
         self.fields = [field for field in fields if field.split(".")[1] == self.view.kind]
         self.looks_around = model.depths[number].beside(self.view).looks_around
+        alone = number == len(model.depths) - 1 and not self.looks_around and first_token_alone(model)
+        self.queries = 1 if alone else None
 
     @property
     def inputs(self) -> list[str]:
@@ -142,11 +143,15 @@ class Layer(nn.Module):
         return self.model.depths[self.number](given["states"], context, given.get("mask"), self.view, self.queries)[0]
 
 
-def first_token_alone(model: PFBerxitForSequenceClassification) -> int | None:
-    """1 where the last exit reads the first token only, and the last layer has weights of its own; else None."""
+def first_token_alone(model: PFBerxitForSequenceClassification) -> bool:
+    """Whether the last layer can be run for the first token alone: its exit reads no other, its weights are its own.
+
+    Not where scores depend on places: what is sliced there can not be translated with its length open.
+    """
     views = layers_of(model)
-    shared = any(view.stock is views[-1].stock for view in views[:-1])  # such a layer is a turn of a loop
-    return 1 if model.exits.positions(len(model.exit_depths) - 1) == 1 and not shared else None
+    own = all(view.stock is not views[-1].stock for view in views[:-1])  # else it is a turn of a loop
+    plain = family_of(model.backbone.config).context is padding_alone
+    return own and plain and model.exits.positions(len(model.exit_depths) - 1) == 1
 
 
 class Exit(nn.Module):

@@ -33,6 +33,7 @@ class Segments:
     Args:
         model: the copy of it whose parts they are.
         open_axes: of every tensor that goes from part to part, the axes that are rows and those that are tokens.
+        kinds: of the same tensors, float32, int64 or bool.
     """
 
     model: PFBerxitForSequenceClassification
@@ -40,6 +41,7 @@ class Segments:
     layers: list[Segment]
     exits: list[Segment]
     open_axes: dict[str, dict[int, str]]
+    kinds: dict[str, str]
 
 
 def segments_of(model: PFBerxitForSequenceClassification) -> Segments:
@@ -56,7 +58,8 @@ def segments_of(model: PFBerxitForSequenceClassification) -> Segments:
     given = partial(part_inputs, states, axes)
     layers = alike([Layer(model, number, start.fields) for number in range(len(model.depths))], given, layer_built)
     exits = alike([Exit(model, number) for number in range(len(model.exit_depths))], given, exit_built)
-    return Segments(model, Segment(whole, weights_of(start, whole, {})), layers, exits, axes)
+    kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in states.items()}
+    return Segments(model, Segment(whole, weights_of(start, whole, {})), layers, exits, axes, kinds)
 
 
 def part_inputs(states: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], part: Layer | Exit) -> Any:
