@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +19,7 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from test_predict import TEXTS, saved  # noqa: E402
 
+from modeling_pfberxit.serving.cluster import queue_age  # noqa: E402
 from modeling_pfberxit.serving.cluster.ledger import Kept, Ledger  # noqa: E402
 from modeling_pfberxit.serving.cluster.one_answer import OneAnswer  # noqa: E402
 from modeling_pfberxit.serving.cluster.queue_age import BUSY, OLDEST_WAIT, QueueAge  # noqa: E402
@@ -262,7 +265,13 @@ def test_the_example_of_a_config_file_is_one_that_ray_and_the_application_take()
     app(Settings.model_validate({"model": "m", **application.args}))
     names = {each.name: each for each in application.deployments}
     assert names.keys() == {"answers", "ledger"} and names["ledger"].num_replicas == 1
-    assert names["answers"].autoscaling_config["policy"]["policy_function"].endswith("queue_age:QueueAge")
+    assert resolve_name(names["answers"].autoscaling_config["policy"]["policy_function"]) is QueueAge
+
+
+@pytest.mark.parametrize("file", [EXAMPLE, EXAMPLE.parents[1] / "kubernetes" / "ray-service.yaml", queue_age.__file__])
+def test_the_policy_is_named_where_it_is(file):
+    (path,) = re.findall(r"policy_function: ([\w.:]+)", Path(file).read_text(encoding="utf-8"))
+    assert resolve_name(path) is QueueAge
 
 
 # ---- a cluster -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import TypeVar
 from .batching import Limits, Pace, Waiting, chosen_points, form
 from .calls import Answer, Meter, Point, Request, Row, Served, Watcher
 from .ladder import FULL
-from .outcomes import Busy, Closed, Failed, Late, attempt, report, settle
+from .outcomes import Busy, Closed, Failed, Late, attempt, report, settle, settle_by
 
 Result = TypeVar("Result")
 Job = tuple[list[Row], list[Point]]
@@ -87,18 +87,10 @@ class Engine:
     def call(self, function: Callable[[], Result]) -> Future[Result]:
         """Have the engine's thread call a function between two batches."""
         done: Future[Result] = Future()
-
-        def task() -> None:
-            """Settle the future with what the function returns or raises."""
-            try:
-                settle(done, function())
-            except Exception as error:
-                settle(done, error)
-
         with self.changed:
             if not self.alive:
                 raise Closed("the server is shutting down")
-            self.tasks.append(task)
+            self.tasks.append(partial(settle_by, done, function))
             self.changed.notify()
         return done
 
@@ -155,6 +147,7 @@ class Engine:
                 self.changed.wait(pause)
             task, self.owed = self.tasks.pop(0), True
         task()
+        del task  # it holds the error that it raised, whose frames lead back here: a circle
         return [], []
 
     def leave_out(self, now: float) -> None:

@@ -87,13 +87,11 @@ class Guard:
 
         try:
             self.check_token(scope)
-            await self.app(scope, replayed(await self.read_in_time(scope, receive), receive), noted)
+            await self.app(scope, replayed(await self.read(scope, receive), receive), noted)
         except Gone:
             status = 499
         except (Exception, asyncio.CancelledError) as error:
-            refused = refusal_of(error)
-            if not status:
-                await answer(noted, refused)
+            await answer_error(noted, error, begun=status > 0)
         finally:
             if self.meter is not None:
                 self.meter.request(route_of(scope), status, time.monotonic() - began)
@@ -109,29 +107,43 @@ class Guard:
                 401, "the bearer token is missing, or another", "Unauthorized", **{"WWW-Authenticate": "Bearer"}
             )
 
-    async def read_in_time(self, scope: Scope, receive: Receive) -> bytes:
-        """The body, if it comes soon enough."""
-        try:
-            return await asyncio.wait_for(self.read(scope, receive), self.limits.upload)
-        except asyncio.TimeoutError:
-            raise Refused(408, "the request took too long to arrive", "Timeout", Connection="close") from None
-
     async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """The body, while it is within the limit."""
-        declared = header(scope, b"content-length")
-        too_large = Refused(413, f"the body is larger than {self.limits.body} bytes", "Validation", Connection="close")
+        """The body, if it comes soon enough and is within the limit.
+
+        Each message is waited for alone: a task that raised would be held in a circle, with the body's parts.
+        """
+        declared, until = header(scope, b"content-length"), time.monotonic() + self.limits.upload
         if declared.isdigit() and int(declared) > self.limits.body:
-            raise too_large
+            raise self.too_large()
         parts, size, more = [], 0, True
         while more:
-            message = await receive()
+            message = await in_time(receive, until)
             if message["type"] == "http.disconnect":
                 raise Gone
             parts.append(message.get("body", b""))
             size, more = size + len(parts[-1]), message.get("more_body", False)
             if size > self.limits.body:
-                raise too_large
+                raise self.too_large()
         return b"".join(parts)
+
+    def too_large(self) -> Refused:
+        """What refuses a body beyond the limit."""
+        return Refused(413, f"the body is larger than {self.limits.body} bytes", "Validation", Connection="close")
+
+
+async def in_time(receive: Receive, until: float) -> Message:
+    """The next message, if it comes before a moment of `time.monotonic`."""
+    try:
+        return await asyncio.wait_for(receive(), until - time.monotonic())
+    except asyncio.TimeoutError:
+        raise Refused(408, "the request took too long to arrive", "Timeout", Connection="close") from None
+
+
+async def answer_error(send: Send, error: BaseException, begun: bool) -> None:
+    """Say why a request could not be handled, unless its answer has begun."""
+    refused = refusal_of(error)  # not a local of those who raise: its traceback would hold it, and a body, in a circle
+    if not begun:
+        await answer(send, refused)
 
 
 def refusal_of(error: BaseException) -> Refused:

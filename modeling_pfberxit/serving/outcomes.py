@@ -43,6 +43,15 @@ def settle(future: Future, result: Any) -> None:
         pass
 
 
+def settle_by(future: Future, function: Callable[[], Any]) -> None:
+    """Give a future what a function returns or raises."""
+    try:
+        settle(future, function())
+    except Exception as error:
+        settle(future, error)
+        del future  # it holds the error, whose traceback holds this frame
+
+
 def attempt(function: Callable[..., Result], *arguments: Any) -> Result | None:
     """Call one who watches or steers; what it raises is reported, fails nobody's request, and gives None."""
     try:

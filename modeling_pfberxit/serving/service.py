@@ -136,7 +136,7 @@ async def unless_gone(answering: Coroutine[Any, Any, list[Answer]], listen: List
         return await answers
     except asyncio.CancelledError:
         if why:
-            raise why[0] from None
+            raise why.pop(0) from None  # kept in a local, it would hold itself by its traceback, and the body
         raise
     finally:
         late.cancel()
