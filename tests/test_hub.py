@@ -174,6 +174,12 @@ def test_save_pretrained_can_push_what_it_saved(hub, hub_backbone, repo, tmp_pat
     assert same(load(repo), model)
 
 
+def test_a_config_is_pushed_with_all_the_code_of_its_models(hub, hub_backbone, repo, tmp_path):
+    new_model(hub_backbone).config.save_pretrained(tmp_path, push_to_hub=True, repo_id=repo)
+    pushed, saved = hub.files(repo), read_folder(tmp_path)
+    assert "modeling_pfberxit.py" in pushed and {name: pushed[name] for name in saved} == saved
+
+
 def test_save_pretrained_names_the_repository_after_the_folder(hub, hub_backbone, repo, tmp_path):
     folder = repo.removeprefix("acme/")
     new_model(hub_backbone).save_pretrained(tmp_path / folder, push_to_hub=True)

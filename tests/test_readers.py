@@ -87,7 +87,9 @@ def test_a_packed_file_is_read_as_what_is_in_it_alone_and_in_a_folder(tmp_path, 
     packed.write_bytes(gzip.compress(text.encode()))
     for name in (packed, tmp_path, tmp_path / "*.gz"):
         assert load_texts(str(name)).rows.to_list() == rows
-    assert list(open_rows(str(packed)).read()) == rows and readers.name_of(str(packed)) == "train"
+    assert list(open_rows(str(packed)).read()) == rows and {
+        readers.name_of(f"train{kind}{end}") for end in ("", ".gz", ".GZ")
+    } == {"train"}
 
 
 def test_a_packed_file_that_is_cut_off_or_no_such_file_is_refused_by_its_name(tmp_path):
@@ -112,6 +114,8 @@ def test_a_first_text_is_not_taken_for_a_column_s_name(tmp_path, first):
             read(file)
         assert len(list(read(file, text=first).rows if read is load_texts else read(file, text=first).read())) == 2
     assert load_texts(csv_of(tmp_path / "b.csv", ["review"], [["w1"]])).names == ("review",)
+    beside_labels = csv_of(tmp_path / "c.csv", [first, "label"], [["w1", "a"]])  # so there is a header
+    assert load_texts(beside_labels).names == (first,)
 
 
 def test_long_texts_are_worked_on_so_many_characters_at_a_time(tmp_path, tokenizer, monkeypatch):

@@ -74,7 +74,7 @@ def choose_texts(
     fitting = [names for names in fitting if not any(set(names) < set(wider) for wider in fitting)]
     if not fitting and len(features) == 1 and any(separator in others[0] for separator in ";\t"):
         refuse("dataset", others, f"a table with commas between cells (.tsv: tabs), or its one column is {HOW_TEXT}")
-    if not fitting and len(others) == 1 and SENTENCE.search(others[0]):
+    if not fitting and len(features) == 1 and SENTENCE.search(others[0]):
         first = "a first line that names the columns (.txt: a text on every line)"
         refuse("dataset", others, f"a table with {first}, or its one column is {HOW_TEXT}")
     if len(fitting) == 1 or len(others) == 1:

@@ -147,6 +147,6 @@ def name_of(dataset: str) -> str:
     if dataset == STDIN:
         return "stdin"
     path = Path(os.path.abspath(dataset))
-    name = path.name.removesuffix(PACKED)
-    name = Path(name).stem if kind_of(path) in ROWS else path.name
+    within = path.with_suffix("") if path.suffix.lower() == PACKED else path
+    name = within.stem if kind_of(path) in ROWS else path.name
     return WILD.sub("", name).strip("-._") or path.parent.name

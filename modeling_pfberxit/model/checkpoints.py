@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ from .load_options import (
     take_dtype,
     wanted_config,
 )
-from .persistence import only_new_weights, record_hashes, verify_checkpoint
+from .persistence import code_of_one_version, only_new_weights, record_hashes, verify_checkpoint
 from .positions import GENERATORS, TokenExits, check_reach, init_token_exits, resize
 from .rows import Rows
 from .sources import check_pretrained_name, commit_of, read_checkpoint
@@ -310,7 +311,8 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         check_save_options(kwargs, push_to_hub)
         self._check_saveable()
         hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
-        with only_new_weights(save_directory):
+        one_version = code_of_one_version(save_directory) if is_main_process else nullcontext()
+        with only_new_weights(save_directory), one_version:
             super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:
             record_hashes(self.config, save_directory)

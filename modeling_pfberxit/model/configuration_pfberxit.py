@@ -12,6 +12,7 @@ from .evidence import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, REGRESSION, 
 from .exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, requested_policy
 from .heads import LAST_EXITS, POOLERS, POOLINGS
 from .load_options import AUTO_MAP, FORMAT_VERSION, SHARED_OPTIONS, floating_dtype, readable_format
+from .persistence import carry_code, code_of_one_version
 from .positions import GENERATORS
 from .sources import pretrained_encoder
 from .strategies import EXIT_WEIGHTS, STRATEGIES
@@ -263,6 +264,15 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
     def exit_policy(self, request: Any) -> None:
         for name, value in asdict(requested_policy(request, self)).items():
             setattr(self, f"exit_{name}", value)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in `transformers`, with all the code a model of this config runs, not this file's part of it alone."""
+        with code_of_one_version(save_directory):
+            super().save_pretrained(save_directory)
+            if self._auto_class is not None:
+                carry_code(save_directory)
+        if push_to_hub:
+            self.push_to_hub(**{"repo_id": os.path.basename(os.path.normpath(save_directory)), **kwargs})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

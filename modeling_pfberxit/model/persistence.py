@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import cached_file, logging
 
 from .identity import SECTION, certified_points, leave_behind
+from .load_options import AUTO_MAP
 from .sources import locate
 
 logger = logging.get_logger(__name__)
@@ -111,6 +114,33 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def code_of_one_version(folder: str | os.PathLike) -> Iterator[None]:
+    """Where the block saves over another version's code, files that this one no longer has go; no other file does."""
+    former = code_in(folder)
+    yield
+    own = {file.name for file in code_in(Path(__file__).parent)}
+    for file in former - code_in(folder):
+        if file.name not in own:
+            file.unlink(missing_ok=True)
+
+
+def code_in(folder: str | os.PathLike) -> set[Path]:
+    """The files of a folder that its configuration and its models are made of."""
+    found, new = set[Path](), {reference.partition(".")[0] for reference in AUTO_MAP.values()}
+    while files := {file for name in new if (file := Path(folder, f"{name}.py")).is_file()} - found:
+        found |= files
+        new = {name for file in files for name in get_relative_imports(file)}
+    return found
+
+
+def carry_code(folder: str | os.PathLike) -> None:
+    """Copy the code of models into a folder."""
+    os.makedirs(folder, exist_ok=True)
+    for file in code_in(Path(__file__).parent):
+        shutil.copy(file, folder)
 
 
 def verify_checkpoint(name: str | os.PathLike, hashes: dict[str, str] | None, **options: Any) -> None:
