@@ -96,13 +96,14 @@ def curves(
     up: str = "score",
 ) -> Path:  # fmt: skip
     """A panel per task, a line per variant: x (k,) and scores (seeds, k), their mean with the range over seeds."""
-    figure, panels = panels_of(found, (3.2 * min(COLUMNS, len(found)), 2.8 * lines_of(found)))
+    figure, panels = panels_of(found, (1 + 3.2 * min(COLUMNS, len(found)), 2.8 * lines_of(found)))
     for axes, task in zip(panels, found):
         for number, (name, (places, scores)) in enumerate(found[task].items()):
             colour, marker = style(number)
             axes.plot(places, scores.mean(0), marker + "-", color=colour, ms=3, lw=1.3, label=name)
             axes.fill_between(places, scores.min(0), scores.max(0), color=colour, alpha=0.15, lw=0)
-    panels[0].legend(frameon=False, labelcolor=INK, fontsize=7)
+    named = panels[0].get_legend_handles_labels()
+    figure.legend(*named, loc="outside right center", frameon=False, labelcolor=INK, fontsize=8)
     return finish_panels(figure, across, up, path, title)
 
 

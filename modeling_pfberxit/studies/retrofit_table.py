@@ -179,7 +179,7 @@ def picture(results: Sequence[dict[str, Any]], path: Path) -> Path:
     panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for of in dict.fromkeys(map(group, results)):
         same = [each for each in results if group(each) == of]
-        name = f"{same[0]['task']}, {same[0]['run']['backbone']}"
+        name = f"{same[0]['task']}, {Path(same[0]['run']['backbone']).name}"
         panels[name] = {way: line_of(same, way) for way in (RETROFIT, LABELLED, CUT)}
     return plots.curves(panels, "layers saved (%)", path, "Answers that are the classifier's own", "same answer")
 
