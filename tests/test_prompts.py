@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
-from modeling_pfberxit.model.positions import Prompts
+from modeling_pfberxit.model.positions import FromFirst, FromLargest, Prompts, Table
 
 FAMILIES = list(CONFIGS)
 GENERATORS = ["table", "npg", "mppg", "appg"]
@@ -45,12 +45,12 @@ def prompted(
 
 def made_by_hand(prompts: Prompts, tokens: torch.Tensor) -> torch.Tensor:
     """The prompts of one row without padding, (n, d) -> (p, d), with torch's own adaptive pooling."""
-    if prompts.kind == "table":
+    if isinstance(prompts, Table):
         return prompts.state_dict()["table.weight"]
     down, up = prompts.down, prompts.up
-    if prompts.kind == "npg":
+    if isinstance(prompts, FromFirst):
         return F.linear(F.linear(tokens[0], down.weight, down.bias).relu(), up.weight, up.bias).view(prompts.length, -1)
-    pool = {"mppg": F.adaptive_max_pool1d, "appg": F.adaptive_avg_pool1d}[prompts.kind]
+    pool = F.adaptive_max_pool1d if isinstance(prompts, FromLargest) else F.adaptive_avg_pool1d
     slots = pool(F.linear(tokens, down.weight, down.bias).T[None], prompts.length)[0].T
     return F.linear(slots.relu(), up.weight, up.bias)
 
