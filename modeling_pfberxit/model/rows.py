@@ -185,6 +185,7 @@ class Rows:
             mask = unless_full(mask[:, :longest].contiguous())
 
         def chosen(part: Tensor | None, length: int | None = None) -> Tensor | None:
+            """A part's kept rows, cut to a length where one is given."""
             if part is None:
                 return None
             return (part if length is None else part[:, :length]).index_select(0, keep)
