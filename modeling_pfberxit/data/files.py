@@ -45,8 +45,12 @@ def kind_of(path: Path) -> str:
 
 def opened(path: Path, newline: str | None = None) -> IO[str]:
     """A file of text in UTF-8, unpacked while it is read if it is packed."""
-    unpacking = gzip.open if path.suffix.lower() == PACKED else open
-    return unpacking(path, "rt", encoding="utf-8-sig", newline=newline)
+    return opener(path)(path, "rt", encoding="utf-8-sig", newline=newline)
+
+
+def opener(path: Path) -> Callable[..., IO]:
+    """What opens a file: `gzip.open` where its name says that it is packed, else `open`."""
+    return gzip.open if path.suffix.lower() == PACKED else open
 
 
 def chunks(rows: Iterable[Row], size: int = CHUNK) -> Iterator[list[Row]]:
@@ -78,7 +82,7 @@ def reading(path: Path, place: Callable[[], str] = str) -> Iterator[None]:
 
 def broken_line(path: Path) -> tuple[int, bytes]:
     """The number of the first line that is not UTF-8, from 1, and its first byte that is not."""
-    with (gzip.open if path.suffix.lower() == PACKED else open)(path, "rb") as file:
+    with opener(path)(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
