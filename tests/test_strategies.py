@@ -19,7 +19,7 @@ from modeling_pfberxit.model.blueprint import rebuilt
 from modeling_pfberxit.model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from modeling_pfberxit.model.execution import Execution
 from modeling_pfberxit.model.losses import distillation_losses, prototype_losses
-from modeling_pfberxit.model.strategies import LearnedWeights, TrainingProgress
+from modeling_pfberxit.model.strategies import LearnedWeights, TrainingProgress, where_rows_leave
 from modeling_pfberxit.training import fit_prototypes
 
 ROWS, LAYERS, STEPS = 6, 4, 10
@@ -747,6 +747,7 @@ MONITORED = {  # strategies whose every step teaches the whole: knobs, the step 
     "uniform": ({"exit_weights": "uniform"}, None),
     "learned": ({"exit_weights": "learned"}, None),
     "rising": ({"exit_weights": "rising"}, STEPS),
+    "leaving": ({"exit_weights": "leaving"}, STEPS),
     "stage 1": ({"training_strategy": "two_stage"}, None),
     "stage 2": ({"training_strategy": "two_stage", "training_stage": 2, "use_lte": True}, None),
     "alternating": ({"training_strategy": "alternating"}, 1),
@@ -778,12 +779,69 @@ def test_where_a_run_stands_does_not_change_evaluation(knobs, step):
     assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
 
 
+# ---- rows weigh where they would leave -------------------------------------------------------------------------------
+
+
+def by_hand(signals: list[float], taus: list[float], sharpness: float) -> list[float]:
+    """What a row weighs at each exit: E softmax(-s |e - m|), m the first inner exit below tau, mean over tau."""
+    found = [0.0] * len(signals)
+    for tau in taus:
+        leaves = next((e for e, signal in enumerate(signals[:-1]) if signal < tau), len(signals) - 1)
+        closeness = [math.exp(-sharpness * abs(e - leaves)) for e in range(len(signals))]
+        for e, weight in enumerate(closeness):
+            found[e] += len(signals) * weight / sum(closeness) / len(taus)
+    return found
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 1.0, 10.0])
+def test_rows_weigh_by_hand_where_they_would_leave(sharpness):
+    rows = [[0.95, 0.5, 0.1], [0.15, 0.9, 0.9], [0.95, 0.55, 0.0], [1.0, 1.0, 0.0], [0.0, 0.3, 0.9]]
+    taus = [0.1, 0.3, 0.5, 0.7, 0.9]  # evenly between 0 and 1, the range of the two inner exits
+    weights = where_rows_leave(torch.tensor(rows), sharpness)
+    assert_close(weights, torch.tensor([by_hand(row, taus, sharpness) for row in rows]))
+    assert_close(weights.mean(1), torch.ones(5))
+    assert_close(where_rows_leave(torch.tensor([[0.3], [0.4]]), sharpness), torch.ones(2, 1))
+
+
+@pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL])
+@pytest.mark.parametrize("step, sharpness", [(0, 0.0), (5, 5.0), (STEPS, 10.0)])
+def test_a_step_s_loss_is_that_of_its_rows_as_they_weigh(step, sharpness, problem_type):
+    labels = LABELS[problem_type]
+    model = model_at(step, problem_type=problem_type, exit_weights="leaving")
+    output = model(**BATCH, labels=labels)
+    logits = output.exit_logits.double()
+    chances = logits.softmax(-1) if problem_type == SINGLE_LABEL else logits.sigmoid()
+    if problem_type == MULTI_LABEL:
+        chances = torch.stack([chances, 1 - chances], -1)
+    signals = -(chances * chances.log()).sum(-1) / math.log(chances.shape[-1])
+    signals = signals if problem_type == SINGLE_LABEL else signals.mean(-1)
+    low, high = signals[:, :-1].min().item(), signals[:, :-1].max().item()
+    taus = [low + (high - low) * (number + 0.5) / 5 for number in range(5)]
+    expected = [
+        weight * task_loss(logits[row, number][None], labels[row][None], problem_type).item() / len(labels)
+        for row, own in enumerate(signals.tolist())
+        for number, weight in enumerate(by_hand(own, taus, sharpness))
+    ]
+    assert output.loss.item() == pytest.approx(sum(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("why", ["regression", "own loss"])
+def test_rows_cannot_weigh_where_they_leave_without_classes_or_under_one_s_own_loss(why):
+    problem_type = REGRESSION if why == "regression" else SINGLE_LABEL
+    model = model_at(0, problem_type=problem_type, exit_weights="leaving")
+    if why == "own loss":
+        model.exit_loss = torch.nn.functional.cross_entropy
+    with pytest.raises(ValueError, match=r"^exit_weights='leaving': must be another one"):
+        model(**BATCH, labels=LABELS[problem_type])
+
+
 # ---- who counts the steps -------------------------------------------------------------------------------------------
 
 COUNTED = {
     "alternating": {"training_strategy": "alternating"},
     "groups": {"exit_groups": GROUPS},
     "rising": {"exit_weights": "rising"},
+    "leaving": {"exit_weights": "leaving"},
     "rising in stage 2": {"exit_weights": "rising", "training_strategy": "two_stage", "training_stage": 2},
 }
 UNCOUNTED = {name: knobs for name, (knobs, step) in STRATEGIES.items() if step is None} | {

@@ -146,8 +146,8 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
         training_strategy (`str`): `joint` (all exits at every step), `two_stage` (two runs: the last exit, then, with
             `training_stage=2`, the others on the then frozen encoder) or `alternating` (last exit and all, in turns).
         training_stage (`int`): of `two_stage`, 1 or 2.
-        exit_weights (`str`): what the exits' losses weigh: `depth` (i / sum of i), `uniform`, `learned` (ELBERT) or
-            `rising` in the course of the run (Shallow-Deep).
+        exit_weights (`str`): what the exits' losses weigh: `depth` (i / sum of i), `uniform`, `learned` (ELBERT),
+            `rising` in the course of the run (Shallow-Deep) or `leaving`: each row's most where it would leave (COSEE).
         exit_groups (`list[list[int]]`): layers whose exits learn in turns, one group per optimiser step (ElasticBERT),
             in place of the groups that `training_strategy` implies.
         gradient_equilibrium (`bool`): a depth receives the mean, not the sum, of the gradients of the exits from there

@@ -13,8 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from .evidence import ABSTAIN, DIVERGENCES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Evidence, PolicyFields, predictions
-from .strategies import Phase
+from .evidence import (
+    ABSTAIN,
+    DIVERGENCES,
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    Evidence,
+    PolicyFields,
+    entropy,
+    predictions,
+)
+from .strategies import EXIT_WEIGHTS, Phase, where_rows_leave
 from .validation import is_readable, is_watched, refuse
 
 ExitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (B, C) of one exit, the labels -> its loss, a scalar
@@ -74,27 +84,36 @@ def _in_range(labels: Tensor, num_labels: int, problem_type: str) -> bool:
 
 def exit_losses(
     exit_logits: Tensor, labels: Tensor, problem_type: str, label_smoothing: float = 0.0,
-    weights: list[float] | None = None,
+    weights: list[float] | None = None, rows: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The mean loss of every exit over the rows: logits (B, E, C), labels (B,) or (B, C) -> (E,).
 
     Cross-entropy, binary cross-entropy averaged over the labels, or squared error, in fp32. `weights` are torch's
-    `weight=` of the classes, or its `pos_weight=` of several labels; values have none.
+    `weight=` of the classes, or its `pos_weight=` of several labels; values have none. `rows` (B, E): what each row's
+    loss weighs at each exit, beside them.
     """
     exit_logits = exit_logits.float()
     weighing = None if weights is None else exit_logits.new_tensor(weights)
     if problem_type == REGRESSION:
         targets = labels.to(exit_logits).reshape(exit_logits.shape[0], 1, -1).expand_as(exit_logits)
-        return F.mse_loss(exit_logits, targets, reduction="none").mean((0, 2))
+        return _weighed(F.mse_loss(exit_logits, targets, reduction="none"), rows).mean((0, 2))
     if problem_type == MULTI_LABEL:
         targets = labels.to(exit_logits) * (1 - label_smoothing) + label_smoothing / 2
         targets = targets[:, None].expand_as(exit_logits)
         losses = F.binary_cross_entropy_with_logits(exit_logits, targets, reduction="none", pos_weight=weighing)
-        return losses.mean((0, 2))
-    return _class_losses(exit_logits, labels.long(), label_smoothing, weighing)  # as bytes, -100 would be class 156
+        return _weighed(losses, rows).mean((0, 2))
+    labels = labels.long()  # as bytes, -100 would be class 156
+    return _class_losses(exit_logits, labels, label_smoothing, weighing, rows)
 
 
-def _class_losses(exit_logits: Tensor, labels: Tensor, label_smoothing: float, weighing: Tensor | None) -> Tensor:
+def _weighed(losses: Tensor, rows: Tensor | None) -> Tensor:
+    """Losses (B, E) or (B, E, C), each times what its row weighs at the exit (B, E)."""
+    return losses if rows is None else losses * rows.reshape(*rows.shape, *[1] * (losses.dim() - 2))
+
+
+def _class_losses(
+    exit_logits: Tensor, labels: Tensor, label_smoothing: float, weighing: Tensor | None, rows: Tensor | None
+) -> Tensor:
     """Cross-entropy (E,), a mean over the rows that are labelled, each as its class weighs; 0 where none does."""
     every_exit = labels[:, None].expand(-1, exit_logits.shape[1])
     losses = F.cross_entropy(
@@ -102,7 +121,7 @@ def _class_losses(exit_logits: Tensor, labels: Tensor, label_smoothing: float, w
     )  # (B, E); 0 where the label is -100
     labelled = (labels != -100).to(losses)
     total = (labelled if weighing is None else labelled * weighing[labels.clamp(min=0)]).sum()
-    return losses.sum(0) * (total > 0) / total.masked_fill(total == 0, 1)
+    return _weighed(losses, rows).sum(0) * (total > 0) / total.masked_fill(total == 0, 1)
 
 
 def distillation_losses(exit_logits: Tensor, teacher: Tensor, problem_type: str, config: PreTrainedConfig) -> Tensor:
@@ -171,7 +190,7 @@ def training_loss(
     alpha times its prototypes' loss. LTE heads, where there are any, learn in every phase.
     """
     learners = Evidence.stack([exits[number] for number in phase.exits])
-    losses = task_losses(learners.logits, labels, problem_type, config, exit_loss)
+    losses = task_losses(learners.logits, labels, problem_type, config, exit_loss, phase.sharpness)
     if config.distillation:
         taught = distillation_losses(learners.logits, exits[-1].logits, problem_type, config)
         share = torch.full_like(losses, config.distillation)
@@ -188,17 +207,25 @@ def training_loss(
 
 
 def task_losses(
-    exit_logits: Tensor, labels: Tensor, problem_type: str, config: PreTrainedConfig, exit_loss: ExitLoss | None
-) -> Tensor:
+    exit_logits: Tensor, labels: Tensor, problem_type: str, config: PreTrainedConfig, exit_loss: ExitLoss | None,
+    sharpness: float | None = None,
+) -> Tensor:  # fmt: skip
     """The loss of every exit on the labels: logits (B, E, C), labels (B,) or (B, C) -> (E,)."""
     if exit_loss is None:
         weights = {kind: getattr(config, name) for name, kind in WEIGHTS.items()}.get(problem_type)
-        return exit_losses(exit_logits, labels, problem_type, config.label_smoothing, weights)
+        rows = None if sharpness is None else where_rows_leave(unsureness(exit_logits, problem_type), sharpness)
+        return exit_losses(exit_logits, labels, problem_type, config.label_smoothing, weights, rows)
     losses = [exit_loss(logits, labels) for logits in exit_logits.float().unbind(1)]
     if any(not isinstance(loss, Tensor) or loss.dim() for loss in losses):
         allowed = "a function of logits (B, C) and labels that returns one number, a scalar tensor"
         refuse("exit_loss", exit_loss, allowed)
     return torch.stack(losses).float()
+
+
+def unsureness(exit_logits: Tensor, problem_type: str) -> Tensor:
+    """How unsure every exit is of every row, normalised entropy in [0, 1]: logits (B, E, C) -> (B, E)."""
+    tables = predictions(exit_logits.flatten(0, 1), problem_type)
+    return entropy(tables, normalize=True).unflatten(0, exit_logits.shape[:2])
 
 
 def answer_loss(
@@ -235,6 +262,9 @@ def check_objective(config: PreTrainedConfig, problem_type: str, exit_loss: Exit
         refuse("label_smoothing", config.label_smoothing, "0 for regression")
     if problem_type == REGRESSION and config.use_prototypes:
         refuse("use_prototypes", True, "False for regression, which has no outcomes to make prototypes of")
+    if EXIT_WEIGHTS[config.exit_weights].by_row and (problem_type == REGRESSION or exit_loss is not None):
+        allowed = "another one for regression or with model.exit_loss: this reads how sure classes are, row by row"
+        refuse("exit_weights", config.exit_weights, allowed)
     unread = [name for name in ("label_smoothing", *WEIGHTS) if getattr(config, name)]
     if exit_loss is not None and unread:
         refuse(unread[0], getattr(config, unread[0]), "left out: model.exit_loss is the whole loss of an exit")

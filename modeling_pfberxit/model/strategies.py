@@ -32,6 +32,9 @@ class Phase(NamedTuple):
     weights: Tensor  # of their losses, in the same order
     encoder_learns: bool = True  # False: only exits do, gradients stop in front of them
     equilibrium: bool = False
+    sharpness: float | None = (
+        None  # how much a row's losses weigh most where it would leave; None: all rows weigh alike
+    )
 
     def learners_from(self, number: int) -> int:
         """How many exits learn at this depth or deeper."""
@@ -118,14 +121,16 @@ def current_phase(
     groups, progress = exit_groups(config, exit_depths), progress or TrainingProgress(0, 1)
     exits = groups[progress.step % len(groups)]
     weights = exit_weights(config.exit_weights, [exit_depths[exit] for exit in exits], exit_depths, progress, learned)
-    return Phase(exits, weights, not in_last_stage(config), config.gradient_equilibrium)
+    sharpness = row_sharpness(config.exit_weights, progress)
+    return Phase(exits, weights, not in_last_stage(config), config.gradient_equilibrium, sharpness)
 
 
 def whole_objective(config: PreTrainedConfig, exit_depths: list[int], learned: Tensor | None) -> Phase:
     """What a whole run teaches, as evaluation sums it up: every exit that ever learns, as it weighs in the end."""
     exits = tuple(sorted({exit for group in exit_groups(config, exit_depths) for exit in group}))
     depths, end = [exit_depths[exit] for exit in exits], TrainingProgress(1, 1)
-    return Phase(exits, exit_weights(config.exit_weights, depths, exit_depths, end, learned))
+    weights = exit_weights(config.exit_weights, depths, exit_depths, end, learned)
+    return Phase(exits, weights, sharpness=row_sharpness(config.exit_weights, end))
 
 
 def exit_weights(
@@ -165,11 +170,12 @@ def rising(layers: Tensor, exit_depths: list[int], progress: TrainingProgress, l
 
 
 class ExitWeights(NamedTuple):
-    """What the losses of exits weigh, whether that changes in the course of a run, or is learned in it."""
+    """What the losses of exits weigh; whether that changes in the course of a run, is learned, or differs by row."""
 
     weigh: Callable[[Tensor, list[int], TrainingProgress, Tensor | None], Tensor]
     follows_steps: bool = False
     learned: bool = False
+    by_row: bool = False
 
 
 EXIT_WEIGHTS = {
@@ -177,7 +183,34 @@ EXIT_WEIGHTS = {
     "uniform": ExitWeights(uniform),
     "learned": ExitWeights(as_learned, learned=True),
     "rising": ExitWeights(rising, follows_steps=True),
+    "leaving": ExitWeights(uniform, follows_steps=True, by_row=True),
 }
+
+
+def row_sharpness(kind: str, progress: TrainingProgress) -> float | None:
+    """COSEE's beta at a step: from 0 at the start of the run to 10 at its end; None: all rows weigh alike."""
+    return 10 * progress.step / max(progress.total, 1) if EXIT_WEIGHTS[kind].by_row else None
+
+
+def where_rows_leave(signals: Tensor, sharpness: float, thresholds: int = 5) -> Tensor:
+    """COSEE: what each row's loss weighs at each exit, from signals that fall as exits get sure: (B, E) -> (B, E).
+
+    Under a threshold a row leaves at its first inner exit with a signal below it, else at the last one, m; its loss at
+    exit e weighs exp(-sharpness |e - m|), with a mean of 1 over the exits. Means over thresholds spaced evenly in the
+    range of the batch's inner signals: the paper draws them from the range of the epoch before.
+
+    Example: a row that leaves at exit 1 of 2 weighs 2 / (1 + e^-s) there and 2 e^-s / (1 + e^-s) at the last one.
+    """
+    exits = signals.shape[1]
+    if exits == 1:
+        return torch.ones_like(signals)
+    inner = signals.detach()[:, :-1]
+    low, high = inner.aminmax()
+    levels = low + (high - low) * (torch.arange(thresholds, device=signals.device) + 0.5) / thresholds
+    sure = torch.nn.functional.pad(inner < levels[:, None, None], (0, 1), value=True)  # (T, B, E)
+    leaves = sure.int().argmax(-1, keepdim=True)  # (T, B, 1), the first
+    distances = (torch.arange(exits, device=signals.device) - leaves).abs()
+    return exits * (-sharpness * distances).softmax(-1).mean(0)
 
 
 def learns_weights(config: PreTrainedConfig) -> bool:

@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned scaling": {"beside": "norms"},
     "lower layers slower": {"depth_rate": 0.7},
     "exits in turns": {"training_strategy": "alternating"},
+    "rows where they leave": {"exit_weights": "leaving"},
     "last exit first": {"training_strategy": "two_stage"},
     "exits taught by the last": {"distillation": 0.5},
     "taught by all weights": {"teacher": 0.5},
