@@ -15,9 +15,10 @@ pytest.importorskip("httpx")
 from scripted import Scripted, wait_until  # noqa: E402
 from served import service_of, serving  # noqa: E402
 
+from modeling_pfberxit.serving.batching import Limits  # noqa: E402
 from modeling_pfberxit.serving.calls import Point, Request, Served  # noqa: E402
 from modeling_pfberxit.serving.engine import Engine  # noqa: E402
-from modeling_pfberxit.serving.ladder import FULL_RUNG, Ladder, Rung  # noqa: E402
+from modeling_pfberxit.serving.ladder import FULL, FULL_RUNG, Ladder, Rung  # noqa: E402
 from modeling_pfberxit.serving.limits import HttpLimits  # noqa: E402
 from modeling_pfberxit.serving.models import Models  # noqa: E402
 from modeling_pfberxit.serving.watching import CertificateWatcher  # noqa: E402
@@ -148,3 +149,15 @@ def test_a_function_that_fails_on_the_engines_thread_leaves_no_circle():
     gc.enable()
     engine.drain(5)
     assert held[0]() is None
+
+
+@pytest.mark.parametrize("together, longest", [(None, 64), (2, 64), (None, 300), (1, 4096)])
+def test_no_request_pays_for_the_memory_of_the_largest_batch(together, longest):
+    predictor, engine = Scripted(), Engine(Limits(tokens=512, rows=16))
+    predictor.together, predictor.max_length = together, longest
+    engine.start()
+    Models(engine, Served("default", predictor, Point("own", None)), None).warm_up()
+    engine.drain(5)
+    length = min(longest, 512)
+    largest = [ids for ids, points in predictor.batches if set(points) == {FULL} and len(ids[0]) == length]
+    assert [len(ids) for ids in largest] == [min(16, together or 16, 512 // length)]

@@ -13,6 +13,7 @@ from ..model.validation import refuse
 from .batching import Limits
 from .calls import Point, Predictor, Request, Served, Tokens
 from .engine import Engine
+from .ladder import FULL
 
 DEFAULT = "default"
 ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -134,23 +135,26 @@ ROUNDS = 3  # the first batches are slower than all later ones
 
 
 def run_first_batches(engine: Engine, served: Served) -> None:
-    """Run short, long and full batches by a model's own rule, and a short one under every point that has a name.
+    """Run short and full batches by a model's own rule, the largest at full depth, a short one under every named point.
 
-    So no request pays for a model's first batches, and the engine knows its pace. Called on the engine's thread.
+    So no request pays for a model's first batches or for the memory of its largest, and the engine knows its pace.
+    Called on the engine's thread.
     """
+    batches, known = first_batches(served.predictor, engine.limits), served.predictor.known
     for _ in range(ROUNDS):
-        for batch in first_batches(served.predictor, engine.limits):
+        for batch in batches:
             run_outside_queue(engine, served, batch, served.point)
-    for point in served.predictor.known.values():
-        run_outside_queue(engine, served, first_batches(served.predictor, engine.limits)[0], point)
+    run_outside_queue(engine, served, batches[-1], known.get(FULL, served.point))
+    for point in known.values():
+        run_outside_queue(engine, served, batches[0], point)
 
 
 def first_batches(predictor: Predictor, limits: Limits) -> list[list[Tokens]]:
-    """One short text, a full batch of short ones, one as long as is read; longer than a batch only alone."""
+    """One short text, a full batch of short ones, a full one of texts as long as are read in a batch."""
     (short,), _ = predictor.read(["warm"])
-    longest = min(predictor.max_length, limits.tokens)
-    together = min(limits.rows, predictor.together or limits.rows, max(1, limits.tokens // len(short["input_ids"])))
-    return [[short], [short] * together, [of_length(short, longest)]]
+    most = min(limits.rows, predictor.together or limits.rows)
+    long = of_length(short, min(predictor.max_length, limits.tokens))
+    return [[short], *([row] * min(most, max(1, limits.tokens // len(row["input_ids"]))) for row in (short, long))]
 
 
 def of_length(row: Tokens, length: int) -> Tokens:
