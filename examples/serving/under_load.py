@@ -259,6 +259,7 @@ def main() -> None:
     import torch
 
     from modeling_pfberxit.serving.controller import Controller, Fixed
+    from modeling_pfberxit.serving.models import spare_collections
     from modeling_pfberxit.traffic.batch_times import load_times, save_times
     from modeling_pfberxit.traffic.forecast import KnownModel
     from modeling_pfberxit.traffic.load import pin, request_cost
@@ -275,6 +276,7 @@ def main() -> None:
     cases |= {OURS: (OURS, options.model, *fixed), STEERED: (OURS, options.model, *floor)}
     cases |= {FILE: (OURS, file, *fixed), FILE_STEERED: (OURS, file, *floor)}
     load = Load(options, cases, texts, forecast.single_labels())
+    spare_collections()  # else one of them holds the generator up for half a second
     try:
         if not (timed := kept.folder / "machine.json").exists():
             cost = request_cost(load.started(OURS).url, texts)
