@@ -41,6 +41,12 @@ def stored_in(folder: Path, output: str | None) -> Iterator[Path]:
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(PASS, ".cache"))
     yield draft
+    move_in(draft, place)
+
+
+def move_in(draft: Path, place: Path) -> None:
+    """Move a finished folder's files to their place, the config last: without it nothing loads half of a model."""
+    place.mkdir(parents=True, exist_ok=True)
     for path in sorted(draft.iterdir(), key=lambda path: path.name == "config.json"):
         if path.is_dir():  # of a run that was killed among these lines
             shutil.rmtree(place / path.name, ignore_errors=True)

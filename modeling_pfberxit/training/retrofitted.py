@@ -13,6 +13,7 @@ from typing import Any
 from ..data.metrics import score
 from ..data.texts import encode_texts, load_texts
 from ..evaluation.certificates import Certificate, certify
+from ..evaluation.certified_copy import move_in
 from ..evaluation.certifying import keep, origin, read_as_certified
 from ..evaluation.recording import Recording
 from ..evaluation.used_texts import remember
@@ -132,6 +133,4 @@ def write(found: Retrofitted, plan: Plan) -> None:
     read_as_certified(draft, plan.max_length)
     write_retrofit_card(draft, found.folder.name, model, found.learned.agreement, len(parts.train))
     add_section(draft, points)
-    for path in sorted(draft.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(path, found.folder / path.name)
-    draft.rmdir()
+    move_in(draft, found.folder)

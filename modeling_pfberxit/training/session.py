@@ -20,6 +20,7 @@ from ..data.source import content_hash
 from ..data.splits import drawn
 from ..data.tasks import Task, encode, load_task, targets
 from ..data.texts import length_of
+from ..evaluation.certified_copy import move_in
 from ..evaluation.frontier import layer_scores
 from ..evaluation.recording import Recording, record
 from ..evaluation.settings import Setting, as_table, measure
@@ -196,16 +197,11 @@ def save(
     plan: Plan, model: PFBerxitForSequenceClassification, task: Task, tokenizer: PreTrainedTokenizerBase,
     settings: list[Setting], recording: Recording, training: str, used: dict[str, Tensor],
 ) -> None:  # fmt: skip
-    """Model, tokenizer, hashes of used texts, card and pictures in the output folder; the config comes last.
-
-    Without it nothing loads: half of a folder is no model.
-    """
-    draft, folder = plan.scratch / "finished" / Path(plan.output).resolve().name, Path(plan.output)
+    """Model, tokenizer, hashes of used texts, card and pictures in the output folder."""
+    draft = plan.scratch / "finished" / Path(plan.output).resolve().name
     draft.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(draft)
     remember(draft, **used)
     groups = {"all": settings[len(settings) // 2].depths}
     finished.save(draft, model, task, settings, recording, training=training, texts=EXAMPLES, groups=groups)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(draft.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(file, folder / file.name)
+    move_in(draft, Path(plan.output))
