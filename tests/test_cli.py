@@ -105,3 +105,13 @@ def test_what_is_asked_of_training_steps_reaches_them(monkeypatch):
     _, named = called(monkeypatch, "modeling_pfberxit.benchmark.training_step.benchmark_training", asked.split())
     assert named.pop("say")
     assert named == {"preset": "p", "layers": 2, "repeats": 2, "sublearner": "conv", "device": "cuda"}
+
+
+@pytest.mark.parametrize(("module", "extra"), [("pyarrow.parquet", "train"), ("matplotlib", "quickstart")])
+def test_what_is_not_installed_is_named_with_what_installs_it(module, extra, monkeypatch):
+    def run(**options):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr("pfberxit.predict.run", run)
+    with pytest.raises(SystemExit, match=rf"{module} is missing: pip install 'modeling-pfberxit\[{extra}\]'"):
+        main(["predict", "model", "texts.csv", "--output", "answers.csv"])

@@ -159,3 +159,11 @@ def test_names_of_labels_are_those_of_all_numbers_from_0_on_given_either_way_rou
     ):
         with pytest.raises(ValueError, match=said):
             PFBerxitConfig.from_backbone(encoder, **wrong)
+
+
+@pytest.mark.parametrize("value", [None, 0, "3", 2.5, True])
+def test_how_many_outputs_there_are_is_a_whole_number_on_a_live_config_too(value):
+    config = tiny_model(num_labels=3).config
+    with pytest.raises(ValueError, match=f"num_labels={value!r}: must be a whole number >= 1"):
+        config.num_labels = value
+    assert config.num_labels == 3

@@ -116,6 +116,10 @@ def test_a_first_text_is_not_taken_for_a_column_s_name(tmp_path, first):
     assert load_texts(csv_of(tmp_path / "b.csv", ["review"], [["w1"]])).names == ("review",)
     beside_labels = csv_of(tmp_path / "c.csv", [first, "label"], [["w1", "a"]])  # so there is a header
     assert load_texts(beside_labels).names == (first,)
+    pq.write_table(pa.table({first: ["w1"]}), tmp_path / "d.parquet")  # whose columns have names for sure
+    (tmp_path / "e.jsonl").write_text(json.dumps({first: "w1"}) + "\n")
+    for name in ("d.parquet", "e.jsonl"):
+        assert load_texts(str(tmp_path / name)).names == open_rows(str(tmp_path / name)).names == (first,)
 
 
 def test_long_texts_are_worked_on_so_many_characters_at_a_time(tmp_path, tokenizer, monkeypatch):
@@ -137,6 +141,30 @@ def test_long_texts_are_worked_on_so_many_characters_at_a_time(tmp_path, tokeniz
     sizes = [sum(len(row["text"]) for row in chunk) for chunk in files.chunks(rows_of([Path(file)]))]
     assert len(sizes) > 5 and max(sizes) < 2000 + max(map(len, texts)) and sum(sizes) == sum(map(len, texts))
     assert load_texts(file).rows["text"][:] == texts
+
+
+def test_rows_are_worked_on_together_by_all_that_stands_in_their_cells():
+    word, few = "w" * 1000, files.MOST // 10_000
+    for cell in (word * 10, [word] * 10, {"a": [word] * 9, "b": word}, [0.5] * (10_000 // files.NUMBER)):
+        sizes = [len(chunk) for chunk in files.chunks({"text": cell} for _ in range(2 * few))]
+        assert len(sizes) in (2, 3) and max(sizes) <= 1.01 * few
+    assert [len(chunk) for chunk in files.chunks({"n": 1} for _ in range(2 * files.CHUNK))] == [files.CHUNK] * 2
+
+
+def test_rows_of_parquet_are_decoded_so_many_characters_at_a_time(tmp_path, monkeypatch):
+    pq.write_table(
+        pa.table({"text": ["w" * 1000] * 100}), tmp_path / "a.parquet", use_dictionary=False, compression="NONE"
+    )
+    sizes, stock = [], pq.ParquetFile.iter_batches
+
+    def noted(own, size, **options):
+        """The reader, which notes how many rows it is asked for."""
+        sizes.append(size)
+        return stock(own, size, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    monkeypatch.setattr(files, "MOST", 10_000)
+    assert len(list(files.read_parquet(tmp_path / "a.parquet"))) == 100 and 5 <= sizes[0] <= 10
 
 
 def test_files_of_a_glob_are_sorted_into_splits_by_their_names(tmp_path):
@@ -175,6 +203,24 @@ def test_a_split_that_is_called_dev_is_evaluated_on_and_any_other_if_asked_for(t
 def test_a_pipe_is_a_table_where_columns_are_named_and_else_texts_or_json(monkeypatch, content, named, columns):
     piped(monkeypatch, content)
     assert readers.read_splits("-", None, named)["train"].column_names == columns
+
+
+@pytest.mark.parametrize(("content", "named", "columns"), [
+    ("text\nw1\n", {"text": "text"}, ["text"]), ("w1\nw2\n", {}, ["text"]), ('{"a": "w1"}\n', {}, ["a"]),
+    ("text,b,a\nw1,1,0\n", {"text": "text", "label": "a,b"}, ["text", "b", "a"]),
+])  # fmt: skip
+def test_what_gzip_packed_comes_through_a_pipe_as_what_is_in_it(monkeypatch, content, named, columns):
+    for packed in (content, gzip.compress(content.encode())):
+        piped(monkeypatch, packed)
+        assert load_texts("-", **named).rows.column_names == columns
+
+
+def test_packed_parquet_and_what_is_cut_off_are_refused_by_name_from_a_pipe(monkeypatch):
+    whole = gzip.compress(os.urandom(4000).hex().encode())
+    for content, message in ((gzip.compress(b"PAR1..."), "must be Parquet as it is"), (whole[:-900], "could not be")):
+        piped(monkeypatch, content)
+        with pytest.raises((ValueError, OSError), match=message):
+            load_texts("-")
 
 
 def test_a_pipe_without_the_named_column_or_with_nothing_in_it_is_refused(monkeypatch):

@@ -87,6 +87,13 @@ def test_a_recording_says_where_it_came_from(model, batch):
     assert {"model", "weights_sha256", "backbone", "backbone_sha256", "dtype", "device", "torch"} <= set(kept.source)
 
 
+def test_a_recording_says_what_autocast_made_of_it(model, batch):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kept = record(model, [batch])
+    assert kept.source["dtype"] == "float32 under autocast to bfloat16"
+    assert record(model, [batch]).source["dtype"] == "float32"
+
+
 def test_a_recording_is_read_back_as_it_was(model, batch, tmp_path):
     kept = record(model, rows_of(batch, [1] * 50), split="test")
     path = tmp_path / "deeper" / "kept.safetensors"

@@ -471,6 +471,7 @@ REFUSED = {
     "a hole in a row": ({"rows": [ROW, {**ROW, "attention_mask": [1, 0, 1]}]}, "rows[1].attention_mask="),
     "no input_ids": ({"rows": [{**ROW, "input_ids": None}]}, "rows[0]=["),
     "a mask of another length": ({"rows": [{**ROW, "attention_mask": [1, 1]}]}, "rows[0].attention_mask='2 values'"),
+    "places of its own": ({"rows": [{**ROW, "position_ids": [3, 4, 5]}]}, "rows[0].position_ids="),
     "types of another length": ({"rows": [{**ROW, "token_type_ids": [0, 0]}]}, "rows[0].token_type_ids='2 values'"),
     **{f"{size!r} rows at once": ({"batch_size": size}, "batch_size=") for size in (0, -3, 2.5, True, None, "4")},
     "a long row": ({"rows": [ROW, {"input_ids": [5] * 81}]}, "rows[1].input_ids='81 tokens': must be 1 to 80 tokens"),

@@ -72,14 +72,25 @@ def choose_texts(
     others = [name for name in features if name not in (labels or LABELS)]
     fitting = [names for names in WELL_KNOWN if set(names) <= set(others)]
     fitting = [names for names in fitting if not any(set(names) < set(wider) for wider in fitting)]
-    if not fitting and len(features) == 1 and any(separator in others[0] for separator in ";\t"):
-        refuse("dataset", others, f"a table with commas between cells (.tsv: tabs), or its one column is {HOW_TEXT}")
-    if not fitting and len(features) == 1 and SENTENCE.search(others[0]):
-        first = "a first line that names the columns (.txt: a text on every line)"
-        refuse("dataset", others, f"a table with {first}, or its one column is {HOW_TEXT}")
     if len(fitting) == 1 or len(others) == 1:
         return check_texts(fitting[0] if fitting else (others[0],), features, labels)
     refuse("dataset", list(features), f"one whose text is certain by its name (text, sentence, …), or {HOW_TEXT}")
+
+
+def check_header(names: Sequence[str], named: Iterable[str]) -> None:
+    """Refuse a table's only column that nobody has named, if it is no column's name: a text, or several names.
+
+    Args:
+        names: the first line of a file.
+        named: columns that the user has named.
+    """
+    if len(names) != 1 or names[0] in named:
+        return
+    if any(separator in names[0] for separator in ";\t"):
+        refuse("dataset", names, f"a table with commas between cells (.tsv: tabs), or its one column is {HOW_TEXT}")
+    if SENTENCE.search(names[0]):
+        first = "a first line that names the columns (.txt: a text on every line)"
+        refuse("dataset", names, f"a table with {first}, or its one column is {HOW_TEXT}")
 
 
 def check_texts(names: tuple[str, ...], features: Features, labels: Iterable[str]) -> tuple[str, ...]:

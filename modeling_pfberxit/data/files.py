@@ -22,6 +22,8 @@ from ..model.validation import refuse
 Row = dict[str, Any]
 BLOCK, CHUNK = 1 << 20, 4096  # characters of a JSON file that are read at once; rows that are worked on together
 MOST = 1 << 25  # characters of these rows: their number alone would not bound what documents take
+NUMBER = 32  # characters that a number takes the room of
+AT_ONCE = 512  # rows of a Parquet file that are decoded together, at most
 TEXT = "text"  # the column of a plain text file
 PARQUET, PACKED = ".parquet", ".gz"
 csv.field_size_limit((1 << 31) - 1)  # a document in a cell may be longer than the module's 128 KiB
@@ -58,12 +60,21 @@ def chunks(rows: Iterable[Row], size: int = CHUNK) -> Iterator[list[Row]]:
     chunk, room = list[Row](), MOST
     for row in rows:
         chunk.append(row)
-        room -= sum(len(value) for value in row.values() if isinstance(value, str))
+        room -= sum(map(size_of, row.values()))
         if len(chunk) == size or room <= 0:
             yield chunk
             chunk, room = [], MOST
     if chunk:
         yield chunk
+
+
+def size_of(value: Any) -> int:
+    """About how many characters' memory a cell takes, with all that stands in it: "four" -> 4."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(name) + size_of(within) for name, within in value.items())
+    return sum(map(size_of, value)) if isinstance(value, (list, tuple)) else NUMBER
 
 
 @contextmanager
@@ -91,10 +102,21 @@ def broken_line(path: Path) -> tuple[int, bytes]:
     return number, line[-1:]  # a character that the end of the file cuts off
 
 
-def read_table(path: Path, separator: str = ",") -> Iterator[Row]:
-    """The rows of a CSV with a header; quotes as RFC 4180 has them."""
+SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of files with a header, by their ending
+
+
+def header_of(path: Path) -> list[str]:
+    """The first line of a CSV or TSV; of other files, whose columns have no such place, nothing."""
+    if (separator := SEPARATORS.get(kind_of(path))) is None:
+        return []
+    with opened(path, newline="") as file, reading(path):
+        return next(filter(None, csv.reader(file, delimiter=separator, strict=True)), [])
+
+
+def read_table(path: Path) -> Iterator[Row]:
+    """The rows of a CSV or TSV with a header; quotes as RFC 4180 has them."""
     with opened(path, newline="") as file:
-        lines = csv.reader(file, delimiter=separator, strict=True)
+        lines = csv.reader(file, delimiter=SEPARATORS[kind_of(path)], strict=True)
         with reading(path, lambda: f", line {lines.line_num}"):
             header = distinct(path, next(filter(None, lines), []))
             for cells in filter(None, lines):
@@ -173,9 +195,12 @@ def as_object(place: str, row: Any) -> Row:
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """The rows of a Parquet file."""
-    with reading(path), pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):  # asked for all of them, it would read ahead
-            for batch in file.iter_batches(CHUNK, row_groups=[group], use_threads=False):
+    with reading(path), pq.ParquetFile(path, buffer_size=BLOCK) as file:  # without, a whole row group's bytes
+        for number in range(file.num_row_groups):  # asked for all of them, it would read ahead
+            group = file.metadata.row_group(number)
+            fitting = MOST * group.num_rows // max(group.total_byte_size, 1)
+            size = max(1, min(fitting, AT_ONCE))
+            for batch in file.iter_batches(size, row_groups=[number], use_threads=False):
                 yield from batch.to_pylist()
 
 
@@ -188,7 +213,7 @@ def read_lines(path: Path) -> Iterator[Row]:
 
 ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv": read_table,
-    ".tsv": lambda path: read_table(path, "\t"),
+    ".tsv": read_table,
     ".json": read_json,
     ".jsonl": read_json_lines,
     PARQUET: read_parquet,

@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from glob import glob
+from itertools import chain
 from pathlib import Path
 
 from datasets import DatasetDict, load_dataset, load_dataset_builder
 
 from ..model.validation import refuse
 from .arrow import read_files, scratch
-from .files import PACKED, ROWS, kind_of
+from .columns import check_header
+from .files import PACKED, PARQUET, ROWS, header_of, kind_of, opener, reading
 
 STDIN = "-"
 WILD = re.compile(r"[*?[]")
@@ -50,7 +52,19 @@ def read_splits(dataset: str, config: str | None, named: Sequence[str] = ()) -> 
 
 
 def local_files(dataset: str, config: str | None, named: Sequence[str] = ()) -> dict[str, list[Path]] | None:
-    """The files of each split that are read here; `None`: `load_dataset` reads them, from the Hub or a folder."""
+    """The files of each split that are read here; `None`: `load_dataset` reads them, from the Hub or a folder.
+
+    Raises:
+        ValueError, OSError: there is no such file, or one whose first line is no header.
+    """
+    splits = found_files(dataset, config, named)
+    for path in chain.from_iterable((splits or {}).values()):
+        check_header(header_of(path), named)
+    return splits
+
+
+def found_files(dataset: str, config: str | None, named: Sequence[str]) -> dict[str, list[Path]] | None:
+    """`local_files` before their first lines are looked at."""
     path = Path(dataset)
     if path.is_dir():
         return folder_files(path, config)
@@ -117,27 +131,39 @@ def loading(dataset: str, config: str | None = None) -> Iterator[None]:
 def spooled(named: tuple[str, ...]) -> Path:
     """What stdin holds, in a file, so that it can be read twice.
 
-    Parquet and JSON are known by their first byte. Anything else is a CSV or TSV with a header if columns are named,
-    else one text a line.
+    Parquet, JSON and what gzip has packed are known by their first bytes. Anything else is a CSV or TSV with a header
+    if columns are named, else one text a line.
     """
     draft = scratch() / "stdin"
     with open(draft, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
-    return draft.rename(draft.with_suffix(sniffed(draft, named)))
+    if is_packed(draft):
+        draft = draft.rename(draft.with_suffix(PACKED))
+    kind = sniffed(draft, named)
+    if kind == PARQUET and draft.suffix == PACKED:
+        refuse("dataset", STDIN, "Parquet as it is, not packed by gzip")
+    return draft.rename(draft.with_suffix(kind + draft.suffix))
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file begins as those that gzip packs do."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def sniffed(path: Path, named: Sequence[str]) -> str:
-    """The ending that a file without one should have."""
-    with open(path, "rb") as file:
+    """The ending that a file without one should have, in front of `.gz`."""
+    with reading(path), opener(path)(path, "rb") as file:
         start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"PAR1"):
-        return ".parquet"
+        return PARQUET
     if start[:1] in (b"{", b"["):
         return ".jsonl" if start[:1] == b"{" else ".json"
     if not named:
         return ".txt"
     header = start.partition(b"\n")[0].decode("utf-8", errors="replace")
-    if missing := [name for name in named if name not in header]:
+    parts = [part.strip() for name in named for part in ([name] if name in header else name.split(","))]
+    if missing := [name for name in parts if name not in header]:
         refuse("dataset", STDIN, f"a table with a header that has {', '.join(missing)}; its first line is {header!r}")
     return ".tsv" if "\t" in header else ".csv"
 

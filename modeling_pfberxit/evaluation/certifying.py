@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.tasks import load_task, targets
 from ..data.texts import choose_split, encode_texts, load_texts, read_any
 from ..model.exit_policy import ExitPolicy, requested_policy
+from ..model.identity import arithmetic
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing, update_config
 from ..model.validation import refuse
@@ -137,8 +138,8 @@ def policy_asked_for(asked: str | dict[str, Any] | None, config: Any) -> ExitPol
 
 
 def origin(model: PFBerxitForSequenceClassification) -> dict[str, Any]:
-    """What a certificate is bound to beside its texts: the weights, by their hashes, and their dtype."""
-    return {"dtype": str(model.dtype).removeprefix("torch."), "weights_sha256": model.config.weights_sha256}
+    """What a certificate is bound to beside its texts: the weights, by their hashes, and what they compute in."""
+    return {"dtype": arithmetic(model), "weights_sha256": model.config.weights_sha256}
 
 
 # ---- the certificates ------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from ..model.criteria import numbered
 from ..model.evidence import Evidence
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
+from ..model.identity import arithmetic
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing
@@ -176,7 +177,7 @@ def provenance(model: PFBerxitForSequenceClassification) -> dict[str, Any]:
         "system": config.system,
         "backbone": config.base_model_name_or_path,
         "backbone_sha256": config.base_model_sha256,
-        "dtype": str(model.dtype),
+        "dtype": arithmetic(model),
         "device": str(model.device),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -88,6 +88,7 @@ CHECKS: dict[str, Check] = {
     "system": optional(entry_of(SYSTEMS)),
     "dtype": lambda field, value: None if value in (None, "auto") else floating_dtype(field, value),
     "problem_type": optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION)),
+    "num_labels": whole(1),
     "operating_points": lambda field, value: {} if value is None else mapping(field, value),
     **{f"exit_{name}": check for name, check in POLICY_CHECKS.items()},
 }

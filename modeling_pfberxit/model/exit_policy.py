@@ -96,7 +96,8 @@ class ExitPolicy(PolicyFields):
         nsp_weight: alpha of `cap`, the factor on what no class sees.
         label_thresholds: tau for the labels, by name or number, that an exit would answer with: {"attack": None} never
             leaves early as an attack. Of several labels each is scored on its own, and all must be on tau's side; the
-            labels that a row would not get, and those not named, by `threshold`.
+            labels that a row would not get, and those not named, by `threshold`. What is answered in the end is still
+            the rule's: under `max_prob`, `voting` and ensembles not the last exit's word alone.
         answer: `label`, or `abstain`: a row that the rule keeps leaves as unsure where its largest probability, of the
             least sure label, was below `unsure_below` at each of the last m exits. Its logits are NaN, its label empty.
         unsure_below: on the scale of `normalize`.

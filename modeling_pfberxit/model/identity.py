@@ -186,14 +186,20 @@ def as_certified(model: nn.Module, request: Any) -> Any:
     return request
 
 
+def arithmetic(model: nn.Module) -> str:
+    """What a model computes in now: its weights' dtype, and what autocast makes of it where that is another.
+
+    Example: "float32"; "float32 under autocast to bfloat16".
+    """
+    kind, weights = model.device.type, str(model.dtype).removeprefix("torch.")
+    cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    return weights if cast == model.dtype else f"{weights} under autocast to {str(cast).removeprefix('torch.')}"
+
+
 def check_arithmetic(model: nn.Module, name: str, certified: str | None) -> None:
     """Refuse a certified point, by its name, where weights or what autocast makes of them are of another dtype."""
-    dtype, kind = str(model.dtype).removeprefix("torch."), model.device.type
-    if certified not in (None, dtype):
-        refuse("exit_policy", name, f"used on {certified} weights, as it was certified; these are {dtype}")
-    if torch.is_autocast_enabled(kind) and (cast := torch.get_autocast_dtype(kind)) != model.dtype:
-        within = str(cast).removeprefix("torch.")
-        refuse("exit_policy", name, f"used on {dtype} weights outside autocast to {within}, as it was certified")
+    if certified not in (None, now := arithmetic(model)):
+        refuse("exit_policy", name, f"used in {certified}, as it was certified; this model computes in {now}")
 
 
 def stamps(model: nn.Module) -> list[tuple[str, int, int]]:

@@ -57,6 +57,10 @@ def as_row(name: str, row: Mapping[str, Any]) -> dict[str, Tensor]:
     """A row's `input_ids` and, where it has them, `token_type_ids`, (n,) each, without the padding it came with."""
     if not isinstance(row, Mapping) or row.get("input_ids") is None:
         refuse(name, sorted(row) if isinstance(row, Mapping) else type(row).__name__, "a row with input_ids")
+    if row.get("position_ids") is not None:
+        refuse(
+            f"{name}.position_ids", "...", "left out: tokens are numbered by their places; model(**batch) takes others"
+        )
     parts = ("input_ids", "token_type_ids", "attention_mask")
     tokens = {part: vector(f"{name}.{part}", row[part]) for part in parts if row.get(part) is not None}
     for part, values in tokens.items():

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from ..model.adapters import PLACEMENTS
 from ..model.exit_policy import FULL_DEPTH
 from ..model.heads import POOLINGS
+from ..model.identity import arithmetic
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing
 from ..model.streams import as_row, pad_rows
@@ -210,7 +211,7 @@ def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def fingerprint(model: PFBerxitForSequenceClassification, rows: Dataset, batches: int) -> str:
     """What a record is of: weights, tokens, and how they are run."""
     digest, config = hashlib.sha256(), model.config
-    about = [config.base_model_sha256, model.exit_depths, str(model.dtype), model.device.type, torch.__version__]
+    about = [config.base_model_sha256, model.exit_depths, arithmetic(model), model.device.type, torch.__version__]
     digest.update(json.dumps([*about, config._attn_implementation, batches, torch.get_num_threads()]).encode())
     for batch in rows.select_columns(["input_ids"]).iter(1000):
         digest.update(json.dumps(batch["input_ids"]).encode())
