@@ -247,6 +247,25 @@ def test_rows_in_the_order_of_their_labels_win_no_bet():
     assert not made.passed
 
 
+def gaining(rows: int, lost: int, gained: int) -> Recording:
+    """Two exits; the first is sure of three rows in four, and of the others it loses and gains some."""
+    logits = torch.tensor([[[0.5, 0.0], [3.0, 0.0]]]).repeat(rows, 1, 1)
+    logits[: 3 * rows // 4, 0, 0] = 3 + torch.rand(3 * rows // 4, generator=torch.Generator().manual_seed(0))
+    logits[-lost - gained :, 0] = torch.tensor([0.0, 0.5])
+    labels = torch.zeros(rows, dtype=torch.long)
+    labels[rows - gained :] = 1
+    return Recording(Evidence(logits), torch.full((rows,), 5), labels, [1, 2], SINGLE_LABEL)
+
+
+@pytest.mark.parametrize("claim", ["accuracy_drop", "newly_wrong"])
+def test_a_rule_is_chosen_that_passes_at_its_slowest_whatever_is_lost_and_gained_in_turn(claim):
+    """Leaving at once gains accuracy on the choosing rows, by luck, and loses it on the others."""
+    lucky, others = gaining(400, 0 if claim == "newly_wrong" else 6, 14), gaining(1000, 60, 10)
+    (made,) = certify(lucky, others, (0.02,), claim=claim, criteria=["appointed", "entropy"])
+    assert made.passed and made.policy.criterion == "entropy" and made.saved > 0.2
+    assert not certify(lucky, others, (0.02,), claim=claim, criteria=["appointed"])[0].passed
+
+
 def test_none_passes_is_full_depth():
     pool = rates(0.5, 0.5)
     (made,) = certify(pool, pool, (0.001,))

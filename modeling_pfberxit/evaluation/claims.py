@@ -137,3 +137,9 @@ class Counter:
             lost = (~(answers[:, self.numbers[label]] > 0)).double() if self.several else values
             found[label] = lost[rows].numpy()
         return found
+
+    def worst(self, answers: Tensor) -> Counts:
+        """What each row would add were every answer (N, C) that differs from full depth's a miss, by group."""
+        if self.claim is CLAIMS[ONE_LABEL]:
+            return self(answers)
+        return {EVERY: differs(self.recording, answers, self.tolerance).numpy()}
