@@ -277,7 +277,7 @@ def test_an_exported_file_answers_each_row_of_a_batch_under_its_own_point(file):
         assert long.status_code == 413
     for (text, policy), response in zip(calls, found):
         same(response, alone(model, text, policies[policy]))
-    assert len({tuple(each["exit_layer"] for each in response.json()) for response in found}) > 2
+    assert len({tuple(each["exit_layer"] for each in response.json()) for response in found}) > 1
 
 
 @pytest.mark.slow
