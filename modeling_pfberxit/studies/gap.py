@@ -51,6 +51,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "exits in turns": {"training_strategy": "alternating"},
     "rows where they leave": {"exit_weights": "leaving"},
     "last exit first": {"training_strategy": "two_stage"},
+    "both, width 64, rate 2e-3, last exit first": {
+        "adapter_placement": "both",
+        "adapter_dim": 64,
+        "learning_rate": 2e-3,
+        "training_strategy": "two_stage",
+    },
     "exits taught by the last": {"distillation": 0.5},
     "taught by all weights": {"teacher": 0.5},
 }
