@@ -24,6 +24,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--backbone", default="albert/albert-base-v2", help="Hub id or folder of an encoder, minilm or mpnet"
     )
     add_budget(parser, [1, 2, 3, 4, 5], 0, 5)
+    parser.add_argument(
+        "--variants", nargs="+", help="of gap, what the others are compared with in front (default: all of them)"
+    )
     parser.add_argument("--no-dropout", action="store_false", dest="dropout", help="in the encoder; faster on CPU")
     parser.add_argument("--output", default="runs/reproduce", help="where trainings are kept; they are not run again")
 
@@ -31,6 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(
     items: list[str], dataset: str, columns: dict[str, Any], tasks: list[str] | None, backbone: str, seeds: list[int],
     rows: int, held_out: int, epochs: float, max_length: int, dropout: bool, output: str,
+    variants: list[str] | None,
 ) -> None:  # fmt: skip
     """Print every table, and the numbers of every figure, as it is finished; write all to the output folder."""
     from modeling_pfberxit.studies.named_encoders import named_backbone
@@ -39,6 +43,16 @@ def run(
 
     tasks = tasks_of(dataset, tasks, "cola", "rte", "mrpc", "sst2", "qnli", "mnli", "qqp")
     budget = Budget(rows, epochs, held_out, max_length=max_length, dropout=dropout)
-    study = Study(dataset, tuple(tasks), named_backbone(backbone), tuple(seeds), budget, Path(output), columns, print)
+    study = Study(
+        dataset,
+        tuple(tasks),
+        named_backbone(backbone),
+        tuple(seeds),
+        budget,
+        Path(output),
+        columns,
+        tuple(variants or ()),
+        print,
+    )
     for item, text in reproduce(items, study):
         print(f"\n{item}\n\n{text}\n", flush=True)

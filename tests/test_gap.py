@@ -17,6 +17,7 @@ from modeling_pfberxit.model.exit_policy import FULL_DEPTH
 from modeling_pfberxit.studies import gap, runs, trainings
 from modeling_pfberxit.studies.gap import VARIANTS
 from modeling_pfberxit.studies.paper_study import Study
+from modeling_pfberxit.studies.reproduce import reproduce
 from modeling_pfberxit.studies.runs import Budget, Run
 from modeling_pfberxit.studies.teacher import softened
 
@@ -31,10 +32,10 @@ def study(tmp_path_factory) -> Study:
 
 
 def test_the_table_tells_how_far_each_variant_is_ahead_on_the_same_rows_and_seeds(study, monkeypatch):
-    chosen = {name: VARIANTS[name] for name in ("twice as long", "lora")}
+    chosen = gap.chosen(("all weights", "twice as long", "lora"))
     text = gap.gap(study, chosen, "gap")
     found = json.loads((study.folder / "gap.json").read_text())
-    assert [each["variant"] for each in found] == [gap.REFERENCE, *chosen]
+    assert [each["variant"] for each in found] == [*chosen]
     reference = found[0]
     for each in found[1:]:
         mean, low, high = each["full_ahead"]
@@ -45,6 +46,18 @@ def test_the_table_tells_how_far_each_variant_is_ahead_on_the_same_rows_and_seed
     assert (study.folder / "gap.png").stat().st_size > 10_000
     monkeypatch.setattr(trainings, "train_and_record", lambda *arguments: pytest.fail("trained again"))
     assert gap.gap(study, chosen, "gap") == text
+
+
+def test_a_variant_that_does_not_fit_a_task_is_left_out_there_and_unknown_ones_are_refused(study, tmp_path):
+    names = ("default", "rows where they leave")
+    one = replace(study, tasks=("urgency", "intent"), seeds=(1,), folder=tmp_path, variants=names)
+    table = gap.gap(one, gap.chosen(names), "gap").splitlines()
+    line = next(line for line in table if line.startswith("| rows where they leave"))
+    assert line.count("| - ") == 3 and [each.split("|")[1].strip() for each in table[2:4]] == [*names]
+    with pytest.raises(ValueError, match=r"^variants=\['best'\]: must be among all weights; "):
+        next(reproduce(["gap"], replace(one, variants=("default", "best"))))
+    with pytest.raises(ValueError, match=r"^variants=.* left out without gap"):
+        next(reproduce(["table1"], one))
 
 
 def test_the_interval_is_that_of_rows_drawn_for_both_together(study):

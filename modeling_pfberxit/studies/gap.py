@@ -17,8 +17,11 @@ from ..evaluation.calibration import all_points
 from ..evaluation.frontier import Point, resampled_scores, sweep
 from ..evaluation.tables import spread, table
 from ..model.configuration_pfberxit import PFBerxitConfig
+from ..model.evidence import REGRESSION
 from ..model.exit_policy import FULL_DEPTH
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
+from ..model.strategies import EXIT_WEIGHTS
+from ..model.validation import refuse
 from .beside import with_peft
 from .comparison_table import setting_near
 from .paper_study import Study
@@ -28,9 +31,8 @@ from .trainings import Trained
 
 GOAL = 0.5  # the share of layers saved at which systems are compared beside full depth
 RESAMPLES = 1000
-REFERENCE = "all weights"
 ALL_WEIGHTS: dict[str, dict[str, Any]] = {
-    REFERENCE: {"system": "pabee", "learning_rate": 1e-4},  # one training, judged by every rule
+    "all weights": {"system": "pabee", "learning_rate": 1e-4},  # one training, judged by every rule
     "all weights, rate 5e-5": {"system": "pabee"},
     "all weights, then exits": {"system": "fastbert", "learning_rate": 1e-4},
 }
@@ -89,6 +91,24 @@ class Measured(NamedTuple):
     models: list[Trained]
     full: list[Point]
     half: list[Point | None]  # at about half of the layers saved; None where no setting is near
+
+
+def chosen(names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Variants by name, in this order, the one that the others are compared with in front; all of them without names.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = {**ALL_WEIGHTS, **VARIANTS}
+    if unknown := [name for name in names if name not in known]:
+        refuse("variants", unknown, f"among {'; '.join(known)}")
+    return {name: known[name] for name in names or known}
+
+
+def fits(study: Study, knobs: dict[str, Any], task: str) -> bool:
+    """Whether a variant can be trained on a task: rows weigh where they would leave among classes alone."""
+    by_row = EXIT_WEIGHTS[knobs.get("exit_weights", "depth")].by_row
+    return not by_row or study.source(task).task.problem_type != REGRESSION
 
 
 def models(study: Study, knobs: dict[str, Any], task: str) -> list[Trained]:
@@ -155,12 +175,11 @@ def standing(study: Study, name: str, task: str, own: Measured, reference: Measu
 
 
 def standings(study: Study, variants: dict[str, dict[str, Any]], task: str) -> list[Standing]:
-    """Every variant on a task, the reference in front."""
-    everyone = {REFERENCE: ALL_WEIGHTS[REFERENCE], **variants}
-    found = {name: measured(study, knobs, task) for name, knobs in everyone.items()}
+    """Every variant that fits a task; the first is what they are compared with."""
+    found = {name: measured(study, knobs, task) for name, knobs in variants.items() if fits(study, knobs, task)}
+    reference = next(iter(found.values()))
     return [
-        standing(study, name, task, own, found[REFERENCE], trained_share(study, everyone[name]))
-        for name, own in found.items()
+        standing(study, name, task, own, reference, trained_share(study, variants[name])) for name, own in found.items()
     ]
 
 
@@ -173,10 +192,12 @@ def difference(ahead: list[float]) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def cells(each: Standing) -> list[str]:
+def cells(each: Standing | None, reference: str) -> list[str]:
     """A variant's cells for one task: full depth on the held-out and on the reported rows, and half of the layers."""
+    if each is None:
+        return ["-"] * 3
     half = f"{spread(each.half)} @ {100 * sum(each.saved) / len(each.saved):.0f} %" if each.half_ahead else "-"
-    compared = each.variant != REFERENCE
+    compared = each.variant != reference
     return [
         spread(each.held_out),
         spread(each.full) + compared * f"<br>{difference(each.full_ahead)}",
@@ -190,18 +211,22 @@ def as_markdown(found: Sequence[Standing], seeds: int) -> str:
     titles = [title for task in tasks for title in (f"{task}, held out", "full depth", f"{100 * GOAL:.0f} % saved")]
     lines = []
     for variant in variants:
-        own = [each for each in found if each.variant == variant]
-        lines.append([variant, f"{own[0].share:.1%}", *(cell for each in own for cell in cells(each))])
-    note = NOTE.format(reference=REFERENCE, seeds=" and seeds" * (seeds > 1), goal=100 * GOAL)
+        own = {each.task: each for each in found if each.variant == variant}
+        shown = [cell for task in tasks for cell in cells(own.get(task), variants[0])]
+        lines.append([variant, f"{next(iter(own.values())).share:.1%}", *shown])
+    note = NOTE.format(reference=variants[0], seeds=" and seeds" * (seeds > 1), goal=100 * GOAL)
     return f"{table(['', 'trained', *titles], lines)}\n\n{note}"
 
 
 def gap(study: Study, variants: dict[str, dict[str, Any]], name: str) -> str:
-    """Train what is missing; the table, and beside it numbers and picture as `name`.json and `name`.png."""
+    """Train what is missing; the table, and beside it numbers and picture as `name`.json and `name`.png.
+
+    The first of the variants is what the others are compared with.
+    """
     found = [each for task in study.tasks for each in standings(study, variants, task)]
     numbers = json.dumps([asdict(each) for each in found], indent=1) + "\n"
     (study.folder / f"{name}.json").write_text(numbers, encoding="utf-8")
     shown = {task: {each.variant: each.full_ahead for each in found if each.task == task} for task in study.tasks}
-    title = f"Full depth, points ahead of training all weights; {len(study.seeds)} seed(s), 95 % interval"
+    title = f"Full depth, points ahead of {next(iter(variants))}; {len(study.seeds)} seed(s), 95 % interval"
     plots.differences(shown, study.folder / f"{name}.png", title)
     return as_markdown(found, len(study.seeds))

@@ -46,6 +46,7 @@ class Study:
     budget: Budget
     folder: Path
     columns: dict[str, Any] = field(default_factory=dict)  # what they mean, as `load_task` takes it
+    variants: tuple[str, ...] = ()  # of `gap`, the one that the others are compared with in front; () all
     say: Callable[[str], None] = logger.info  # called with a line for every training
     sources: dict[str, Source] = field(default_factory=dict, init=False, repr=False)
 

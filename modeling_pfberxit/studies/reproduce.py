@@ -142,7 +142,7 @@ ITEMS = {
     "figure5": lambda study: speed_curves(study, DIVERGENCES, study.folder / "figure5.png", "Divergences"),
     "frontiers": frontiers,
     "points": operating_points.points,
-    "gap": lambda study: gap.gap(study, {**gap.ALL_WEIGHTS, **gap.VARIANTS}, "gap"),
+    "gap": lambda study: gap.gap(study, gap.chosen(study.variants), "gap"),
     "retrofits": retrofits.retrofits,
     "texts": retrofits.texts,
     "speed": retrofits.speed,
@@ -153,10 +153,13 @@ def reproduce(items: list[str], study: Study) -> Iterator[tuple[str, str]]:
     """Yield tables and figures, name and text, and write them to the study's folder as they are finished.
 
     Raises:
-        ValueError: an unknown name, before anything is trained.
+        ValueError: an unknown name, or variants that no item reads, before anything is trained.
     """
     if unknown := [item for item in items if item not in ITEMS]:
         refuse("items", unknown, f"among {', '.join(ITEMS)}")
+    if study.variants and "gap" not in items:
+        refuse("variants", list(study.variants), "left out without gap, which alone reads them")
+    gap.chosen(study.variants)
     for item in items:
         text = ITEMS[item](study)
         study.folder.mkdir(parents=True, exist_ok=True)
