@@ -131,6 +131,7 @@ def add_budget(parser: ArgumentParser, seeds: list[int], rows: int, epochs: floa
 
 
 def tasks_of(dataset: str, tasks: list[str] | None, *usual: str) -> list[str]:
-    """The configurations asked for, or the usual ones; of files the only one."""
+    """The configurations asked for, or the usual ones; of files, and of a folder without a README, the only one."""
     is_files = os.path.isfile(dataset) or dataset == "-" or any(mark in dataset for mark in "*?[")
+    is_files = is_files or os.path.isdir(dataset) and not os.path.exists(os.path.join(dataset, "README.md"))
     return tasks or (["default"] if is_files else list(usual))

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.data.tasks import load_task, targets
 from modeling_pfberxit.evaluation.prediction import joined_labels
+from modeling_pfberxit.evaluation.recording import record
 from modeling_pfberxit.model import heads
 from modeling_pfberxit.model.families import FAMILIES, classifier_head
 from modeling_pfberxit.model.validation import label_names
@@ -353,6 +354,30 @@ def test_labels_that_are_numbers_stay_so_and_commands_read_them_as_their_names(t
     task, rows = load_task(str(tmp_path / "data.csv"), split="train", model=model)
     assert targets(task, rows["train"], "train") == [0, 2, 1]
     assert joined_labels(torch.tensor([[True, False, True]]), task.labels) == ["1;3"]
+
+
+def with_fields(classifier: str, folder: Path, **fields) -> str:
+    """A copy of a classifier with other fields in its config."""
+    shutil.copytree(classifier, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+    return str(folder)
+
+
+def test_quantised_weights_are_refused_by_their_method(classifier, tmp_path):
+    folder = with_fields(classifier, tmp_path / "quantised", quantization_config={"quant_method": "bitsandbytes"})
+    for load in (from_classifier, PFBerxitForSequenceClassification.from_backbone):
+        with pytest.raises(ValueError, match="quantised' has quantised weights .bitsandbytes., which .* does not read"):
+            load(folder)
+
+
+def test_what_a_classifiers_config_says_of_its_outputs_is_kept_or_said_to_be_left_behind(classifier, tmp_path, caplog):
+    batch = tiny_batch(3)
+    model = from_classifier(with_fields(classifier, tmp_path / "tuples", return_dict=False))
+    assert isinstance(model(**batch), tuple) and "left behind" not in caplog.text
+    assert record(model, [batch]).evidence.logits.shape == (3, 6, 3)
+    model = from_classifier(with_fields(classifier, tmp_path / "states", output_hidden_states=True))
+    assert model(**batch).hidden_states is None and "output_hidden_states: left behind" in caplog.text
 
 
 def test_weights_in_pickles_alone_are_refused_with_what_makes_safetensors(classifier, tmp_path):

@@ -30,6 +30,15 @@ def test_compare_is_told_all_that_was_asked(monkeypatch):
     assert (budget.rows, budget.epochs, budget.batch_size, budget.dropout) == (6, 1.5, 8, False)
 
 
+def test_a_folder_of_files_is_one_task_and_one_that_declares_configurations_is_the_usual_ones(monkeypatch, tmp_path):
+    for readme, tasks in ((False, ["default"]), (True, ["mrpc", "rte", "sst2"])):
+        if readme:
+            (tmp_path / "README.md").write_text("---\nconfigs: []\n---\n")
+        asked = ["compare", "--dataset", str(tmp_path), "--backbone", "encoder"]
+        values, _ = called(monkeypatch, "modeling_pfberxit.studies.compare.compare", asked)
+        assert values[1] == [(str(tmp_path), task) for task in tasks]
+
+
 def test_reproduce_is_told_all_that_was_asked(monkeypatch):
     asked = "reproduce table1 points --dataset glue --tasks rte --backbone encoder --seeds 7 --rows 9 --epochs 2"
     asked = [*asked.split(), "--no-dropout", "--output", "out"]

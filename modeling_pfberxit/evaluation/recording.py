@@ -142,7 +142,7 @@ def record(
         rows = padded_batches(rows, order, batch_size, model.config.pad_token_id or 0)
     for batch in tqdm(rows, desc="Recording", leave=False, disable=None if progress else True, total=total):
         inputs = {name: values.to(model.device) for name, values in batch.items() if name != "labels"}
-        output = model(**inputs, exit_policy=FULL_DEPTH)
+        output = model(**inputs, exit_policy=FULL_DEPTH, return_dict=True)
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
         emitted = [getattr(output, f"exit_{part}") for part in Evidence._fields]
         parts.append((*emitted, mask.sum(1), batch.get("labels")))

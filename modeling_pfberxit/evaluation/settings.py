@@ -55,7 +55,7 @@ def predict(
     model: PFBerxitForSequenceClassification, rows: list[dict[str, Tensor]], policy: ExitPolicy
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) and executed layers (N,) of batches run under a policy."""
-    outputs = [model(**batch, exit_policy=policy) for batch in rows]
+    outputs = [model(**batch, exit_policy=policy, return_dict=True) for batch in rows]
     logits = torch.cat([output.logits for output in outputs]).float().cpu().numpy()
     return logits, torch.cat([output.exit_layer for output in outputs]).cpu().numpy()
 

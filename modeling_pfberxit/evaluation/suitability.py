@@ -37,7 +37,7 @@ def suitability(model: PFBerxitForSequenceClassification, batches: Sequence[dict
 def layer_means(model: PFBerxitForSequenceClassification, batch: dict[str, Tensor]) -> Tensor:
     """The mean state of every row's tokens after each layer of the bare encoder, (B, n, d)."""
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-    output = model(**{**batch, "labels": None}, output_hidden_states=True, exit_policy=FULL_DEPTH)
+    output = model(**{**batch, "labels": None}, output_hidden_states=True, exit_policy=FULL_DEPTH, return_dict=True)
     weights = mean_weights(mask, output.hidden_states[0].dtype)
     return torch.stack([torch.bmm(weights, states).squeeze(1) for states in output.hidden_states[1:]], dim=1)
 

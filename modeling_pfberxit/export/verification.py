@@ -98,7 +98,7 @@ def compare(
 
 def answers(model: PFBerxitForSequenceClassification, rows: Sequence[Row], policy: ExitPolicy) -> tuple[Tensor, Tensor]:
     """The model's own logits (N, C) and layers (N,)."""
-    parts = [model(**batch, exit_policy=policy) for batch in batches(rows, max(SIZES), model)]
+    parts = [model(**batch, exit_policy=policy, return_dict=True) for batch in batches(rows, max(SIZES), model)]
     return torch.cat([part.logits for part in parts]), torch.cat([part.exit_layer for part in parts])
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .families import FAMILIES
 from .load_options import shared_options, take_dtype
 from .validation import refuse
 
 MODEL_TYPE = "pfberxit"
+logger = logging.get_logger(__name__)
 
 
 def check_pretrained_name(field: str, name: Any) -> None:
@@ -112,6 +113,11 @@ def check_encoder(shown: str, name: str | os.PathLike, config: dict[str, Any], *
     if any(Path(name).glob("pytorch_model*.bin*")) and not any(Path(name).glob("*.safetensors")):
         raise OSError(f"{shown} has its weights in pytorch_model.bin alone; save_pretrained of its own class makes "
                       "safetensors of them.")  # fmt: skip
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise ValueError(
+            f"{shown} has quantised weights ({method}), which this library does not read: give the checkpoint that "
+            "they were made of."
+        )
     if not is_encoder(config):
         what = describe(name, config, **options)
         raise ValueError(f"{shown} is {what}: its model_type must be a supported backbone: {', '.join(FAMILIES)}.")
@@ -253,7 +259,10 @@ def as_last_exit(classifier: str | os.PathLike, knobs: dict[str, Any]) -> tuple[
     dtype = take_dtype(knobs, default="auto")
     if dtype == "auto":  # as `transformers` loads the classifier
         dtype = config.dtype or "auto"
-    kept = {name: stored[name] for name in OF_CROSS_ENCODERS if name in stored}
+    kept = {name: stored[name] for name in (*OF_CROSS_ENCODERS, "return_dict") if name in stored}
+    if shown := [name for name in ("output_hidden_states", "output_attentions") if stored.get(name)]:
+        logger.warning(f"{' and '.join(shown)}: left behind, since all layers of all rows would be run for them; "
+                       f"model.config.{shown[0]} = True asks for them.")  # fmt: skip
     kept |= activation_of(locate(classifier, CROSS_ENCODER, **where))
     return {**BESIDE_CLASSIFIER, **knobs, **own, "dtype": dtype, "revision": revision}, kept
 

@@ -93,7 +93,7 @@ class TorchPredictor:
         """Answer rows that share one point."""
         tensors = [{name: torch.tensor(ids) for name, ids in row.items()} for row in rows]
         batch = pad_rows(tensors, self.model.config.pad_token_id or 0, self.model.device)
-        output = self.model(**batch, exit_policy=points[0].policy)
+        output = self.model(**batch, exit_policy=points[0].policy, return_dict=True)
         return Found(output.logits.float().cpu().numpy(), output.exit_layer.tolist())
 
 

@@ -150,7 +150,7 @@ class Pass:
 
         hook = self.model.exits.register_forward_pre_hook(keep)
         try:
-            logits = self.model(**batch, exit_policy=FULL_DEPTH).logits
+            logits = self.model(**batch, exit_policy=FULL_DEPTH, return_dict=True).logits
         finally:
             hook.remove()
         pooled = torch.stack(seen, dim=1) if seen else logits.new_empty(len(rows), 0, 0)
