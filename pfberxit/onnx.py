@@ -10,13 +10,15 @@ array([4, 2])
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 import onnxruntime
@@ -126,7 +128,8 @@ class Classifier:
         A column of the input that has one of these names is called `input_label` and so on.
 
         Args:
-            source: CSV or TSV with a header, JSON Lines, or plain text with a text in each line.
+            source: CSV or TSV with a header, JSON Lines, or plain text with a text in each line; any of them may be
+                packed by gzip (`.csv.gz`).
             output: CSV, TSV or JSON Lines; not there yet.
             text, pair: columns of the texts.
         """
@@ -270,8 +273,10 @@ def read_tokenizer(folder: Path, metadata: dict[str, Any]) -> Tokenizer:
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".txt")
+PACKED = ".gz"
 WRITTEN = (*SEPARATORS, ".jsonl")
 ANSWER = ("label", "score", "exit_layer")
+csv.field_size_limit((1 << 31) - 1)  # a document in a cell may be longer than the module's 128 KiB
 
 
 def read_rows(path: Path, needed: Iterable[str | None]) -> Iterator[dict[str, Any]]:
@@ -280,21 +285,37 @@ def read_rows(path: Path, needed: Iterable[str | None]) -> Iterator[dict[str, An
     Raises:
         ValueError: another kind of file; a row without a text, by its number.
     """
-    if path.suffix not in (*SEPARATORS, *LINES):
-        refuse("source", str(path), f"a file that ends in {', '.join((*SEPARATORS, *LINES))}")
-    with open(path, encoding="utf-8-sig", newline="" if path.suffix in SEPARATORS else None) as file:
-        if path.suffix in SEPARATORS:
-            rows: Iterable[Any] = csv.DictReader(file, delimiter=SEPARATORS[path.suffix], strict=True)
-        else:
-            lines = (line.rstrip("\n") for line in file)
-            rows = ({"text": line} if path.suffix == ".txt" else json.loads(line) for line in lines)
-        for number, row in enumerate(rows, start=1):
-            for name in needed:
-                if name is not None and not (isinstance(row, dict) and isinstance(row.get(name), str)):
-                    refuse(f"row {number}", row, f"one with a text in {name!r}")
-            if None in row:  # where a table's reader puts cells that the header has no name for
-                refuse(f"row {number}", row, "one with as many cells as the header")
-            yield row
+    kind = Path(path.stem).suffix if path.suffix == PACKED else path.suffix
+    if kind not in (*SEPARATORS, *LINES):
+        refuse(
+            "source", str(path), f"a file that ends in {', '.join((*SEPARATORS, *LINES))}, {PACKED} behind it or not"
+        )
+    number, opened = 0, gzip.open if path.suffix == PACKED else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="" if kind in SEPARATORS else None) as file:
+            for number, row in enumerate(parsed(file, kind), start=1):
+                check_row(row, number, needed)
+                yield row
+    except (csv.Error, EOFError, UnicodeError, gzip.BadGzipFile, json.JSONDecodeError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged behind row {number} ({error}).") from error
+
+
+def parsed(file: IO[str], kind: str) -> Iterator[Any]:
+    """The rows of an open file of a kind, one after the other."""
+    if kind in SEPARATORS:
+        yield from csv.DictReader(file, delimiter=SEPARATORS[kind], strict=True)
+        return
+    for line in file:
+        yield {"text": line.rstrip("\n")} if kind == ".txt" else json.loads(line)
+
+
+def check_row(row: Any, number: int, needed: Iterable[str | None]) -> None:
+    """Refuse a row without a text in each column that is needed, or with more cells than the header has names."""
+    for name in needed:
+        if name is not None and not (isinstance(row, dict) and isinstance(row.get(name), str)):
+            refuse(f"row {number}", row, f"one with a text in {name!r}")
+    if None in row:  # where a table's reader puts cells that the header has no name for
+        refuse(f"row {number}", row, "one with as many cells as the header")
 
 
 def renamed(rows: list[dict[str, Any]]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The forms of a file: labels judged one by one, rows without an answer, tokens alone, weights beside it, 8 bits."""
 
 import csv
+import gzip
 import json
 from dataclasses import replace
 from functools import cache
@@ -219,9 +220,12 @@ def test_every_text_of_a_list_may_bring_a_policy_of_its_own(classifier):
         classifier.predict(TEXTS, [never])
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".txt"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".txt", ".csv.gz"])
 def test_the_rows_of_a_file_are_written_with_their_answers_in_their_order(classifier, tmp_path, ending):
-    source, output = tmp_path / f"in{ending}", tmp_path / f"out{'.jsonl' if ending == '.txt' else ending}"
+    source, output = (
+        tmp_path / f"in{ending}",
+        tmp_path / f"out{'.jsonl' if ending == '.txt' else ending.removesuffix('.gz')}",
+    )
     write(source, ending)
     assert classifier.predict_file(source, output, batch_size=5) == 12
     rows = read(output)
@@ -261,10 +265,25 @@ def test_a_file_without_texts_is_refused_by_its_row_and_leaves_nothing(classifie
     assert [file.name for file in tmp_path.iterdir()] == ["in.csv"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("in.csv.gz", gzip.compress(b"text\nw1\nw2\n")[:-9]),
+        ("in.jsonl", b'{"text": "w1"}\n{"text'),
+        ("in.txt", b"w1\n\xff"),
+    ],
+)
+def test_a_damaged_file_of_texts_ends_in_one_clear_error_and_leaves_nothing(classifier, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: damaged behind row"):
+        classifier.predict_file(tmp_path / name, tmp_path / "out.csv")
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
 def write(path, ending):
     """The texts as a file of a kind."""
-    separator = {".csv": ",", ".tsv": "\t"}.get(ending)
-    with open(path, "w", newline="") as file:
+    separator = {".csv": ",", ".tsv": "\t"}.get(ending.removesuffix(".gz"))
+    with (gzip.open if ending.endswith(".gz") else open)(path, "wt", newline="") as file:
         if separator:
             csv.writer(file, delimiter=separator).writerows([["text"], *([text] for text in TEXTS)])
         else:
