@@ -33,8 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(
     items: list[str], dataset: str, columns: dict[str, Any], tasks: list[str] | None, backbone: str, seeds: list[int],
-    rows: int, held_out: int, epochs: float, max_length: int, dropout: bool, output: str,
-    variants: list[str] | None,
+    rows: int, held_out: int, epochs: float, max_length: int, dropout: bool, output: str, variants: list[str] | None,
 ) -> None:  # fmt: skip
     """Print every table, and the numbers of every figure, as it is finished; write all to the output folder."""
     from modeling_pfberxit.studies.named_encoders import named_backbone
@@ -44,15 +43,8 @@ def run(
     tasks = tasks_of(dataset, tasks, "cola", "rte", "mrpc", "sst2", "qnli", "mnli", "qqp")
     budget = Budget(rows, epochs, held_out, max_length=max_length, dropout=dropout)
     study = Study(
-        dataset,
-        tuple(tasks),
-        named_backbone(backbone),
-        tuple(seeds),
-        budget,
-        Path(output),
-        columns,
-        tuple(variants or ()),
-        print,
-    )
+        dataset, tuple(tasks), named_backbone(backbone), tuple(seeds), budget, Path(output), columns,
+        variants=tuple(variants or ()), say=print,
+    )  # fmt: skip
     for item, text in reproduce(items, study):
         print(f"\n{item}\n\n{text}\n", flush=True)
