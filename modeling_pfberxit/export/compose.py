@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 from onnx import helper
 
@@ -20,7 +21,7 @@ from ..model.criteria import rule_of
 from ..model.evidence import outcomes
 from ..model.exit_policy import ExitPolicy
 from .graphs import KINDS, Graph
-from .parts import ROWS, TOKENS, Step, examples
+from .parts import ROWS, TOKENS, Step, example_state, examples
 from .segments import Segment, Segments
 from .templates import OPSET, Template
 
@@ -28,7 +29,7 @@ IR_VERSION = 10
 ANSWER = {"logits": "float32", "exit_layer": "int64"}  # what is said of every row
 ASKED = {"tau": "float32", "patience": "int64"}  # what a request may bring for every row
 # Of the values that are made on the way, those that are no float32.
-KIND = {"count": "int64", "index": "int64", "layers": "int64", "stay": "bool", "some": "bool"}
+KIND = {"count": "int64", "index": "int64", "layers": "int64", "left": "int64", "stay": "bool", "some": "bool"}
 Values = dict[str, str]  # tensors by what they are, each under the name that the graph has for it
 
 
@@ -46,7 +47,8 @@ class File:
     """One file under construction.
 
     Values of the remaining rows are those of `segments.open_axes`, and `index` (N, 1), the numbers of these rows. All
-    others are of the whole batch, among them `stay` (B,), which rows go on, and `some`, whether any does.
+    others are of the whole batch, among them `stay` (B,), which rows go on, and `left`, how many; of one row at a time
+    `some`, (1,), whether it does.
 
     Args:
         single: for one row at a time: nothing is gathered or cut.
@@ -62,6 +64,8 @@ class File:
         self.exit_depths = self.segments.model.exit_depths
         self.last = len(self.segments.layers)
         self.kinds = {**self.segments.kinds, **KIND}
+        rows = example_state(self.rule.step, 1, self.segments.model.num_labels)
+        self.row_shapes = {"index": (1, 1), **{name: tuple(value.shape) for name, value in rows.items()}}
 
     # ---- which exits are run -----------------------------------------------------------------------------------
 
@@ -106,18 +110,17 @@ class File:
 
     def begin(self, graph: Graph, inputs: Sequence[str]) -> Values:
         """The batch in front of the first layer: all rows remain, the rule remembers nothing."""
-        start, labels = self.segments.start, self.segments.model.num_labels
+        start = self.segments.start
         found = graph.copy_of(start.template, {name: name for name in inputs}, start.weights, start.template.outputs)
         values = dict(zip(start.template.outputs, found, strict=True))
         rows = graph.op("Shape", "input_ids", end=1)
         values |= {"mask": "attention_mask", **self.asked(graph, rows), **self.memory(graph, rows)}
-        values |= {"stay": graph.filled(rows, True, "bool"), "layers": graph.filled(rows, 0, "int64")}
-        if not self.rule.step.own:
-            values["answers"] = graph.filled(rows, 0.0, "float32", labels)
-        if not self.single:
-            values["lengths"] = graph.op("ReduceSum", "attention_mask", graph.whole(1), keepdims=0)
-            values["index"] = graph.op("Transpose", graph.op("NonZero", values["stay"]))
-        return values
+        return values if self.single else {**values, **self.all_rows(graph, rows)}
+
+    def all_rows(self, graph: Graph, rows: str) -> Values:
+        """Which rows remain: all of them."""
+        stay = graph.filled(rows, True, "bool")
+        return {"stay": stay, "index": graph.op("Transpose", graph.op("NonZero", stay))}
 
     def asked(self, graph: Graph, rows: str) -> Values:
         """Tau and patience of every row: inputs, or the policy's own."""
@@ -152,27 +155,48 @@ class File:
         return {"logits": values.get("answers", values["logits"]), "exit_layer": values["layers"]}
 
     def run_if_any(self, graph: Graph, values: Values, stretch: range) -> Values:
-        """The values behind a stretch; where no rows remain, as they were."""
-        names = [name for name in values if name in self.changed(stretch.stop > self.last)]
+        """The values behind a stretch; where no rows remain, what is answered as it was, and of the rest nothing."""
+        last = stretch.stop > self.last
+        names = [name for name in values if name in self.changed(last)]
 
         def go_on(inner: Graph) -> list[str]:
             after = self.run(inner, self.remaining(inner, values), stretch)
             return [after[name] for name in names]
 
-        kinds = [self.kinds.get(name, "float32") for name in names]
-        found = graph.branch(values["some"], go_on, lambda inner: [values[name] for name in names], kinds)
+        def be_done(inner: Graph) -> list[str]:
+            kept = self.changed(last=True) | {"some", "left"}
+            return [values[name] if name in kept else inner.constant(self.blank(name)) for name in names]
+
+        found = graph.branch(self.any_remain(graph, values), go_on, be_done, self.kinds_of(names))
         return {**values, **dict(zip(names, found, strict=True))}
+
+    def any_remain(self, graph: Graph, values: Values) -> str:
+        """Whether rows go on."""
+        return values["some"] if self.single else graph.op("Cast", values["left"], to=KINDS["bool"])
+
+    def kinds_of(self, names: Sequence[str]) -> list[str]:
+        """Of some values."""
+        return [self.kinds.get(name, "float32") for name in names]
+
+    def blank(self, name: str) -> np.ndarray:
+        """In the place of a value that nobody reads any more: of its rank, and as wide, for what ONNX Runtime fuses."""
+        shape = self.segments.shapes.get(name) or self.row_shapes.get(name, (1,))
+        return np.zeros(shape, self.kinds.get(name, "float32"))
+
+    def read(self) -> set[str]:
+        """The values that layers, exits and the rule read."""
+        parts = [each.template for each in (*self.segments.layers, *self.segments.exits)]
+        return {name for part in (*parts, self.rule.template) for name in part.inputs}
 
     def changed(self, last: bool) -> set[str]:
         """The values that a stretch changes and that are read behind it."""
+        answers = {"layers", "logits" if self.rule.step.own else "answers"}
         if last:
-            return {"layers", "logits" if self.rule.step.own else "answers"}
-        parts = [each.template for each in (*self.segments.layers, *self.segments.exits)]
-        read = {name for part in (*parts, self.rule.template) for name in part.inputs} | {"index", "stay"}
+            return answers
         kept = [name.removesuffix("_after") for name in self.rule.template.outputs]
-        rows = [] if self.single else [*self.segments.open_axes, "index", "stay"]
+        rows = [] if self.single else self.segments.open_axes
         changes = {"states", *self.segments.exits[0].template.outputs, *kept, *rows}
-        return (changes & read) | {"some", "layers", "answers"}
+        return (changes & self.read()) | answers | ({"some"} if self.single else {"left", "index", "stay"})
 
     def run(self, graph: Graph, values: Values, stretch: range) -> Values:
         """The values behind a stretch's layers and exits."""
@@ -208,35 +232,55 @@ class File:
 
     def write(self, graph: Graph, values: Values) -> None:
         """Note after how many layers the remaining rows would leave here, and with what, if not with their logits."""
-        values["layers"] = graph.op("Where", values["stay"], values["depth"], values["layers"])
+        values["layers"] = self.noted(graph, values, "layers", values["depth"])
         if "answer" in values:
-            each = graph.op("Unsqueeze", values["stay"], graph.whole(1))
-            values["answers"] = graph.op("Where", each, values["answer"], values["answers"])
+            values["answers"] = self.noted(graph, values, "answers", values["answer"])
+
+    def noted(self, graph: Graph, values: Values, name: str, value: str) -> str:
+        """A value that is new for the rows that remain."""
+        if self.single:
+            return value
+        stay = values["stay"] if name == "layers" else graph.op("Unsqueeze", values["stay"], graph.whole(1))
+        before = values.get(name) or graph.constant([0], self.kinds.get(name, "float32"))
+        return graph.op("Where", stay, value, before)
 
     def leave(self, graph: Graph, values: Values) -> None:
         """The rows that fire are done."""
         stay = graph.op("Not", values["fire"])
         if self.single:
-            values["some"] = graph.op("Squeeze", stay)
+            values["some"] = stay
             return
         values["stay"] = graph.op("And", stay, values["stay"])
-        values["some"] = graph.op("Cast", graph.op("Size", graph.op("NonZero", values["stay"])), to=KINDS["bool"])
+        values["left"] = graph.op("Size", graph.op("NonZero", values["stay"]))
 
     def remaining(self, graph: Graph, values: Values) -> Values:
-        """The values of the rows that stay, cut to the longest of them."""
+        """The values of the rows that stay, cut to the longest of them; as they are where none has left."""
         if self.single:
             return values
+        wanted = {*self.segments.open_axes} & self.read() | {"index"}
+        names = [name for name in values if name in wanted]
+        all_stay = graph.op("Equal", values["left"], graph.op("Size", values["index"]))
+
+        def keep(inner: Graph) -> list[str]:
+            return [values[name] for name in names]
+
+        def gather(inner: Graph) -> list[str]:
+            return self.gathered(inner, values, names)
+
+        found = graph.branch(all_stay, keep, gather, self.kinds_of(names))
+        return {**values, **dict(zip(names, found, strict=True))}
+
+    def gathered(self, graph: Graph, values: Values, names: Sequence[str]) -> list[str]:
+        """The values of the rows that stay."""
         places = graph.op("NonZero", graph.op("GatherND", values["stay"], values["index"]))  # among those before
         places = graph.op("Squeeze", places, graph.whole(0))
-        lengths = graph.op("Where", values["stay"], values["lengths"], graph.whole(0))
-        longest = graph.op("ReduceMax", lengths, keepdims=1)
-        axes = self.segments.open_axes
-        chosen = {name: self.chosen(graph, name, values[name], places, longest) for name in axes if name in values}
-        return {**values, **chosen, "index": graph.op("Gather", values["index"], places)}
+        lengths = graph.op("ReduceSum", "attention_mask", graph.whole(1), keepdims=0)
+        longest = graph.op("ReduceMax", graph.op("Where", values["stay"], lengths, graph.whole(0)), keepdims=1)
+        return [self.chosen(graph, name, values[name], places, longest) for name in names]
 
     def chosen(self, graph: Graph, name: str, value: str, places: str, longest: str) -> str:
         """Of one value the rows at some places, (N,), cut to as many tokens as the longest of them has, (1,)."""
-        axes = self.segments.open_axes[name]
+        axes = self.segments.open_axes.get(name, {0: ROWS})
         for axis in [axis for axis, kind in axes.items() if kind == ROWS]:
             value = graph.op("Gather", value, places, axis=axis)
         cut = [axis for axis, kind in axes.items() if kind == TOKENS]

@@ -13,8 +13,6 @@ from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.validation import refuse
 from .parts import NO_OPERATOR, emitting
 
-MOST_EXITS = 30  # branches inside each other that protobuf still reads
-
 
 def check_exportable(model: PFBerxitForSequenceClassification) -> None:
     """Refuse models that a file cannot hold."""
@@ -22,8 +20,6 @@ def check_exportable(model: PFBerxitForSequenceClassification) -> None:
         refuse("token_exits", True, "False: a file cannot hold tokens that leave on their own")
     if model.prompts is not None:
         refuse("prompt_generator", model.config.prompt_generator, "None: a file cannot hold prompts yet")
-    if len(model.exit_depths) > MOST_EXITS:
-        refuse("exit_layers", len(model.exit_depths), f"at most {MOST_EXITS} exits: deeper files cannot be read")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> None:

@@ -112,15 +112,15 @@ class Graph:
         self, name: str, inputs: Iterable[Any], outputs: Sequence[str], kinds: Iterable[str],
         shapes: Sequence[Sequence | None] | None = None,
     ) -> GraphProto:  # fmt: skip
-        """The nodes that outputs hang on, with their constants; outputs that no node makes are passed on by one."""
+        """The nodes that outputs hang on, with their constants; outputs of graphs outside are passed on by a node."""
         made = {name for node in self.nodes for name in node.output}
-        outputs = [each if each in made else self.op("Identity", each) for each in outputs]
+        outputs = [each if each in made or each in self.constants else self.op("Identity", each) for each in outputs]
         nodes = needed(self.nodes, outputs)
         infos = [
             helper.make_tensor_value_info(each, KINDS[kind], shape)
             for each, kind, shape in zip(outputs, kinds, shapes or [None] * len(outputs), strict=True)
         ]
-        read = read_by(nodes)
+        read = read_by(nodes) | {*outputs}
         kept = [numpy_helper.from_array(value, key) for key, value in self.constants.items() if key in read]
         return helper.make_graph(nodes, name, list(inputs), infos, kept)
 

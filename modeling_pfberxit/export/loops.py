@@ -50,11 +50,15 @@ class LoopFile(File):
     def begin(self, graph: Graph, inputs: Sequence[str]) -> Values:
         """The batch in front of the first layer, as if all its rows had passed an exit that said 0."""
         values, labels = super().begin(graph, inputs), self.segments.model.num_labels
-        rows = graph.op("Shape", values["stay"])
+        rows = graph.op("Shape", "input_ids", end=1)
         shapes = {"logits": [labels], "distances": outcomes(labels, self.rule.problem_type)}
         emitted = self.segments.exits[0].template.outputs
         zeros = {name: graph.filled(rows, 0.0, "float32", *shapes.get(name, [])) for name in emitted}
-        return {**values, **zeros, "some": graph.constant(True)}
+        zeros |= {"layers": graph.filled(rows, 0, "int64")}
+        if not self.rule.step.own:
+            zeros["answers"] = graph.filled(rows, 0.0, "float32", labels)
+        remain = {"some": graph.constant([True])} if self.single else {"left": graph.op("Size", values["stay"])}
+        return {**values, **zeros, **remain}
 
     def run_all(self, graph: Graph, values: Values) -> Values:
         """The outputs, by their names: of the loop, and of the last layer where it is none of its turns."""
@@ -83,5 +87,5 @@ class LoopFile(File):
         inputs = [helper.make_tensor_value_info(turn, KINDS["int64"], []),
                   helper.make_tensor_value_info(going, KINDS["bool"], [])]  # fmt: skip
         inputs += [helper.make_tensor_value_info(*pair, None) for pair in zip(given, [KINDS[kind] for kind in kinds])]
-        going_on = graph.op("Identity", values["some"])
+        going_on = graph.op("Squeeze", self.any_remain(graph, values))
         return graph.as_proto("body", inputs, [going_on, *(values[name] for name in names)], ["bool", *kinds])

@@ -34,6 +34,7 @@ class Segments:
         model: the copy of it whose parts they are.
         open_axes: of every tensor that goes from part to part, the axes that are rows and those that are tokens.
         kinds: of the same tensors, float32, int64 or bool.
+        shapes: theirs, where open sizes are 1.
     """
 
     model: PFBerxitForSequenceClassification
@@ -42,6 +43,7 @@ class Segments:
     exits: list[Segment]
     open_axes: dict[str, dict[int, str]]
     kinds: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
 
 
 def segments_of(model: PFBerxitForSequenceClassification) -> Segments:
@@ -59,7 +61,9 @@ def segments_of(model: PFBerxitForSequenceClassification) -> Segments:
     layers = alike([Layer(model, number, start.fields) for number in range(len(model.depths))], given, layer_built)
     exits = alike([Exit(model, number) for number in range(len(model.exit_depths))], given, exit_built)
     kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in states.items()}
-    return Segments(model, Segment(whole, weights_of(start, whole, {})), layers, exits, axes, kinds)
+    shapes = {name: tuple(1 if axis in axes[name] else size for axis, size in enumerate(value.shape))
+              for name, value in states.items()}  # fmt: skip
+    return Segments(model, Segment(whole, weights_of(start, whole, {})), layers, exits, axes, kinds, shapes)
 
 
 def part_inputs(states: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], part: Layer | Exit) -> Any:

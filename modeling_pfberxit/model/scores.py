@@ -238,7 +238,7 @@ def decide_above(score: Tensor, state: ExitState, policy: PolicyFields, depth: T
 @reads("threshold", "patience", also=own_labels)
 def decide_count(score: Tensor, state: ExitState, policy: PolicyFields, depth: Tensor) -> Tensor:
     """Eq. 5: count the exits in a row whose score is below tau; stop when there are t of them."""
-    state.count = (state.count + 1) * (score < threshold(state, policy))
+    state.count = torch.where(score < threshold(state, policy), state.count + 1, 0)
     return state.count >= policy.patience
 
 

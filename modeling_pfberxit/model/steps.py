@@ -38,7 +38,9 @@ def step(evidence: Evidence, state: ExitState, policy: PolicyFields, depth: Tens
     """
     rule, now = rule_of(policy), predictions(evidence.logits, state.problem_type)
     score, labels = score_of(now, evidence, state, policy), labels_of(now, evidence, state, policy)
-    fire = decide(score, labels, state, policy, depth) & (depth >= policy.min_layer)
+    fire = decide(score, labels, state, policy, depth)
+    if policy.min_layer > 1:
+        fire = fire & (depth >= policy.min_layer)
     answer = rule.answer(fire, now, evidence, state, policy)
     if policy.answer == ABSTAIN:
         quits = unsure(now, state, policy, depth) & ~fire
@@ -125,5 +127,5 @@ def score_of(now: Tensor, evidence: Evidence, state: ExitState, policy: PolicyFi
     if one_by_one(policy, state.problem_type):
         now, evidence, state = each_label(now, evidence, state)
     score = rule_of(policy).score(now, evidence, state, policy)
-    broken = now.isnan().flatten(1).any(1)
-    return score.masked_fill(broken.view(-1, *[1] * (score.dim() - 1)), math.nan)
+    broken = now.sum((-2, -1)).isnan()
+    return score.masked_fill(broken if score.dim() == 1 else broken[:, None], math.nan)
