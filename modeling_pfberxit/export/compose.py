@@ -167,12 +167,8 @@ class File:
             kept = self.changed(last=True) | {"some", "left"}
             return [values[name] if name in kept else inner.constant(self.blank(name)) for name in names]
 
-        found = graph.branch(self.any_remain(graph, values), go_on, be_done, self.kinds_of(names))
+        found = graph.branch(values["some"], go_on, be_done, self.kinds_of(names))
         return {**values, **dict(zip(names, found, strict=True))}
-
-    def any_remain(self, graph: Graph, values: Values) -> str:
-        """Whether rows go on."""
-        return values["some"] if self.single else graph.op("Cast", values["left"], to=KINDS["bool"])
 
     def kinds_of(self, names: Sequence[str]) -> list[str]:
         """Of some values."""
@@ -196,7 +192,7 @@ class File:
         kept = [name.removesuffix("_after") for name in self.rule.template.outputs]
         rows = [] if self.single else self.segments.open_axes
         changes = {"states", *self.segments.exits[0].template.outputs, *kept, *rows}
-        return (changes & self.read()) | answers | ({"some"} if self.single else {"left", "index", "stay"})
+        return (changes & self.read()) | answers | {"some"} | (set() if self.single else {"left", "index", "stay"})
 
     def run(self, graph: Graph, values: Values, stretch: range) -> Values:
         """The values behind a stretch's layers and exits."""
@@ -252,6 +248,8 @@ class File:
             return
         values["stay"] = graph.op("And", stay, values["stay"])
         values["left"] = graph.op("Size", graph.op("NonZero", values["stay"]))
+        # Here, not in front of the `If` that reads it: OpenVINO would take another output in its place.
+        values["some"] = graph.op("Cast", values["left"], to=KINDS["bool"])
 
     def remaining(self, graph: Graph, values: Values) -> Values:
         """The values of the rows that stay, cut to the longest of them; as they are where none has left."""

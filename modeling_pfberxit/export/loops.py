@@ -57,8 +57,8 @@ class LoopFile(File):
         zeros |= {"layers": graph.filled(rows, 0, "int64")}
         if not self.rule.step.own:
             zeros["answers"] = graph.filled(rows, 0.0, "float32", labels)
-        remain = {"some": graph.constant([True])} if self.single else {"left": graph.op("Size", values["stay"])}
-        return {**values, **zeros, **remain}
+        left = {} if self.single else {"left": graph.op("Size", values["stay"])}
+        return {**values, **zeros, **left, "some": graph.constant([True])}
 
     def run_all(self, graph: Graph, values: Values) -> Values:
         """The outputs, by their names: of the loop, and of the last layer where it is none of its turns."""
@@ -87,5 +87,5 @@ class LoopFile(File):
         inputs = [helper.make_tensor_value_info(turn, KINDS["int64"], []),
                   helper.make_tensor_value_info(going, KINDS["bool"], [])]  # fmt: skip
         inputs += [helper.make_tensor_value_info(*pair, None) for pair in zip(given, [KINDS[kind] for kind in kinds])]
-        going_on = graph.op("Squeeze", self.any_remain(graph, values))
+        going_on = graph.op("Squeeze", values["some"])
         return graph.as_proto("body", inputs, [going_on, *(values[name] for name in names)], ["bool", *kinds])
