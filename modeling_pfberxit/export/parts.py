@@ -65,10 +65,10 @@ class Start(nn.Module):
 
     def context(self, rows: Rows, kind: str) -> Context:
         """What layers of a kind attend in, as small as it can be."""
-        if family_of(self.model.backbone.config).context is padding_alone and rows.padding_mask is not None:
-            added = torch.where(rows.padding_mask.bool(), 0.0, torch.finfo(torch.float32).min)
-            return Context(added[:, None, None])  # (B, 1, 1, n): it is the same for all that query
-        return rows.context(kind)
+        context = rows.context(kind)
+        if family_of(self.model.backbone.config).context is padding_alone and context.mask is not None:
+            return context._replace(mask=context.mask[:, :, :1])  # it is the same for all that query
+        return context
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """In the order of `outputs`."""
