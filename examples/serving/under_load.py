@@ -6,7 +6,7 @@
 in `transformers` and in ONNX Runtime, ours at its most careful certified point in PyTorch and in its ONNX file, and
 both with the controller (`pfberxit serve --differ`). Parts:
 
-1. `carries`: the highest steady rate at which p99 stays under 200 ms (the stock classifier's is its capacity);
+1. `carries`: the highest steady rate at which p99 stays under `--within` ms (the stock classifier's is its capacity);
 2. `steady`: 60 % of it, `--repeats` times;  3. `quiet`: a quarter of it;
 4. `burst`: three times the quiet rate for 30 s; `heavy`: three times the 60 %; with and without the controller.
 
@@ -43,6 +43,7 @@ def arguments() -> Namespace:
     parser.add_argument("--differ", type=float, default=0.05, help="the controller's floor (default: %(default)s)")
     for name, default, what in (
         ("--probe", 4.0, "seconds of each rate that is tried"), ("--burst", 30.0, "seconds of a burst"),
+        ("--within", 200.0, "ms that p99 has to stay under where the capacity is looked for"),
         ("--minutes", 4.0, "after which no measurement is begun that would take longer"),
     ):  # fmt: skip
         parser.add_argument(name, type=float, default=default, help=f"{what} (default: %(default)s)")
@@ -140,7 +141,7 @@ class Load:
         self.name, self.server = "", None
 
     def carries(self, name: str) -> float:
-        """The highest of some steady rates at which p99 is under 200 ms; 0: none was."""
+        """The highest of some steady rates at which p99 is under the limit; 0: none was."""
         from modeling_pfberxit.traffic.runs import Outcome
         from modeling_pfberxit.traffic.traces import steady
 
@@ -150,7 +151,7 @@ class Load:
         for number in range(self.options.probes):
             trace = steady(self.options.probe)
             found = Outcome.of(self.send(name, trace.arrivals(rate, seed=number), trace.seconds, number).run)
-            low, high = (rate, high) if found.p99 <= 200 and not found.refused else (low, rate)
+            low, high = (rate, high) if found.p99 <= self.options.within and not found.refused else (low, rate)
             rate = (low + high) / 2
         return float(low)
 
@@ -173,6 +174,8 @@ def measure(load: Load, kept: Kept, options: Namespace) -> bool:
             if not load.has_time(name, options.probes * (options.probe + 2) + 5):
                 return False
             print(f"{name} carries {kept.carries(name, load.carries(name)):.1f} requests/s", flush=True)
+            if not kept.carries(STOCK):
+                raise SystemExit(f"{STOCK} answers at no rate within {options.within:g} ms: give a higher --within")
         for part, number in (("steady", n) for n in range(options.repeats)):
             if not take(load, kept, options, part, name, number):
                 return False
@@ -240,7 +243,10 @@ def save(folder: Path, carried: dict, found: dict, bursts: dict, about: dict) ->
     parts = [[*key, {k: None if v != v else v for k, v in asdict(each).items()}] for key, each in found.items()]
     numbers = {"about": about, "carries": carried, "parts": parts}
     (folder / "under_load.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    rates = table(["server", "requests/s at p99 < 200 ms"], [[name, f"{rate:.1f}"] for name, rate in carried.items()])
+    rates = table(
+        ["server", f"requests/s at p99 < {about['within']:g} ms"],
+        [[name, f"{rate:.1f}"] for name, rate in carried.items()],
+    )
     text = f"{rates}\n\n{as_markdown(found, ['part', 'server'])}\n"
     (folder / "under_load.md").write_text(text, encoding="utf-8")
     if not bursts:
