@@ -114,7 +114,7 @@ def test_openvino_gives_every_row_the_layer_and_label_it_has_in_onnx_runtime(loc
 
     model = PFBerxitForSequenceClassification.from_backbone(
         local_backbone, num_labels=3, adapter_dim=8, exit_criterion="entropy", exit_threshold=0.7, exit_layers=[2, 4, 6]
-    )  # of 24 exits inside each other, OpenVINO's compiler does not come to an end in minutes
+    )  # of 24 branches inside each other, as files had them once, OpenVINO's compiler came to no end in minutes
     enliven(model, seed=0)
     path = tmp_path / "model.onnx"
     export_file(model.eval(), AutoTokenizer.from_pretrained(local_backbone), path, max_length=12)

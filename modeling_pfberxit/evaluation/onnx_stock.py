@@ -26,7 +26,7 @@ class LogitsOnly(torch.nn.Module):
 
     def forward(self, *values: Tensor) -> Tensor:
         """(B, n) each -> (B, C)."""
-        return self.model(**dict(zip(self.inputs, values))).logits
+        return self.model(**dict(zip(self.inputs, values)), return_dict=True).logits
 
 
 def onnx_runtime(stock: PreTrainedModel, inputs: Sequence[str] = INPUTS) -> dict[str, Answer]:

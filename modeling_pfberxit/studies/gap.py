@@ -36,13 +36,14 @@ ALL_WEIGHTS: dict[str, dict[str, Any]] = {
     "all weights, rate 5e-5": {"system": "pabee"},
     "all weights, then exits": {"system": "fastbert", "learning_rate": 1e-4},
 }
+WIDE: dict[str, Any] = {"adapter_placement": "both", "adapter_dim": 64, "learning_rate": 2e-3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "both places": {"adapter_placement": "both"},
     "width 128": {"adapter_dim": 128},
     "both, width 64": {"adapter_placement": "both", "adapter_dim": 64},
     "rate 2e-3": {"learning_rate": 2e-3},
-    "both, width 64, rate 2e-3": {"adapter_placement": "both", "adapter_dim": 64, "learning_rate": 2e-3},
+    "both, width 64, rate 2e-3": WIDE,
     "rate 5e-4": {"learning_rate": 5e-4},
     "exits: bottleneck": {"exit_pooler": "bottleneck"},
     "exits: first and mean": {"exit_pooling": "both"},
@@ -53,12 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "exits in turns": {"training_strategy": "alternating"},
     "rows where they leave": {"exit_weights": "leaving"},
     "last exit first": {"training_strategy": "two_stage"},
-    "both, width 64, rate 2e-3, last exit first": {
-        "adapter_placement": "both",
-        "adapter_dim": 64,
-        "learning_rate": 2e-3,
-        "training_strategy": "two_stage",
-    },
+    "both, width 64, rate 2e-3, last exit first": {**WIDE, "training_strategy": "two_stage"},
     "exits taught by the last": {"distillation": 0.5},
     "taught by all weights": {"teacher": 0.5},
 }

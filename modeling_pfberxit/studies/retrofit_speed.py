@@ -49,12 +49,12 @@ def ways_of(classifier: Path, retrofitted: Path, names: list[str]) -> dict[str, 
     model = PFBerxitForSequenceClassification.from_pretrained(retrofitted).eval()
     policies: dict[str, Any] = {"full depth": FULL_DEPTH, **{name: name for name in model.config.operating_points}}
     own: dict[str, Answer] = {f"retrofitted, {name}": partial(answer, model, each) for name, each in policies.items()}
-    return {STOCK: lambda batch: stock(**batch).logits, **onnx_runtime(stock, names), **own}
+    return {STOCK: lambda batch: stock(**batch, return_dict=True).logits, **onnx_runtime(stock, names), **own}
 
 
 def answer(model: PFBerxitForSequenceClassification, policy: Any, batch: Batch) -> Tensor:
     """The logits of a batch under a policy."""
-    return model(**batch, exit_policy=policy).logits
+    return model(**batch, exit_policy=policy, return_dict=True).logits
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ Run = Callable[[dict[str, Tensor]], Tensor]  # a batch of tokens -> logits
 
 def in_torch(model: PreTrainedModel) -> Run:
     """The model as it is."""
-    return lambda batch: model(**batch).logits
+    return lambda batch: model(**batch, return_dict=True).logits
 
 
 def in_onnx_runtime(model: PreTrainedModel) -> Run:
