@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from modeling_pfberxit import PFBerxitForSequenceClassification
 from modeling_pfberxit.data import outputs
 from modeling_pfberxit.data.survey import open_rows
+from modeling_pfberxit.evaluation.prediction import worded
 from pfberxit.cli import main
 
 POLICY = '{"threshold": 0.6, "patience": 1}'
@@ -127,6 +128,12 @@ def test_several_labels_are_joined_and_values_are_numbers(tmp_path):
     for row in predict(values, data, tmp_path / "values.csv", "--policy", full):
         assert float(row["label"]) == pytest.approx(alone(values, row["text"], policy=full).logits.item(), abs=2e-5)
         assert row["score"] == "" and row["exit_layer"] == "6"
+
+
+def test_labels_whose_names_have_every_separator_are_a_list_in_json():
+    answers = worded(tiny_model(id2label={0: "a;b", 1: "c|d", 2: "e, f"}, problem_type=SEVERAL),
+                     torch.tensor([[1.0, -1, 2], [-1, -1, -1]]), [3, 6])  # fmt: skip
+    assert [json.loads(label) for label, _, _ in answers] == [["a;b", "e, f"], []]
 
 
 def test_pairs_are_read_together(tmp_path, model):

@@ -64,7 +64,6 @@ def recombined(lists: Sequence[Sequence[str]]) -> bool:
     return well_formed and len(set(names)) < len(names)
 
 
-def separator_for(names: Sequence[str]) -> str:
-    """The separator that stands in none of the names, to join them with."""
-    free = [each for each in NAMED if not any(each in name for name in names)]
-    return free[0] if free else refuse("labels", list(names), f"without one of {' '.join(NAMED)}, to be joined")
+def separator_for(names: Sequence[str]) -> str | None:
+    """The separator that stands in none of the names, to join them with; None where they have all of them."""
+    return next((each for each in NAMED if not any(each in name for name in names)), None)

@@ -1,5 +1,6 @@
 """Answers for rows of any number, written to a file as they are found: label, score and exit layer of each."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -160,9 +161,10 @@ def worded(
 
 
 def joined_labels(given: Tensor, names: Sequence[str]) -> list[str]:
-    """The labels of each row, (N, C) of booleans, in one string."""
+    """The labels of each row, (N, C) of booleans, in one string; a list in JSON where names have every separator."""
     separator = separator_for(names)
-    return [separator.join(name for name, has in zip(names, row) if has) for row in given.tolist()]
+    rows = [[name for name, has in zip(names, row) if has] for row in given.tolist()]
+    return [json.dumps(row, ensure_ascii=False) if separator is None else separator.join(row) for row in rows]
 
 
 def joined_values(row: Sequence[float]) -> float | str:
