@@ -374,7 +374,8 @@ def test_quantised_weights_are_refused_by_their_method(classifier, tmp_path):
 def test_what_a_classifiers_config_says_of_its_outputs_is_kept_or_said_to_be_left_behind(classifier, tmp_path, caplog):
     batch = tiny_batch(3)
     model = from_classifier(with_fields(classifier, tmp_path / "tuples", return_dict=False))
-    assert isinstance(model(**batch), tuple) and "left behind" not in caplog.text
+    assert [each.shape for each in model(**batch)] == [(3, 3)] and "left behind" not in caplog.text
+    assert len(model(**batch, return_dict=False)) > 1  # with exit_layer
     assert record(model, [batch]).evidence.logits.shape == (3, 6, 3)
     model = from_classifier(with_fields(classifier, tmp_path / "states", output_hidden_states=True))
     assert model(**batch).hidden_states is None and "output_hidden_states: left behind" in caplog.text

@@ -33,6 +33,8 @@ from .streams import predict
 from .trainable import check_trained, name_heads, watch_gradients
 from .validation import is_recorded, refuse
 
+# What a tuple has where the config asks for one, as stock classifiers have it: `Trainer` takes all of it for logits.
+OF_TUPLES = ("loss", "logits", "hidden_states", "attentions")
 WITHOUT_EXITS = "left out: PFBerxitModel has no exits, every row runs through all layers"
 
 
@@ -260,8 +262,9 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         )
         if phase is not None:
             watch_gradients(output, phase)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        if return_dict is None and not self.config.return_dict:
+            return tuple(value for name, value in output.items() if name in OF_TUPLES)
+        return output.to_tuple() if return_dict is False else output
 
     def predict(
         self,
