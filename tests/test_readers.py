@@ -403,7 +403,8 @@ def test_strings_that_are_not_recombined_or_told_to_be_one_are_one_label(tmp_pat
 
 def test_reading_several_labels_is_said_and_two_separators_are_refused(tmp_path, said):
     load_task(labelled(tmp_path / "a.csv", ["a;b", "a", "b"] * 4))
-    assert "read as several labels, separated by ';'" in said()
+    load_task(labelled(tmp_path / "d.csv", ["a,b", "a", "b"] * 4))
+    assert "read as several labels, separated by ';'" in said() and "each string is one label; --label-form ," in said()
     with pytest.raises(ValueError, match="label label='; and |': must be separated by one of them: --label-form"):
         load_task(labelled(tmp_path / "b.csv", ["a;b", "a|b", "a", "b"]))
     with pytest.raises(ValueError, match="label_form=';': must be left out: label holds no strings"):

@@ -676,3 +676,11 @@ def test_ids_up_to_the_vocabulary_s_last_are_read():
     model, policy = served("bert"), ExitPolicy("appointed", appointed_layer=2)
     tensors = [{"input_ids": torch.tensor(row["input_ids"])} for row in rows]
     same(predict(model, rows, policy), replay(alone(model, tensors), policy, model.exit_depths, SINGLE_LABEL))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.ao:UserWarning")
+def test_a_model_whose_linear_layers_torch_has_quantised_is_read():
+    quantised = torch.ao.quantization.quantize_dynamic(tiny_model(), {torch.nn.Linear})
+    (row,) = rows_of(tiny_batch(1))
+    with torch.inference_mode():
+        assert_close(quantised.predict([{"input_ids": row}], progress=False).logits, quantised(row[None]).logits)

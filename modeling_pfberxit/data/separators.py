@@ -15,7 +15,8 @@ from .labels import LISTS, VECTORS, cut
 
 logger = logging.get_logger(__name__)
 
-FOUND, NAMED = (";", "|"), (";", "|", ",")  # separators that may be found; those that may be named
+COMMA = ","  # stands in many a name: never found, but said where it looks like a separator
+FOUND, NAMED = (";", "|"), (";", "|", COMMA)  # separators that may be found; those that may be named
 FORMS = (LISTS, VECTORS, *NAMED)
 
 
@@ -44,6 +45,10 @@ def find_separator(
     if problem_type == MULTI_LABEL:
         return found[0] if len(found) == 1 else FOUND[0] if not found else refuse_both(label)
     if not any(recombined([cut(value, each) for value in strings]) for each in found):
+        if recombined([cut(value, COMMA) for value in strings]):
+            logger.warning(
+                f"{label}: each string is one label; --label-form {COMMA} (label_form=) reads several in it."
+            )
         return None
     if len(found) > 1:
         refuse_both(label)

@@ -291,7 +291,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
                 before it have been for an iterator, which goes on behind it: the error has their answers as `logits`
                 (row, C) and `exit_layer` (row,).
         """
-        weight = self.exits.classifiers[0].weight
+        weight = next(self.parameters())
         if is_recorded(weight):
             refuse("predict", "...", "called outside torch.jit.trace and torch.export, on a model that has weights")
         check_blueprint(self)
