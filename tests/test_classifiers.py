@@ -197,6 +197,16 @@ def test_training_leaves_the_last_exit_as_it_is(classifier):
     assert moved and not any(name.startswith("backbone") or ".5." in name for name in moved)
 
 
+def test_a_loss_of_the_classifiers_own_head_alone_is_refused_by_name(classifier):
+    model, labels = from_classifier(classifier).train(), torch.tensor([0, 1, 2, 1])
+    answers = torch.nn.functional.cross_entropy(model(**tiny_batch(4)).logits, labels)
+    with pytest.raises(ValueError, match="of outputs.logits.*every exit learns from"):
+        answers.backward()
+    output = model(**tiny_batch(4), labels=labels)
+    (output.loss + output.logits.square().mean()).backward()
+    assert model.exits.classifiers[0].weight.grad.any() and model.exits.classifiers[5].weight.grad is None
+
+
 def test_training_resumes_and_loads_its_best_model(classifier, tmp_path):
     from train_script import new_trainer, tiny_data, weights
 

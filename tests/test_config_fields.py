@@ -161,6 +161,17 @@ def test_names_of_labels_are_those_of_all_numbers_from_0_on_given_either_way_rou
             PFBerxitConfig.from_backbone(encoder, **wrong)
 
 
+def test_names_of_labels_are_read_either_way_round_at_a_load_and_checked_on_a_live_config(tmp_path):
+    PFBerxitConfig.from_backbone(tiny_config(), num_labels=2).save_pretrained(tmp_path)
+    for given in ({"label2id": {"no": 0, "yes": 1}}, {"id2label": {0: "no", 1: "yes"}}):
+        config = AutoConfig.from_pretrained(tmp_path, **given)
+        assert (config.id2label, config.label2id) == ({0: "no", 1: "yes"}, {"no": 0, "yes": 1})
+    config.id2label = {"0": "down", "1": "up"}  # as JSON has them
+    assert config.id2label == {0: "down", 1: "up"}
+    with pytest.raises(ValueError, match="id2label=.*: must be the names of 0, 1, 2"):
+        config.id2label = {1: "no", 2: "yes"}
+
+
 @pytest.mark.parametrize("value", [None, 0, "3", 2.5, True])
 def test_how_many_outputs_there_are_is_a_whole_number_on_a_live_config_too(value):
     config = tiny_model(num_labels=3).config

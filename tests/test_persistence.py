@@ -397,6 +397,30 @@ def test_a_trainer_checkpoint_is_refused_alike(tmp_path, local_backbone):
     assert not snapshot(tmp_path / "run")
 
 
+def test_adapters_are_never_saved_over_the_encoder_they_refer_to(tmp_path, local_backbone):
+    (tmp_path / "file").touch()
+    base = shutil.copytree(local_backbone, tmp_path / "base")
+    (tmp_path / "link").symlink_to(base)
+    model, before = new_model(str(base)), snapshot(base)
+    for place in (base, tmp_path / "link", tmp_path / "file"):
+        with pytest.raises(ValueError, match="save_directory=.*: must be a"):
+            model.save_pretrained(place)
+    assert snapshot(base) == before
+
+
+def test_weights_given_to_a_save_are_written_or_refused_and_stay_the_caller_s(tmp_path, local_backbone):
+    model, other = new_model(local_backbone), new_model(local_backbone)
+    enliven(other, seed=1)
+    given = other.state_dict()
+    names = list(given)
+    model.save_pretrained(tmp_path / "saved", state_dict=given)
+    assert list(given) == names and same(load(tmp_path / "saved"), other) and not same(model, other)
+    given["backbone.encoder.layer.2.output.dense.weight"] = given["backbone.encoder.layer.2.output.dense.weight"] * 2
+    with pytest.raises(ValueError, match="state_dict=.*layer.2.output.dense.weight no longer has the weights"):
+        model.save_pretrained(tmp_path / "new", state_dict=given)
+    assert not (tmp_path / "new").exists()
+
+
 # ---- self-contained checkpoints -------------------------------------------------------------------------------------
 
 

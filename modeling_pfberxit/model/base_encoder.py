@@ -7,7 +7,8 @@ save is in `checkpoints`, what an encoder's bytes are in `identity`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -198,8 +199,10 @@ def check_shared(config: PreTrainedConfig, backbone: PreTrainedModel) -> None:
 # ---- whether it could be found again ---------------------------------------------------------------------------------
 
 
-def check_saveable(model: PreTrainedModel) -> None:
-    """Refuse to write what would not be this model when it is loaded."""
+def check_saveable(model: PreTrainedModel, folder: str | os.PathLike | None = None) -> None:
+    """Refuse to write what would not be this model when it is loaded, or over the encoder it refers to."""
+    if folder is not None:
+        check_place(model.config, folder)
     check_without_peft(model)
     check_blueprint(model)
     if model.config.adapter_only:
@@ -207,6 +210,34 @@ def check_saveable(model: PreTrainedModel) -> None:
     if (tokens := model.get_input_embeddings().num_embeddings) != model.config.vocab_size:
         refuse("vocab_size", model.config.vocab_size, f"{tokens}, as many as there are embeddings: "
                "model.resize_token_embeddings, not model.backbone's, changes both")  # fmt: skip
+
+
+def check_place(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
+    """Refuse to write a checkpoint of adapters over the encoder it refers to, or into a file."""
+    if os.path.isfile(folder):
+        refuse("save_directory", os.fspath(folder), "a folder, not a file")
+    base = config.base_model_name_or_path if config.adapter_only else None
+    if base and os.path.isdir(base) and os.path.isdir(folder) and os.path.samefile(base, folder):
+        refuse("save_directory", os.fspath(folder), "another folder than base_model_name_or_path: this checkpoint "
+               "refers to the encoder there, which would be overwritten")  # fmt: skip
+
+
+def check_given(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights to save in place of the model's own, as a copy: `transformers` takes out what a checkpoint leaves out.
+
+    Raises:
+        ValueError: what is left out, the encoder and a classifier's own head, is not the base's.
+    """
+    if not model.config.adapter_only:
+        return dict(state_dict)
+    known = {f"backbone.{name}": loaded for name, loaded in model.backbone.identity.tensors.items()}
+    for stock, own in (model.exits.kept_weights() if model.exits is not None else {}).items():
+        known[f"exits.{own}"] = model.exits.identity.tensors[stock]
+    given = {name: tensor for name, tensor in state_dict.items() if name in known}
+    if changed := changes({name: known[name] for name in given}, given, contents=True):
+        refuse("state_dict", "...", f"of the encoder that was loaded, or saved with model.config.adapter_only = False: "
+               f"{changed}")  # fmt: skip
+    return dict(state_dict)
 
 
 def check_base(config: PreTrainedConfig) -> None:

@@ -27,7 +27,7 @@ from .backbones import (
     rotated_positions,
     set_attention,
 )
-from .base_encoder import check_base, check_saveable, check_shared, check_sharing, load_backbone, load_head
+from .base_encoder import check_base, check_given, check_saveable, check_shared, check_sharing, load_backbone, load_head
 from .blueprint import blueprint, check_carried_over, check_state_dict, drop_measured, keep_exits, loadable, rebuilt
 from .configuration_pfberxit import PFBerxitConfig
 from .execution import Execution
@@ -309,7 +309,8 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
             ValueError: the adapters alone could not be loaded again. Nothing is written then.
         """
         check_save_options(kwargs, push_to_hub)
-        self._check_saveable()
+        self._check_saveable(save_directory)
+        state_dict = None if state_dict is None else check_given(self, state_dict)
         hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         one_version = code_of_one_version(save_directory) if is_main_process else nullcontext()
         with only_new_weights(save_directory), one_version:
@@ -321,9 +322,9 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
                 hub |= {name: kwargs[name] for name in ("token", "max_shard_size") if name in kwargs}
                 self.push_to_hub(**hub)
 
-    def _check_saveable(self) -> None:
-        """Refuse to write what would not be this model when it is loaded."""
-        check_saveable(self)
+    def _check_saveable(self, folder: str | os.PathLike | None = None) -> None:
+        """Refuse to write what would not be this model when it is loaded, or over the encoder it refers to."""
+        check_saveable(self, folder)
         self._mark_backbone_keys()
         if self.config.adapter_only and self.state_dict().keys() <= self._keys_to_ignore_on_save:
             refuse(

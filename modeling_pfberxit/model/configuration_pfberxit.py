@@ -21,6 +21,7 @@ from .validation import (
     Check,
     above_zero,
     each,
+    either_way,
     entry_of,
     flag,
     increasing,
@@ -28,6 +29,7 @@ from .validation import (
     layers_or_global,
     mapping,
     names_by_id,
+    names_by_number,
     no_misspelling,
     one_of,
     optional,
@@ -89,10 +91,10 @@ CHECKS: dict[str, Check] = {
     "dtype": lambda field, value: None if value in (None, "auto") else floating_dtype(field, value),
     "problem_type": optional(one_of(SINGLE_LABEL, MULTI_LABEL, REGRESSION)),
     "num_labels": whole(1),
+    "id2label": optional(names_by_number),
     "operating_points": lambda field, value: {} if value is None else mapping(field, value),
     **{f"exit_{name}": check for name, check in POLICY_CHECKS.items()},
 }
-
 
 # The policy's fields and defaults, with "exit_" in front.
 ExitFields = make_dataclass(
@@ -117,10 +119,8 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
             `sequential` (between attention and its norm), `bypass` (feeds only the exit: BADGE) or `none`.
         adapter_activation (`str`): g of eq. 1.
         adapter_dim (`int`): r, the bottleneck.
-        adapter_layer_norm (`str`): `in` (before the down-projection), `out` or `none`. Eq. 1 shows no norm, but the
-            paper's parameter counts need one.
-        adapter_scaling (`float`): factor on the adapter's output.
-        adapter_dropout (`float`): on the adapter's output.
+        adapter_layer_norm (`str`): `in` (in front), `out` or `none`. Eq. 1 shows none; the paper's counts have one.
+        adapter_scaling, adapter_dropout (`float`): factor on the adapter's output, and dropout.
         adapter_conv_kernel (`int`): 3: depth-wise, then point-wise, with the receptive field the paper speaks of. 1:
             point-wise, with bias and norm. Both have the paper's parameter count.
         adapter_num_heads (`int`): heads of the self-attention sub-learner.
@@ -281,7 +281,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
         known = {*cls.__dataclass_fields__, *dir(cls), "adapter_kwargs", "adapter_name"}
         for name in kwargs.keys() - known:
             no_misspelling(name, CHECKS, POLICY_CHECKS)
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **either_way(kwargs))
 
     @classmethod
     def from_backbone(

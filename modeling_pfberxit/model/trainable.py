@@ -165,8 +165,10 @@ def watch_gradients(output: ModelOutput, phase: Phase) -> None:
     `logits`. A user's own loss beside these two is fine. Nothing is watched in a traced call: no backward pass follows.
     """
     last = output.exit_logits.shape[1] - 1
-    if phase.exits == (last,) or not output.logits.requires_grad or is_watched(output.logits):
+    if phase.exits == (last,) or not output.exit_logits.requires_grad or is_watched(output.logits):
         return
+    if not output.logits.requires_grad:  # of a classifier's own head, which stays as it is
+        output.logits = output.logits.detach().requires_grad_()
     reached: list[bool] = []
 
     def check() -> None:

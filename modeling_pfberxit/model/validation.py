@@ -190,7 +190,7 @@ def label_names(config: Any) -> list[str]:
     return [str(config.id2label[number]) for number in range(config.num_labels)]
 
 
-def names_by_id(config: Any, given: Mapping[str, Any]) -> dict[Any, Any] | None:
+def names_by_id(config: Any, given: Mapping[str, Any]) -> dict[int, Any] | None:
     """The names that a config is given for its outputs, by number; None where it is given none.
 
     Args:
@@ -206,12 +206,26 @@ def names_by_id(config: Any, given: Mapping[str, Any]) -> dict[Any, Any] | None:
         id2label = {number: name for name, number in mapping("label2id", label2id).items()}
         if num_labels not in (None, len(id2label)):
             refuse("num_labels", num_labels, f"{len(id2label)}, as many as there are names in label2id")
-    if id2label is None:
-        return None
-    numbers = sorted(map(str, range(len(id2label)))) if isinstance(id2label, Mapping) else []
-    if not numbers or sorted(map(str, id2label)) != numbers:
-        refuse("id2label", id2label, "the names of 0, 1, 2 ... in a dict: {0: 'no', 1: 'yes'}")
-    return dict(id2label)
+    return None if id2label is None else names_by_number("id2label", id2label)
+
+
+def names_by_number(field: str, value: Any) -> dict[int, Any]:
+    """Names of 0, 1, 2 ... by their numbers, which JSON has as strings."""
+    numbers = sorted(map(str, range(len(value)))) if isinstance(value, Mapping) else []
+    if not numbers or sorted(map(str, value)) != numbers:
+        refuse(field, value, "the names of 0, 1, 2 ... in a dict: {0: 'no', 1: 'yes'}")
+    return {int(number): name for number, name in value.items()}
+
+
+def either_way(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a load; where they name labels by number or numbers by label, they do both."""
+    id2label, label2id = options.get("id2label"), options.get("label2id")
+    if label2id and id2label is None:
+        return {**options, "id2label": {number: name for name, number in mapping("label2id", label2id).items()}}
+    if id2label and label2id is None:
+        names = names_by_number("id2label", id2label)
+        return {**options, "label2id": {name: number for number, name in names.items()}}
+    return options
 
 
 # ---- tracers ---------------------------------------------------------------------------------------------------------
