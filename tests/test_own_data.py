@@ -20,6 +20,7 @@ from modeling_pfberxit.data.labels import LISTS, VECTORS, label_column, read_for
 from modeling_pfberxit.data.targets import read_names, read_targets
 from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.evaluation.recording import record
+from modeling_pfberxit.evaluation.saved_model import model_and_rows
 from modeling_pfberxit.training.finetuning import new_model, new_tokenizer, new_trainer, training_arguments
 from pfberxit.cli import main
 
@@ -483,6 +484,9 @@ def test_one_csv_is_trained_on_and_every_command_on_the_model_reads_its_labels(t
     ):
         main([*calibrated, *split])
         assert rows in capsys.readouterr().out
+    assert (
+        model_and_rows(folder, path, None, "all", 0, {"text": "message", "label": "intent"})[2]["labels"] == [0, 1] * 30
+    )
     main(["precision", folder, "--dataset", path, *named, "--policy", "1.1x"])
     table(other, ["message", "id", "intent"], *([text, number, f"{label}!"] for text, number, label in body))
     for command in ("frontier", "calibrate", "precision"):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -19,7 +19,7 @@ from .readers import name_of
 from .separators import FORMS, find_separator
 from .splits import EVALUATION, hold_out, report_shared
 from .targets import check_alike, read_names, read_targets
-from .texts import encode_texts, read_any
+from .texts import ALL, encode_texts, read_any
 
 METRIC_OF = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "micro_f1", REGRESSION: "correlation"}
 
@@ -104,7 +104,7 @@ def load_task(
         text, pair, label: the columns of the text, of the second text, and of the label or of each label.
         problem_type: where numbers could be classes or values, which.
         label_form: `lists` (of ids), `vectors` (of 0 and 1), or what separates labels in one string: `;`, `|` or `,`.
-        split: to evaluate on, instead of `validation` or what else is called like one.
+        split: to evaluate on, instead of `validation` or what else is called like one; `all`, with a model: every row.
         model: a saved model: the data's labels are found among its own, and no split `train` is needed.
 
     Raises:
@@ -113,6 +113,8 @@ def load_task(
     check_kinds(problem_type, label_form)
     dataset = os.fspath(dataset)
     data, known = find(dataset, config, (text, pair, label))
+    if split == ALL and model is not None:
+        data = DatasetDict({ALL: concatenate_datasets(list(data.values()))})
     evaluation = split_named(data, split) if split else evaluation_split(data, known, trains=model is None)
     first = "train" if "train" in data else str(evaluation)
     features = data[first].features

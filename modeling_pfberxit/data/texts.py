@@ -16,6 +16,7 @@ from .columns import choose_texts, named_label
 from .readers import read_splits
 
 logger = logging.get_logger(__name__)
+ALL = "all"  # in place of a split's name: the rows of every split, in their order
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def read_any(dataset: str, config: str | None, named: Iterable[Any] = ()) -> Dat
 
 def choose_split(data: DatasetDict, split: str | None) -> tuple[str, Dataset]:
     """The split that is named, the only one, or `all` of them as one; with its name."""
-    if split == "all":
+    if split == ALL:
         return split, concatenate_datasets(list(data.values()))
     if split is None and len(data) == 1:
         split = next(iter(data))

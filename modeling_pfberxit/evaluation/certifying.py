@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tasks import load_task, targets
-from ..data.texts import choose_split, encode_texts, load_texts, read_any
+from ..data.texts import ALL, encode_texts, load_texts, read_any
 from ..model.exit_policy import ExitPolicy, requested_policy
 from ..model.identity import arithmetic
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
@@ -64,12 +64,12 @@ def fresh_texts(
         seen: hashes of further texts to leave out, checked before.
     """
     if labelled:
-        splits = list(read_any(dataset, config, tuple(columns.get(name) for name in ("text", "pair", "label"))))
-        split = splits[0] if len(splits) == 1 and split in (None, "all") else split  # or a part would be held out
-        named = None if split == "all" else split
-        task, data = load_task(dataset, config, **columns, split=named, model=model)
-        split, rows = choose_split(data, split or task.evaluation_split)
-        names = task.texts
+        named = tuple(columns.get(name) for name in ("text", "pair", "label"))
+        if split is None and len(read_any(dataset, config, named)) == 1:
+            split = ALL  # or a part would be held out
+        task, data = load_task(dataset, config, **columns, split=split, model=model)
+        split = split or task.evaluation_split
+        names, rows = task.texts, data[split]
         rows = rows.select_columns(list(names)).add_column("labels", targets(task, rows, split))
     else:
         texts = load_texts(dataset, config, **columns, split=split)

@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tasks import Task, encode, load_task
-from ..data.texts import length_of
+from ..data.texts import ALL, length_of
 from ..model.backbones import longest_input
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
@@ -91,10 +91,9 @@ def model_and_rows(
         columns: the data set's columns that are named, as `load_task` takes them.
     """
     loaded = PFBerxitForSequenceClassification.from_pretrained(model).eval()
-    task, data = load_task(dataset, config, **(columns or {}), model=loaded)
+    whole = split if split == ALL else None  # any other is looked for when a part has been held out
+    task, data = load_task(dataset, config, **(columns or {}), split=whole, model=loaded)
     split = split or task.evaluation_split
-    if split == "all":
-        data[split] = concatenate_datasets(list(data.values()))
     if split not in data:
         refuse("split", split, f"one of {', '.join(data)}, or all")
     part = data[split] if not rows else data[split].select(range(min(rows, len(data[split]))))
