@@ -191,6 +191,9 @@ def test_ids_that_have_no_embedding_are_named(family):
 
 INPUTS = {
     "input_ids='torch.float32'": {"input_ids": torch.ones(2, 3)},
+    "input_ids='list'": {"input_ids": ["a text"]},
+    "attention_mask='list'": {**MASKED, "attention_mask": [[1, 1]]},
+    "token_type_ids='list'": {**MASKED, "token_type_ids": [[0, 0]]},
     "input_ids='of shape": {"input_ids": torch.ones(3, dtype=torch.long)},
     "input_ids='of shape (0, 5)'": {"input_ids": torch.ones(0, 5, dtype=torch.long)},
     "inputs_embeds='of shape (2, 0, 32)'": {"inputs_embeds": torch.ones(2, 0, 32)},

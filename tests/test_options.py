@@ -11,6 +11,7 @@ from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     TextClassificationPipeline,
+    ZeroShotClassificationPipeline,
     pipeline,
 )
 
@@ -177,6 +178,20 @@ def test_a_pipeline_that_takes_a_policy_answers_as_the_stock_one_with_the_layer(
             assert answer.pop("exit_layer") == 2 and answer == plain
     assert set(in_pipeline(pipe)) == {6}  # the next call is its own
     assert all("exit_layer" not in answer for answer in pipe(TEXTS))
+
+
+def test_a_zero_shot_pipeline_that_takes_a_policy_answers_as_the_stock_one_with_the_layers(saved):
+    model, tokenizer = load(saved, exit_policy="second"), AutoTokenizer.from_pretrained(saved)
+    pipe = pipeline("zero-shot-classification", model=load(saved), tokenizer=tokenizer, device="cpu")
+    never = {"criterion": "max_prob", "threshold": 1.0}
+    for options in ({}, {"multi_label": True}):
+        asked = {"candidate_labels": ["w11", "w12", "w13"], "hypothesis_template": "w30 {}", **options}
+        expected = ZeroShotClassificationPipeline(model=model, tokenizer=tokenizer)(TEXTS, **asked)
+        for answer, wanted in zip(pipe(TEXTS, exit_policy="second", **asked), expected, strict=True):
+            assert answer.pop("exit_layers") == [2, 2, 2] and answer == wanted
+        assert "exit_layers" not in pipe(TEXTS[0], **asked)
+        with pytest.raises(ValueError, match="exit_answer='abstain': must be label"):
+            pipe(TEXTS, exit_policy={**never, "answer": "abstain", "unsure_below": 1.0}, **asked)
 
 
 def test_a_policys_field_beside_the_policy_is_refused_by_such_a_pipeline(saved):

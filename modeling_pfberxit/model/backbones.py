@@ -120,8 +120,9 @@ def table_sizes(backbone: PreTrainedModel) -> dict[str, int]:
 def check_kinds(inputs_embeds: Tensor | None = None, **ids: Tensor | None) -> None:
     """Refuse ids that are no whole numbers and tokens that are not in rows."""
     for name, given in ids.items():
-        if given is not None and given.dtype not in (torch.int32, torch.int64):
-            refuse(name, str(given.dtype), "whole numbers: torch.int64 or torch.int32")
+        kind = getattr(given, "dtype", type(given).__name__)
+        if given is not None and kind not in (torch.int32, torch.int64):
+            refuse(name, str(kind), "whole numbers: a tensor of torch.int64 or torch.int32")
     for name, given, dims in (("input_ids", ids["input_ids"], 2), ("inputs_embeds", inputs_embeds, 3)):
         if given is not None and given.dim() != dims:
             refuse(name, f"of shape {tuple(given.shape)}", f"of {dims} dimensions, rows and tokens the first two")

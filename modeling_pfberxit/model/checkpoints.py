@@ -129,6 +129,9 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         """The one that is given; refuse what this model cannot read or cannot show."""
         if (input_ids is None) == (inputs_embeds is None):
             refuse("input_ids", None if input_ids is None else "...", "given, or inputs_embeds: exactly one of them")
+        for name, given in (("input_ids", input_ids), ("inputs_embeds", inputs_embeds)):
+            if given is not None and not isinstance(given, Tensor):
+                refuse(name, type(given).__name__, "a tensor: model(**tokenizer(texts, return_tensors='pt'))")
         if want_attentions and self.config._attn_implementation != "eager":
             refuse("output_attentions", True, "False unless the model was loaded with attn_implementation='eager'")
         if self.token_exits is not None and (want_attentions or input_ids is None):

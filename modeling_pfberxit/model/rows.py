@@ -269,6 +269,8 @@ def insert(positions: Tensor, more: Tensor) -> Tensor:
 
 def check_mask(attention_mask: Tensor, hidden_states: Tensor) -> None:
     """Refuse masks this library does not know: of another shape or, where that can be read, padded on the left."""
+    if not isinstance(attention_mask, Tensor):
+        refuse("attention_mask", type(attention_mask).__name__, "a tensor")
     if attention_mask.shape != hidden_states.shape[:2]:
         allowed = f"of the tokens' shape {tuple(hidden_states.shape[:2])}"
         refuse("attention_mask", tuple(attention_mask.shape), allowed)
