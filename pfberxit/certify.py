@@ -66,13 +66,16 @@ def promise(
 ) -> None:  # fmt: skip
     """Certify and store; print what is promised. Ends with an exit code of its own where no setting passes."""
     from modeling_pfberxit.evaluation import certified_copy, certifying, kept_pass
-    from modeling_pfberxit.evaluation.claims import needs_labels
+    from modeling_pfberxit.evaluation.claims import claim_for, needs_labels
     from modeling_pfberxit.evaluation.saved_model import asked_policy
     from modeling_pfberxit.evaluation.used_texts import knows_training
     from modeling_pfberxit.model.losses import problem_type_of
+    from modeling_pfberxit.model.validation import label_names
     from modeling_pfberxit.training.certificate_card import add_section
 
     folder, *_, loaded = asked
+    labels: Any = per_label is not None and (per_label or True)
+    claim_for(claim, problem_type_of(loaded.config), tolerance, labels, label_names(loaded.config))
     certifying.check_length(loaded.config.operating_points, differ, read)
     rule = certifying.policy_asked_for(asked_policy(policy), loaded.config)
     texts = certifying.fresh_texts(*asked, labelled=needs_labels(claim))
@@ -83,7 +86,7 @@ def promise(
         print(f"{folder} does not say which texts trained it; none of these may be among them.", flush=True)
     parts, place = Path(output or folder) / certified_copy.PASS, output or folder
     kept = certifying.recorded_texts(loaded, tokenizer, texts, read, parts)
-    options = {"tolerance": tolerance, "claim": claim, "per_label": per_label is not None and (per_label or True)}
+    options = {"tolerance": tolerance, "claim": claim, "per_label": labels}
     made, numbers = certifying.certify_texts(kept, texts.numbers, differ, confidence, seed, policy=rule, **options)
     facts = {"max_length": read, "columns": list(texts.names), **certifying.origin(loaded)}
     with certified_copy.stored_in(folder, output) as draft:

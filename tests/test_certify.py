@@ -420,6 +420,19 @@ def test_a_check_of_something_else_is_refused(certified, folder, more, message):
         main(["certify", str(certified), str(folder / "new.csv"), *more])
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--claim", "speed"], "claim='speed': must be one of differ, "),
+        (["--per-label", "nosuch"], "per_label=.'nosuch'.: must be labels of "),
+        (["--tolerance", "0.1"], "tolerance=0.1: must be left out for single_label"),
+    ],
+)
+def test_a_claim_that_cannot_be_made_is_refused_before_any_text_is_read(certified, more, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["certify", str(certified), "nowhere.csv", *more])
+
+
 def test_a_check_of_another_column_is_refused(certified, folder, tmp_path):
     other = tmp_path / "other.csv"
     other.write_text((folder / "new.csv").read_text().replace("text", "message", 1))

@@ -70,29 +70,31 @@ def needs_labels(name: str) -> bool:
     return name in CLAIMS and CLAIMS[name].needs_labels
 
 
-def claim_on(name: str, recording: Recording, tolerance: float | None) -> Claim:
-    """A claim that can be made of a recording.
+def claim_for(
+    name: str, problem_type: str, tolerance: float | None, per_label: bool | Sequence[str], labels: Sequence[str]
+) -> Claim:
+    """A claim that can be made for a problem, checked before any row is read.
+
+    Args:
+        per_label: as `Counter` takes it; `labels`: the names there are.
 
     Raises:
-        ValueError: an unknown claim, or one that needs labels, a tolerance or another problem.
+        ValueError: an unknown claim or label, or a claim that needs a tolerance or is for another problem.
     """
-    if name in METRICS and name not in CLAIMS:
-        refuse(
-            "claim",
-            name,
-            f"one of {', '.join(CLAIMS)}: F1, Matthews, correlations are no means over rows and get no bound",
-        )
     if name not in CLAIMS:
-        refuse("claim", name, f"one of {', '.join(CLAIMS)}")
+        why = ": F1, Matthews, correlations are no means over rows and get no bound" if name in METRICS else ""
+        refuse("claim", name, f"one of {', '.join(CLAIMS)}{why}")
     claim = CLAIMS[name]
-    if recording.problem_type not in claim.problem_types:
-        refuse("claim", name, f"another for {recording.problem_type}: it is for {', '.join(claim.problem_types)}")
-    if claim.needs_labels and recording.labels is None:
-        refuse("claim", name, "made on labelled rows")
-    if recording.problem_type == REGRESSION and tolerance is None:
+    if problem_type not in claim.problem_types:
+        refuse("claim", name, f"another for {problem_type}: it is for {', '.join(claim.problem_types)}")
+    if problem_type == REGRESSION and tolerance is None:
         refuse("tolerance", None, "given for regression: how far values may lie apart and still be the same")
-    if tolerance is not None and recording.problem_type != REGRESSION:
-        refuse("tolerance", tolerance, f"left out for {recording.problem_type}: labels are equal or not")
+    if tolerance is not None and problem_type != REGRESSION:
+        refuse("tolerance", tolerance, f"left out for {problem_type}: labels are equal or not")
+    if per_label and (name != ONE_LABEL or problem_type == REGRESSION):
+        refuse("per_label", per_label, f"left out for {name} and {problem_type}: it is for {ONE_LABEL} and labels")
+    if unknown := [label for label in ([] if per_label is True else per_label or []) if label not in labels]:
+        refuse("per_label", unknown, f"labels of {', '.join(labels)}")
     return claim
 
 
@@ -115,16 +117,17 @@ class Counter:
     def __init__(
         self, recording: Recording, name: str, tolerance: float | None, per_label: bool | Sequence[str]
     ) -> None:
-        self.recording, self.claim, self.tolerance = recording, claim_on(name, recording, tolerance), tolerance or 0.0
-        if per_label and (name != ONE_LABEL or recording.problem_type == REGRESSION):
-            refuse("per_label", per_label, f"left out for {name} and {recording.problem_type}: it is for {ONE_LABEL} "
-                   "and labels")  # fmt: skip
-        full, labels = recording.evidence.logits[:, -1], recording.names
-        self.several = recording.problem_type == MULTI_LABEL
+        labels, full = recording.names, recording.evidence.logits[:, -1]
+        self.claim = claim_for(name, recording.problem_type, tolerance, per_label, labels)
+        if self.claim.needs_labels and recording.labels is None:
+            refuse("claim", name, "made on labelled rows")
+        self.recording, self.tolerance, self.several = (
+            recording,
+            tolerance or 0.0,
+            recording.problem_type == MULTI_LABEL,
+        )
         given = full > 0 if self.several else full.argmax(1)[:, None] == torch.arange(full.shape[1])
         wanted = labels if per_label is True else list(per_label or ())
-        if unknown := [label for label in wanted if label not in labels]:
-            refuse("per_label", unknown, f"labels of {', '.join(labels)}")
         self.own = {label: given[:, labels.index(label)] for label in wanted}
         self.numbers = {label: labels.index(label) for label in wanted}
         self.whole = per_label in (True, False) or not wanted
