@@ -8,7 +8,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from modeling_pfberxit.model import layers as sublayers
 from modeling_pfberxit.model.execution import Execution
 
-FAMILIES = ["albert", "bert", "distilbert", "deberta-v2", "modernbert"]
+FAMILIES = [
+    "bert",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("albert", "distilbert", "deberta-v2", "modernbert")),
+]
 BATCH = tiny_batch(4)
 LEAVE = {"criterion": "entropy", "threshold": 0.5}
 
@@ -48,7 +51,11 @@ def graphs(monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("family", "sublearner", "pooling"),
-    [("albert", "mlp", "cls"), ("bert", "conv", "cls"), ("bert", "mlp", "mean")],
+    [
+        ("bert", "conv", "cls"),
+        pytest.param("albert", "mlp", "cls", marks=pytest.mark.slow),
+        pytest.param("bert", "mlp", "mean", marks=pytest.mark.slow),
+    ],
 )
 def test_a_handful_of_translations_serves_all_depths_and_lengths(graphs, family, sublearner, pooling):
     model = tiny_model(family, num_labels=3, exit_pooling=pooling, adapter_sublearner=sublearner)

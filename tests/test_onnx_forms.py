@@ -268,7 +268,7 @@ def test_a_file_without_texts_is_refused_by_its_row_and_leaves_nothing(classifie
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("in.csv.gz", gzip.compress(b"text\nw1\nw2\n")[:-9]),
+        ("in.csv.gz", gzip.compress(b"text\nw1\nw2\n", mtime=0)[:-9]),
         ("in.jsonl", b'{"text": "w1"}\n{"text'),
         ("in.txt", b"w1\n\xff"),
     ],

@@ -162,6 +162,14 @@ def test_a_request_costs_the_core_what_is_computed_beside_batches_and_no_more_th
     assert cost.core == pytest.approx(core) and cost.outside > 0 if core else cost.outside == 0 < cost.core
 
 
+def test_requests_that_tell_a_cost_leave_time_for_two_answers(monkeypatch):
+    monkeypatch.setattr(load, "FEW", 1)
+    with serving(service_of(Scripted(seconds=0.3))) as address:
+        began = time.perf_counter()
+        load.request_cost(address, ["1"], requests=6)
+    assert time.perf_counter() - began >= 6 * 2 * 0.3
+
+
 def test_what_a_server_computes_beside_its_batches_is_read_off_its_metrics():
     with serving(service_of(Scripted(seconds=0.1), meter=PrometheusMeter())) as address:
         before, began = load.seconds_beside_batches(address), time.process_time()

@@ -25,6 +25,7 @@ from .runs import Run
 
 LEAD = 0.2  # seconds before the first request
 CONNECTIONS = 512  # that may be open
+FEW, FAR_APART = 10, 0.5  # requests by which an idle server is known, and the seconds between them
 
 
 @dataclass
@@ -148,19 +149,25 @@ class RequestCost(NamedTuple):
 
 
 def request_cost(
-    url: str, texts: Sequence[str | tuple[str, str]], requests: int = 200, apart: float = 0.03
+    url: str, texts: Sequence[str | tuple[str, str]], requests: int = 200, apart: float | None = None
 ) -> RequestCost:
     """What a request costs, from some that meet a server which has little else to do and runs batches in one thread.
 
+    They leave `apart` seconds from each other; None: twice as many as an answer takes, so that none waits for another.
     Where the server does not tell its CPU seconds at `/metrics`, or shares its core, so that batches last longer than
     they compute, it is taken to need its core as long as the client waits.
     """
-    rows, arrivals = np.arange(requests) % len(texts), np.arange(requests) * apart
+    apart = apart or 2 * float(np.nanmedian(sent_apart(url, texts, FEW, FAR_APART).run.latency))
     before = seconds_beside_batches(url)
-    beside = float(np.nanmedian(send(url, texts, rows, arrivals, requests * apart).beside))
+    beside = float(np.nanmedian(sent_apart(url, texts, requests, apart).beside))
     core = (seconds_beside_batches(url) - before) / requests
     core = min(beside, core) if core > 0 else beside
     return RequestCost(core, beside - core)
+
+
+def sent_apart(url: str, texts: Sequence[str | tuple[str, str]], requests: int, apart: float) -> Sent:
+    """Send texts in turn, so many seconds apart."""
+    return send(url, texts, np.arange(requests) % len(texts), np.arange(requests) * apart, requests * apart)
 
 
 def seconds_beside_batches(url: str) -> float:
