@@ -48,14 +48,11 @@ def graphs(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("family", "sublearner", "pooling"),
-    [
-        ("bert", "conv", "cls"),
-        pytest.param("albert", "mlp", "cls", marks=pytest.mark.slow),
-        pytest.param("bert", "mlp", "mean", marks=pytest.mark.slow),
-    ],
+    [("albert", "mlp", "cls"), ("bert", "conv", "cls"), ("bert", "mlp", "mean")],
 )
 def test_a_handful_of_translations_serves_all_depths_and_lengths(graphs, family, sublearner, pooling):
     model = tiny_model(family, num_labels=3, exit_pooling=pooling, adapter_sublearner=sublearner)

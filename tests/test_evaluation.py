@@ -152,6 +152,7 @@ def test_the_benchmark_compares_with_the_stock_model(tmp_path, capsys, from_reco
     assert (tmp_path / "out" / "benchmark.md").read_text().strip() in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_profile_s_parts_add_up(tmp_path, capsys):
     settled(6, rows=40).save(tmp_path / "six.safetensors")
     sizes = ["--batch-sizes", "1", "2", "--lengths", "4", "--repeats", "2", "--saved", "0.5", "--mix-rows", "4"]
@@ -170,6 +171,7 @@ def test_the_profile_s_parts_add_up(tmp_path, capsys):
         assert (calls["rows that wait"] > 0) == (calls["rows that join"] > 0) == ("predict" in table)
 
 
+@pytest.mark.slow
 def test_translated_contestants_stand_beside_the_others_where_they_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     sublayers.compiled.cache_clear()

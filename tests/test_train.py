@@ -254,7 +254,11 @@ WITHIN = [word for pair in zip(WITHIN, ["steps", "4"] * 2) for word in pair]  # 
 
 @pytest.mark.parametrize(
     ("system", "stage", "more"),
-    [("pf-berxit", None, []), ("deebert", 1, []), ("deebert", 2, []), ("pf-berxit", None, WITHIN)],
+    [
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("pf-berxit", None, []), ("deebert", 1, []))),
+        ("deebert", 2, []),
+        ("pf-berxit", None, WITHIN),
+    ],
 )
 def test_a_killed_run_goes_on_and_ends_in_the_same_weights(
     data, local_backbone, tmp_path, monkeypatch, system, stage, more

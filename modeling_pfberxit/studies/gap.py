@@ -22,6 +22,7 @@ from ..model.exit_policy import FULL_DEPTH
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.strategies import EXIT_WEIGHTS
 from ..model.validation import refuse
+from ..training.recipes import WIDE as RECIPE
 from .beside import with_peft
 from .comparison_table import setting_near
 from .paper_study import Study
@@ -34,9 +35,10 @@ RESAMPLES = 1000
 ALL_WEIGHTS: dict[str, dict[str, Any]] = {
     "all weights": {"system": "pabee", "learning_rate": 1e-4},  # one training, judged by every rule
     "all weights, rate 5e-5": {"system": "pabee"},
+    "all weights, twice as long": {"system": "pabee", "learning_rate": 1e-4, "epochs": 2},
     "all weights, then exits": {"system": "fastbert", "learning_rate": 1e-4},
 }
-WIDE: dict[str, Any] = {"adapter_placement": "both", "adapter_dim": 64, "learning_rate": 2e-3}
+WIDE: dict[str, Any] = {name: RECIPE[name] for name in ("adapter_placement", "adapter_dim", "learning_rate")}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "both places": {"adapter_placement": "both"},
@@ -44,6 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "both, width 64": {"adapter_placement": "both", "adapter_dim": 64},
     "rate 2e-3": {"learning_rate": 2e-3},
     "both, width 64, rate 2e-3": WIDE,
+    "both, width 64, rate 2e-3, twice as long": {**WIDE, "epochs": 2},
+    "both, width 64, rate 2e-3, twice as long, taught by all weights": {**WIDE, "epochs": 2, "teacher": 0.5},
     "rate 5e-4": {"learning_rate": 5e-4},
     "exits: bottleneck": {"exit_pooler": "bottleneck"},
     "exits: first and mean": {"exit_pooling": "both"},
@@ -103,7 +107,7 @@ def chosen(names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
 
 def fits(study: Study, knobs: dict[str, Any], task: str) -> bool:
     """Whether a variant can be trained on a task: rows weigh where they would leave among classes alone."""
-    by_row = EXIT_WEIGHTS[knobs.get("exit_weights", "depth")].by_row
+    by_row = EXIT_WEIGHTS[knobs.get("exit_weights", PFBerxitConfig().exit_weights)].by_row
     return not by_row or study.source(task).task.problem_type != REGRESSION
 
 
