@@ -77,7 +77,7 @@ def promise(
     labels: Any = per_label is not None and (per_label or True)
     claim_for(claim, problem_type_of(loaded.config), tolerance, labels, label_names(loaded.config))
     certifying.check_length(loaded.config.operating_points, differ, read)
-    rule = certifying.policy_asked_for(asked_policy(policy), loaded.config)
+    rule = certifying.policy_asked_for(asked_policy(policy), loaded)
     texts = certifying.fresh_texts(*asked, labelled=needs_labels(claim))
     choosing = rule is None or not rule.is_active(problem_type_of(loaded.config))
     certifying.check_enough(texts, differ, confidence, choosing)

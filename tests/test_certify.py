@@ -426,6 +426,9 @@ def test_a_check_of_something_else_is_refused(certified, folder, more, message):
         (["--claim", "speed"], "claim='speed': must be one of differ, "),
         (["--per-label", "nosuch"], "per_label=.'nosuch'.: must be labels of "),
         (["--tolerance", "0.1"], "tolerance=0.1: must be left out for single_label"),
+        (["--policy", '{"treshold": 0.3}'], "exit_policy=.'treshold'.: must be a dict with fields of "),
+        (["--policy", '{"criterion": "distance"}'], "policy='distance': must be a rule that this model's exits can "),
+        (["--policy", '{"label_thresholds": {"nosuch": null}}'], "exit_label_thresholds='nosuch': must be a label, "),
     ],
 )
 def test_a_claim_that_cannot_be_made_is_refused_before_any_text_is_read(certified, more, message):

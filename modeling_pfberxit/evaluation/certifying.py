@@ -19,11 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.tasks import load_task, targets
 from ..data.texts import ALL, encode_texts, load_texts, read_any
+from ..model.criteria import able, check_fit, check_labels, numbered
+from ..model.evidence import EMITTED_BY
 from ..model.exit_policy import ExitPolicy, requested_policy
 from ..model.identity import arithmetic
+from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import replacing, update_config
-from ..model.validation import refuse
+from ..model.validation import label_names, refuse
 from .bounds import rows_needed, share
 from .certificates import Certificate, certify, names_of
 from .kept_pass import recorded_in_parts
@@ -130,11 +133,25 @@ def check_length(points: dict[str, dict[str, Any]], differ: Sequence[float], rea
             )
 
 
-def policy_asked_for(asked: str | dict[str, Any] | None, config: Any) -> ExitPolicy | None:
-    """The rule to be certified: an operating point by name, or the fields given alone; None: it is to be chosen."""
+def policy_asked_for(asked: str | dict[str, Any] | None, model: PFBerxitForSequenceClassification) -> ExitPolicy | None:
+    """The rule to be certified: an operating point by name, or the fields given alone; None: it is to be chosen.
+
+    Raises:
+        ValueError: a field, a label or a rule that does not fit the model; a rule may still be without its threshold.
+    """
     if asked is None:
         return None
-    return requested_policy(asked, config) if isinstance(asked, str) else ExitPolicy(**asked)
+    rule = requested_policy(asked, model.config)  # refuses unknown names and fields
+    rule = rule if isinstance(asked, str) else ExitPolicy(**asked)
+    problem_type = problem_type_of(model.config)
+    numbered(rule, label_names(model.config))
+    emitted = [name for name in EMITTED_BY if getattr(model.config, name)]
+    if rule.criterion not in (names := able(problem_type, emitted)):
+        refuse("policy", rule.criterion, f"a rule that this model's exits can be judged by: {', '.join(names)}")
+    check_labels(rule, problem_type)
+    if rule.is_active(problem_type):
+        check_fit(rule, model.exit_depths, problem_type)
+    return rule
 
 
 def origin(model: PFBerxitForSequenceClassification) -> dict[str, Any]:

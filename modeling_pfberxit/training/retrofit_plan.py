@@ -124,7 +124,7 @@ def planned(
 ) -> Plan:  # fmt: skip
     """All that can be said before the model is run."""
     tokenizer = load_tokenizer(classifier, model.config.base_model_revision)
-    rule, (rows, numbers) = policy_asked_for(asked_policy(policy), model.config), different(texts)
+    rule, (rows, numbers) = policy_asked_for(asked_policy(policy), model), different(texts)
     parts, read = divide(len(rows)), tokens_read(model, tokenizer, max_length)
     labels = labels_of(texts, rows, model)
     return Plan(model, tokenizer, rows, texts.names, numbers, labels, parts, read, rule)
