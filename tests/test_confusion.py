@@ -43,6 +43,20 @@ def test_the_confusion_is_scikit_learns_with_the_true_class_down():
     assert (expected != expected.T).any(), "or down and across could be swapped"
 
 
+def test_a_row_that_leaves_as_unsure_is_answered_with_no_class():
+    kept, policy = recording(), ExitPolicy("entropy", threshold=0.3, answer="abstain", unsure_below=0.8, window=1)
+    logits, _ = kept.replay(policy)
+    given = np.where(logits.isnan().any(1), -1, logits.argmax(1))
+    assert 0 < (given < 0).sum() < len(given)
+    expected = confusion_matrix(kept.labels, given, labels=[-1, 0, 1, 2])
+    np.testing.assert_array_equal(confusion(kept, policy), expected[1:, 1:])
+    scores = precision_recall_fscore_support(kept.labels, given, labels=range(3), zero_division=0.0)
+    found = class_scores(kept, policy)
+    np.testing.assert_allclose([found.precision, found.recall, found.f1, found.rows], scores)
+    line = confusion_table(confusion(kept, policy), ["a", "b", "c"], expected[1:, 0]).splitlines()[3]
+    assert line == f"| b | {' | '.join(map(str, [*expected[2, 1:], expected[2, 0]]))} |"
+
+
 def test_of_many_classes_the_most_frequent_confusions_are_listed():
     counts = np.eye(20, dtype=int) * 7
     counts[3, 5], counts[5, 3], counts[0, 1] = 4, 9, 1

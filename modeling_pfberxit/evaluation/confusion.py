@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..model.evidence import MULTI_LABEL, REGRESSION
 from ..model.exit_policy import FULL_DEPTH, ExitPolicy
 from ..model.validation import refuse
 from .recording import Recording
+from .replay import answered
 from .tables import table
 
 MOST = 12  # classes whose confusion fits a table; of more, the most frequent confusions are listed
@@ -28,6 +30,8 @@ class ClassScores:
 def given_and_true(recording: Recording, policy: ExitPolicy | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Whether each row is answered with each class, and whether it has it, (N, C) of booleans.
 
+    A row that leaves as unsure is answered with none.
+
     Args:
         policy: default: full depth.
 
@@ -41,11 +45,12 @@ def given_and_true(recording: Recording, policy: ExitPolicy | None = None) -> tu
     if recording.problem_type == MULTI_LABEL:
         return (logits > 0).numpy(), (labels > 0.5).numpy()
     classes = np.arange(logits.shape[-1])
-    return logits.argmax(-1).numpy()[:, None] == classes, labels.numpy()[:, None] == classes
+    best = torch.where(answered(logits), logits.argmax(-1), -1)
+    return best.numpy()[:, None] == classes, labels.numpy()[:, None] == classes
 
 
 def confusion(recording: Recording, policy: ExitPolicy | None = None) -> np.ndarray:
-    """How many rows of each class, down, are answered with each class, across: (C, C)."""
+    """How many rows of each class, down, are answered with each class, across: (C, C); unsure rows with none."""
     if recording.problem_type == MULTI_LABEL:
         refuse("recording", MULTI_LABEL, "one with one label for each row")
     given, true = given_and_true(recording, policy)
@@ -83,11 +88,17 @@ def shown(numbers: np.ndarray) -> list[str]:
     return [f"{number:.3f}" for number in numbers]
 
 
-def confusion_table(counts: np.ndarray, names: Sequence[str]) -> str:
-    """Who is taken for whom: a table, or of more than a dozen classes the most frequent confusions."""
+def confusion_table(counts: np.ndarray, names: Sequence[str], unsure: np.ndarray | None = None) -> str:
+    """Who is taken for whom: a table, or of more than a dozen classes the most frequent confusions.
+
+    Args:
+        unsure: rows of each class without an answer, (C,); a column of the table where there are any.
+    """
     if len(names) <= MOST:
-        rows = [[name, *map(str, line)] for name, line in zip(names, counts.tolist())]
-        return table(["is, down; answered, across", *names], rows)
+        more = [] if unsure is None or not unsure.any() else [unsure]
+        lines = np.column_stack([counts, *more]).tolist()
+        rows = [[name, *map(str, line)] for name, line in zip(names, lines)]
+        return table(["is, down; answered, across", *names, *(["(unsure)"] * len(more))], rows)
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     places = np.argsort(-wrong, axis=None, kind="stable")[:MOST]

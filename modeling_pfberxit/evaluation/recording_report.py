@@ -57,7 +57,8 @@ def by_class(recording: Recording, policy: ExitPolicy | None) -> str:
     scores = class_scores(recording, policy)
     parts = [f"By class, {describe(policy or FULL_DEPTH)}", scores_table(scores)]
     if recording.problem_type != MULTI_LABEL:
-        parts.append(confusion_table(confusion(recording, policy), scores.names))
+        counts = confusion(recording, policy)
+        parts.append(confusion_table(counts, scores.names, scores.rows - counts.sum(1)))
     return "\n\n".join(parts)
 
 
