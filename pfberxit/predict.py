@@ -34,15 +34,15 @@ def run(
     from modeling_pfberxit.evaluation.checking import void
     from modeling_pfberxit.evaluation.prediction import Predictor
     from modeling_pfberxit.evaluation.saved_model import asked_policy
-    from modeling_pfberxit.model.exit_policy import describe
+    from modeling_pfberxit.model.validation import label_names
 
     check_new(output)
     predictor = Predictor.load(model, asked_policy(policy), max_length, device, dtype, batch_size)
     loaded, rule = predictor.model, predictor.policy
     source = open_rows(dataset, config, **columns, split=split)
-    print(f"{source.survey.rows:,} rows, text in {' and '.join(source.names)}; {describe(rule)}", flush=True)
+    print(f"{source.survey.rows:,} rows, text in {' and '.join(source.names)}; {predictor.in_words}", flush=True)
     facts = {"max_length": predictor.max_length, **origin(loaded)}
-    for name, kept in void(loaded.config.operating_points, rule, facts).items():
+    for name, kept in void(loaded.config.operating_points, rule, facts, label_names(loaded.config)).items():
         other = ", ".join(f"{fact}={value}, here {facts[fact]}" for fact, value in kept.items())
         print(f"The certificate {name} does not hold for these answers: it was made at {other}.", flush=True)
     found = predictor.run(source, output)

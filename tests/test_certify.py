@@ -15,15 +15,16 @@ from hub_server import read_folder
 from tiny import enliven, save_backbone, tiny_batch
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
-from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
+from modeling_pfberxit import ExitPolicy, PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.data.tasks import load_task
 from modeling_pfberxit.evaluation.bounds import evidence
 from modeling_pfberxit.evaluation.certifying import origin
 from modeling_pfberxit.evaluation.checking import Evidence as Checked
-from modeling_pfberxit.evaluation.checking import State, look
+from modeling_pfberxit.evaluation.checking import State, look, void
 from modeling_pfberxit.evaluation.recording import Recording
 from modeling_pfberxit.evaluation.settings import Setting
 from modeling_pfberxit.evaluation.used_texts import hashes, remember, used
+from modeling_pfberxit.model.criteria import numbered
 from modeling_pfberxit.model.evidence import SINGLE_LABEL, Evidence
 from modeling_pfberxit.model.exit_policy import FULL_DEPTH, static
 from modeling_pfberxit.training.certificate_card import section
@@ -451,6 +452,12 @@ def test_answers_at_another_length_are_said_to_be_without_the_certificate(
     main(["predict", str(certified), str(folder / "new.csv"), "--output", output, "--max-length", length])
     words = "The certificate certified-5% does not hold for these answers: it was made at max_length=16, here 32."
     assert (words in capsys.readouterr().out) == said
+
+
+def test_a_certificate_of_labels_by_name_is_found_by_the_rule_of_a_call():
+    rule, labels = ExitPolicy("entropy", threshold=0.3, label_thresholds={"attack": None}), ["benign", "attack"]
+    points = {"certified": {**rule.stated(), "certificate": {"max_length": 16}}}
+    assert void(points, numbered(rule, labels), {"max_length": 32}, labels) == {"certified": {"max_length": 16}}
 
 
 def test_a_claim_about_labels_reads_all_rows_of_a_file(folder, model, tmp_path, capsys):

@@ -136,6 +136,12 @@ def test_labels_whose_names_have_every_separator_are_a_list_in_json():
     assert [json.loads(label) for label, _, _ in answers] == [["a;b", "e, f"], []]
 
 
+def test_labels_with_thresholds_of_their_own_are_said_by_name(model, tmp_path, capsys):
+    rule = '{"criterion": "entropy", "threshold": 0.6, "label_thresholds": {"other": null}}'
+    predict(model, csv_of(tmp_path / "new.csv", ["text"], [["w1"]]), tmp_path / "a.csv", "--policy", rule)
+    assert "entropy, threshold 0.6, other never" in capsys.readouterr().out
+
+
 def test_pairs_are_read_together(tmp_path, model):
     data = csv_of(tmp_path / "new.csv", ["a", "b"], [["w1 w2", "w3"], ["w4", "w5 w6"]])
     for row in predict(model, data, tmp_path / "a.csv", "--text", "a", "--pair", "b", "--policy", POLICY):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.criteria import numbered
 from ..model.exit_policy import POLICY_CHECKS, ExitPolicy
 from ..model.persistence import replacing
 from ..model.validation import refuse
@@ -148,9 +149,16 @@ def unlike(point: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {fact: about[fact] for fact in now if fact in about and about[fact] != now[fact]}
 
 
-def void(points: dict[str, dict[str, Any]], rule: ExitPolicy, now: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The certificates of a rule that do not hold now, by name, with the facts that they were made under."""
-    certified = {name: point for name, point in points.items() if "certificate" in point and policy_of(point) == rule}
+def void(
+    points: dict[str, dict[str, Any]], rule: ExitPolicy, now: dict[str, Any], labels: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The certificates of a rule that do not hold now, by name, with the facts that they were made under.
+
+    Args:
+        rule: with numbers in the place of `labels`, as a call has it.
+    """
+    certified = {name: point for name, point in points.items() if "certificate" in point}
+    certified = {name: point for name, point in certified.items() if numbered(policy_of(point), labels) == rule}
     return {name: facts for name, point in certified.items() if (facts := unlike(point, now))}
 
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..data.separators import separator_for
 from ..data.survey import Source
 from ..data.texts import CUT, has_texts, tokenise
 from ..model.evidence import MULTI_LABEL, REGRESSION
-from ..model.exit_policy import FULL_DEPTH, ExitPolicy, resolve_policy
+from ..model.exit_policy import FULL_DEPTH, ExitPolicy, describe, resolve_policy
 from ..model.losses import problem_type_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.streams import WINDOW
@@ -88,6 +88,13 @@ class Predictor:
         problem_type = problem_type_of(model.config)
         rule = resolve_policy(policy, model.config, model.exit_depths, problem_type) or FULL_DEPTH
         return cls(model, tokenizer, rule, tokens_read(model, tokenizer, max_length), batch_size)
+
+    @property
+    def in_words(self) -> str:
+        """When rows exit, with labels by their names."""
+        names = label_names(self.model.config)
+        thresholds = {names[int(label)]: tau for label, tau in self.policy.label_thresholds or ()}
+        return describe(replace(self.policy, label_thresholds=thresholds or None))
 
     def run(self, source: Source, output: str) -> Totals:
         """Write every row of a source with its answer to a file (.csv, .tsv, .jsonl), in their order.
