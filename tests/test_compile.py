@@ -32,6 +32,15 @@ def test_early_exit_compiles_in_parts_and_answers_the_same():
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_loss_that_reaches_the_last_exit_alone_is_refused_when_compiled_as_well():
+    model = tiny_model("bert", num_labels=3, backbone_changes={"num_hidden_layers": 2}).train()
+    output = torch.compile(model, backend="eager")(**BATCH, labels=torch.tensor([0, 1, 2, 0]))
+    with pytest.raises(ValueError, match="of outputs.logits.*every exit learns from"):
+        output.logits.sum().backward(retain_graph=True)
+    output.loss.backward()
+
+
 # ---- the layer ------------------------------------------------------------------------------------------------------
 
 MIXED = [tiny_batch(rows, length) for rows, length in ((1, 9), (4, 12), (3, 7), (1, 3), (8, 16), (2, 5), (6, 11))]

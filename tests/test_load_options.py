@@ -439,3 +439,9 @@ def test_a_checkpoint_of_this_library_is_no_encoder(saved):
     ):
         with pytest.raises(ValueError, match=f"{field}=.*checkpoint of this library.*from_pretrained"):
             use()
+
+
+def test_a_config_of_another_kind_is_refused_by_name(saved):
+    for use in (PFBerxitForSequenceClassification, lambda config: by_class(saved, config=config)):
+        with pytest.raises(ValueError, match="config='BertConfig': must be a PFBerxitConfig; from_backbone"):
+            use(tiny_config())

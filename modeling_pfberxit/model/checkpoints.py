@@ -38,6 +38,7 @@ from .layers import AdaptedLayer
 from .load_options import (
     PUSH_OPTIONS,
     SHARED_OPTIONS,
+    check_kind,
     check_load_options,
     check_save_options,
     shared_options,
@@ -66,6 +67,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
     execution = Execution()  # which short cuts the loop takes; answers are the same without them
 
     def __init__(self, config: PFBerxitConfig) -> None:
+        check_kind(self.config_class, config)
         super().__init__(config)
         check_supported(encoder := config.encoder_config())
         check_base(config)

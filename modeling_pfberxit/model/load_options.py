@@ -103,12 +103,19 @@ def take_device(options: dict[str, Any]) -> torch.device | None:
     return devices.pop()
 
 
+def check_kind(kind: type[PreTrainedConfig], config: PreTrainedConfig) -> None:
+    """Refuse the config of a model of another kind, as an encoder's own."""
+    if config.model_type != kind.model_type:
+        refuse("config", type(config).__name__, f"a {kind.__name__}; from_backbone makes one of an encoder's")
+
+
 def wanted_config(
     kind: type[PreTrainedConfig], source: PreTrainedConfig | str | os.PathLike, where: dict[str, Any],
     options: dict[str, Any],
 ) -> tuple[PreTrainedConfig, set[str], dict[str, Any]]:  # fmt: skip
     """The config to load with, the fields that `options` set in it, and what else is in `options`."""
     if isinstance(source, PreTrainedConfig):
+        check_kind(kind, source)
         return copy.deepcopy(source), set(), options
     loader = {name: options.pop(name) for name in LOADER_OPTIONS if name in options}
     config, unused = kind.from_pretrained(source, return_unused_kwargs=True, **where, **options)

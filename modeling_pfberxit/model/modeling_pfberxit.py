@@ -260,7 +260,7 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         output = PFBerxitOutput(
             loss, logits, exit_layer, token_layers=token_layers, **record.every_exit(), **record.shown()
         )
-        if phase is not None:
+        if phase is not None and not is_recorded(logits):
             watch_gradients(output, phase)
         if return_dict is None and not self.config.return_dict:
             return tuple(value for name, value in output.items() if name in OF_TUPLES)

@@ -158,6 +158,7 @@ class Noticed(torch.autograd.Function):
         return gradient, None
 
 
+@torch.compiler.disable  # its backward pass calls a function, which a graph cannot hold
 def watch_gradients(output: ModelOutput, phase: Phase) -> None:
     """Have a loss that was made of `output.logits` alone refused in its backward pass, where other exits should learn.
 
