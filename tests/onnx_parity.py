@@ -4,13 +4,16 @@
 
 MODEL: a saved model; `encoder:FOLDER`, random adapters and exits over an encoder; `albert` or `modernbert`, random
 weights of a shape, for texts of `--tokenizer`. Each rule is run at a threshold that lets about half of the rows leave
-early: in batches of 1, 7 and 32, of rows of one length, which need no padding, and of any length, which do.
+early, `--points`, operating points of the model, as they are: in batches of 1, 7 and 32, of rows of one length, which
+need no padding, and of any length, which do. `--parts 6` deals the rows out over these six, `--parts 2` over padded and
+not; else all rows go through each.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +43,7 @@ from modeling_pfberxit.export.verification import (
     run,
 )  # fmt: skip
 from modeling_pfberxit.model.criteria import CRITERIA, able, rule_of
+from modeling_pfberxit.model.exit_policy import operating_point
 from modeling_pfberxit.model.losses import problem_type_of
 
 SHAPES = {
@@ -139,26 +143,32 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--tokenizer")
     parser.add_argument("--rules", nargs="*", default=list(CRITERIA))
+    parser.add_argument("--points", nargs="*", default=[])
+    parser.add_argument("--parts", type=int, choices=[1, 2, 6], default=1)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     model, rows = loaded(options.model), rows_of(options)
     recording, segments = record(model, batches(rows, 32, model)), segments_of(model)
     lines = []
-    for name in [name for name in able(problem_type_of(model.config), emitting(model)) if name in options.rules]:
-        lines.append(line_of(segments, recording, rows, middle(recording, name)))
+    rules = [name for name in able(problem_type_of(model.config), emitting(model)) if name in options.rules]
+    policies = {name: middle(recording, name) for name in rules}
+    policies |= {name: operating_point(name, model.config) for name in options.points}
+    for name, policy in policies.items():
+        lines.append({**line_of(segments, recording, rows, policy, options.parts), "rule": name})
         print(lines[-1], flush=True)  # noqa: T201
     if options.output:
         written(lines, options)
 
 
-def line_of(segments, recording: Recording, rows: list[Row], policy: ExitPolicy) -> dict:
+def line_of(segments, recording: Recording, rows: list[Row], policy: ExitPolicy, parts: int) -> dict:
     """What one rule's file answers, beside the model."""
     model, session = segments.model, opened(one_file(segments, policy))
     expected, found = answers(model, rows, policy), NOTHING
-    for size in SIZES:
-        for padded in (False, True):
-            its = answered_by(session, model, rows, policy, size, padded)
-            found = found.and_then(compared(model, rows, policy, its, expected))
+    for number, (size, padded) in enumerate(product(SIZES, (False, True))):
+        some = slice(number % parts, None, parts)
+        its = answered_by(session, model, rows[some], policy, size, padded)
+        theirs = expected[0][some], expected[1][some]
+        found = found.and_then(compared(model, rows[some], policy, its, theirs))
     check_same(found, policy.criterion)
     left = expected[1].double().mean().item()
     return {"rule": policy.criterion, "layers": round(left, 2), "rows": len(rows), "within": near(recording, policy),

@@ -114,6 +114,9 @@ def test_times_are_taken_in_turn():
     assert order == ["a", "b"] * 3
     assert [len(series) for series in times] == [2, 2]
     assert median_ratio([2.0, 6.0, 3.0], [1.0, 2.0, 1.0]) == 3.0
+    order.clear()
+    interleaved([lambda: order.append("a"), lambda: order.append("b")], repeats=2, warmups=0, settled=True)
+    assert order == ["a", "a", "b", "b"] * 2
 
 
 def run_cli(*arguments: str) -> str:

@@ -1,7 +1,8 @@
 """Speed of an exported file beside the stock model and ONNX Runtime at full depth, in turn within one run.
 
 Rows leave where a recording's rows leave: under a tau that everything is below, a row's patience decides the exit.
-Weights are random, which decides nothing about speed.
+Weights are random, which decides nothing about speed. Each model is run once untimed before it is timed: between the
+others it would find its weights in memory, and alone, as it is used, it finds them in the processor's caches.
 
 * efficiency: time of ONNX Runtime at full depth, adapters included, over the file's, over the speed-up by layers. At
   1.0 every layer saved shows on the clock.
@@ -72,7 +73,7 @@ def run_exported(
     lines: list[Line] = []
     for number, workload in enumerate(workloads, start=1):
         say(f"[{number}/{len(workloads)}] batch {workload.size}, {workload.name} ...")
-        lines += timed(stock, workload, cases_of(ours, workload, saved, files, plain), repeats)
+        lines += timed(stock, workload, cases_of(ours, workload, saved, files, plain), repeats, settled=True)
     say("\n" + as_markdown(lines, over_full=True))
     if output:
         folder_of = Path(output)

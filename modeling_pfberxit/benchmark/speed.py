@@ -122,11 +122,13 @@ def benchmark(
     return lines
 
 
-def timed(stock: torch.nn.Module, workload: Workload, cases: Sequence[Case], repeats: int) -> list[Line]:
-    """All cases of one workload and the stock model, in turn."""
+def timed(
+    stock: torch.nn.Module, workload: Workload, cases: Sequence[Case], repeats: int, settled: bool = False
+) -> list[Line]:
+    """All cases of one workload and the stock model, in turn; `settled` as `interleaved` takes it."""
     parts, rows = workload.batches(str(next(stock.parameters()).device)), len(workload.rows)
     calls = [partial(run_batches, answers_of(stock), parts), *(case.call for case in cases)]
-    stock_times, *others = interleaved(calls, repeats, warmups=1)
+    stock_times, *others = interleaved(calls, repeats, warmups=0 if settled else 1, settled=settled)
     times = {case.name: own for case, own in zip(cases, others, strict=True)}
     lines = []
     for case in cases:

@@ -25,9 +25,13 @@ def seconds(call: Callable[[], object], timer: Callable[[], float] = time.perf_c
 @torch.inference_mode()
 def interleaved(
     calls: Sequence[Callable[[], object]], repeats: int = 9, warmups: int = 2,
-    timer: Callable[[], float] = time.perf_counter,
+    timer: Callable[[], float] = time.perf_counter, settled: bool = False,
 ) -> list[list[float]]:  # fmt: skip
     """Seconds of every call, `repeats` times in turn (a b c a b c ...), so that all of them see the same machine.
+
+    Args:
+        settled: each call is made once untimed right before it is timed (a a b b c c ...), so that what it reads is
+            where it is for one who makes no other calls, in the processor's caches.
 
     Returns:
         One list per call, repeats in order: ratios are to be taken pair by pair.
@@ -38,6 +42,8 @@ def interleaved(
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats):
         for number, call in enumerate(calls):
+            if settled:
+                call()
             times[number].append(seconds(call, timer))
     return times
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from ..model.criteria import rule_of
+from ..model.criteria import after_comparing, rule_of
 from ..model.evidence import outcomes
 from ..model.exit_policy import ExitPolicy
 from .graphs import KINDS, Graph
@@ -202,7 +202,7 @@ class File:
             number = self.exit_at(depth)
             if number is not None:
                 values["seen"], values["depth"] = graph.whole(number), graph.whole(depth)
-                self.run_exit(graph, values, self.segments.exits[number], depth == self.last)
+                self.run_exit(graph, values, self.segments.exits[number], self.asked_of_rule(number, depth))
         self.write(graph, values)
         if depth < self.last:
             self.leave(graph, values)
@@ -212,17 +212,27 @@ class File:
         """Put a layer's output in the place of the states."""
         (values["states"],) = graph.copy_of(segment.template, values, segment.weights, segment.template.outputs)
 
-    def run_exit(self, graph: Graph, values: Values, segment: Segment, last: bool = False) -> None:
+    def asked_of_rule(self, number: int, depth: int) -> list[str]:
+        """The results of a rule's step that are read behind an exit: at the last, where all rows leave, the answer."""
+        compares = rule_of(self.rule.policy).earliest is after_comparing
+        if depth == self.last:
+            wanted = {"answer"}
+        elif number == 0 and compares and not self.may_exit(depth):
+            wanted = {"past_after"}  # there is nothing to compare with: all counts stay 0
+        else:
+            return self.rule.template.outputs
+        return [name for name in self.rule.template.outputs if name in wanted]
+
+    def run_exit(self, graph: Graph, values: Values, segment: Segment, wanted: Sequence[str]) -> None:
         """Run an exit for the remaining rows, and a step of the rule for all: evidence, memory, and which `fire`, (B,).
 
         Args:
-            last: all rows leave, whatever the rule says.
+            wanted: the results of the step that are asked for.
         """
         emitted, rule = segment.template.outputs, self.rule.template
         for name, own in zip(emitted, graph.copy_of(segment.template, values, segment.weights, emitted)):
             there = not self.single and name in values  # else all rows are still there
             values[name] = graph.op("ScatterND", values[name], values["index"], own) if there else own
-        wanted = [name for name in rule.outputs if not last or name == "answer"]
         made = zip(wanted, graph.copy_of(rule, values, {}, wanted))
         values |= {name.removesuffix("_after"): value for name, value in made}
 

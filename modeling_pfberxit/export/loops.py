@@ -80,7 +80,7 @@ class LoopFile(File):
         self.run_layer(graph, values, turning(graph, turn, self.segments.layers[:turns]))
         values["seen"] = graph.op("Unsqueeze", turn, graph.whole(0))
         values["depth"] = graph.op("Add", values["seen"], graph.whole(1))
-        self.run_exit(graph, values, turning(graph, turn, self.segments.exits[:turns]))
+        self.run_exit(graph, values, turning(graph, turn, self.segments.exits[:turns]), self.rule.template.outputs)
         self.write(graph, values)
         self.leave(graph, values)
         kinds = [self.kinds.get(name, "float32") for name in names]
