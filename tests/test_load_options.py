@@ -13,6 +13,7 @@ from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.model.blueprint import BUILT_FROM
 
 LABELS, BATCH = 3, tiny_batch(4)
+NAMES = {"no": 0, "maybe": 1, "yes": 2}
 
 
 def by_class(folder, **options):
@@ -445,3 +446,15 @@ def test_a_config_of_another_kind_is_refused_by_name(saved):
     for use in (PFBerxitForSequenceClassification, lambda config: by_class(saved, config=config)):
         with pytest.raises(ValueError, match="config='BertConfig': must be a PFBerxitConfig; from_backbone"):
             use(tiny_config())
+
+
+@pytest.mark.parametrize("load", [by_class, by_auto])
+def test_fields_beside_a_config_that_is_handed_over_act_and_leave_it_as_it_was(saved, load):
+    """`CrossEncoder(model_kwargs=...)` loads like that."""
+    config = PFBerxitConfig.from_pretrained(saved)
+    model = load(saved, config=config, exit_policy={"criterion": "patience", "patience": 3}, label2id=NAMES)
+    assert (model.config.exit_criterion, model.config.exit_patience) == ("patience", 3)
+    assert model.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    assert config.to_dict() == PFBerxitConfig.from_pretrained(saved).to_dict()
+    with pytest.raises(ValueError, match="exit_patience=0"):
+        load(saved, config=config, exit_patience=0)

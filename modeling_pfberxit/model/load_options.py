@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from .validation import refuse, whole
+from .validation import either_way, refuse, whole
 
 FORMAT_VERSION = 1  # of the checkpoints this code writes; it reads this one and the ones before
 AUTO_MAP = {
@@ -116,7 +116,12 @@ def wanted_config(
     """The config to load with, the fields that `options` set in it, and what else is in `options`."""
     if isinstance(source, PreTrainedConfig):
         check_kind(kind, source)
-        return copy.deepcopy(source), set(), options
+        config, options = copy.deepcopy(source), either_way(options)
+        fields = {"exit_policy", "num_labels", *kind.__dataclass_fields__}
+        given = [name for name in options if name in fields]
+        for name in given:
+            setattr(config, name, options.pop(name))
+        return config, set(given), options
     loader = {name: options.pop(name) for name in LOADER_OPTIONS if name in options}
     config, unused = kind.from_pretrained(source, return_unused_kwargs=True, **where, **options)
     unused = {name: value for name, value in unused.items() if name not in where}
