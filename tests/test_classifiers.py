@@ -235,6 +235,8 @@ def test_weights_without_the_kept_head_or_with_it_are_taken_and_others_refused(c
         model.load_state_dict(given, strict=False)
     with pytest.raises(ValueError, match="exits.classifiers.0.bias, they lack one"):
         model.load_state_dict({name: each for name, each in stored.items() if "s.0.bias" not in name}, strict=False)
+    with pytest.raises(ValueError, match="none of its names is one of this model's, 'module.exits"):  # inside DDP
+        model.load_state_dict({f"module.{name}": each for name, each in stored.items()}, strict=False)
 
 
 def test_token_first_reads_one_position_at_the_last_layer_and_answers_alike(classifier):

@@ -137,9 +137,12 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
     Trainer resumes like that: heads of other exits would be taken for those with the same numbers.
     """
+    names = model.state_dict().keys()
     left_out = set(model._keys_to_ignore_on_save or ())  # read from the base
+    if state_dict and not names & state_dict.keys():
+        raise ValueError(f"state_dict: none of its names is one of this model's, {min(state_dict)!r} for one.")
     for part in KEPT:
-        own = {name for name in model.state_dict() if name.startswith(f"{part}.")}
+        own = {name for name in names if name.startswith(f"{part}.")}
         given = {name for name in state_dict if name.startswith(f"{part}.")}
         if given and (odd := (given ^ own) - left_out):
             place = "this model has none" if min(odd) in given else "they lack one this model has"
