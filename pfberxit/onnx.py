@@ -60,6 +60,7 @@ class Classifier:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.enable_mem_pattern = False  # planned anew in every branch, it costs more than it gives
+        options.log_severity_level = 3  # errors: of branches it says which of its own short cuts it does not take
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of onnxruntime's own kinds

@@ -6,7 +6,8 @@ export class Classifier {
   static async load({ ort, Tokenizer, model, tokenizer, metadata }) {
     const executionProviders = [metadata.provider ?? "wasm"];
     // Memory planned anew in every branch costs more than it gives.
-    const session = await ort.InferenceSession.create(model, { executionProviders, enableMemPattern: false });
+    const options = { executionProviders, enableMemPattern: false, logSeverityLevel: 3 }; // errors alone
+    const session = await ort.InferenceSession.create(model, options);
     return new Classifier(ort, session, new Tokenizer(tokenizer, {}), metadata);
   }
 

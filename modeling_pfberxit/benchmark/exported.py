@@ -110,7 +110,7 @@ def opened(proto: onnx.ModelProto, path: Path, exits: bool) -> Opened:
     save(proto, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.enable_mem_pattern = not exits
+    options.enable_mem_pattern, options.log_severity_level = not exits, 3
     before, start = resident(), time.perf_counter()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     seconds = time.perf_counter() - start

@@ -81,7 +81,7 @@ def opened(proto: onnx.ModelProto) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_mem_pattern = False  # as the runner has it
+    options.enable_mem_pattern, options.log_severity_level = False, 3  # as the runner has them
     opened_as = {"sess_options": options, "providers": ["CPUExecutionProvider"]}
     if not is_large(proto):
         return onnxruntime.InferenceSession(proto.SerializeToString(), **opened_as)
