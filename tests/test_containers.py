@@ -1,8 +1,10 @@
 """The Dockerfile and the Kubernetes examples say what the command line and the server take. Nothing is built here."""
 
+import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from pfberxit.cli import parser
 
 yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).parents[1]
+SCRIPTS = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
 KUBERNETES = ROOT / "examples" / "kubernetes"
 IMAGE = [line for line in (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "").splitlines() if line]
 
@@ -103,7 +106,7 @@ def test_the_ray_service_deploys_what_the_application_takes():
 
 
 def test_linters_of_others_find_nothing():
-    validate, lint = pytest.importorskip("kubernetes_validate"), shutil.which("hadolint")
+    validate, lint = pytest.importorskip("kubernetes_validate"), shutil.which("hadolint", path=SCRIPTS)
     for each in documents("serve.yaml").values():
         validate.validate(each, validate.latest_version(), strict=True)
     if lint is None:
