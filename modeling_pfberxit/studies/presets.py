@@ -83,7 +83,7 @@ def preset(encoder: str, **knobs: Any) -> PFBerxitConfig:
 def as_json(config: PFBerxitConfig) -> str:
     """The file's text: every knob, in alphabetical order, without what the data decide."""
     values = config.to_dict()
-    stated = sorted({*CHECKS, "auto_map", "model_type", "pad_token_id"} - {"problem_type", "num_labels"})
+    stated = sorted({*CHECKS, "auto_map", "model_type", "pad_token_id"} - {"problem_type", "num_labels", "id2label"})
     return json.dumps({name: values[name] for name in stated}, indent=2) + "\n"
 
 
