@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from ..model.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -19,7 +19,7 @@ from .readers import name_of
 from .separators import FORMS, find_separator
 from .splits import EVALUATION, hold_out, report_shared
 from .targets import check_alike, read_names, read_targets
-from .texts import ALL, encode_texts, read_any
+from .texts import ALL, choose_split, encode_texts, read_any
 
 METRIC_OF = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "micro_f1", REGRESSION: "correlation"}
 
@@ -82,17 +82,10 @@ GLUE_TASKS = {
 
 
 def load_task(
-    dataset: str | os.PathLike = "support_desk",
-    config: str | None = None,
-    *,
-    text: str | None = None,
-    pair: str | None = None,
-    label: str | Sequence[str] | None = None,
-    problem_type: str | None = None,
-    label_form: str | None = None,
-    split: str | None = None,
-    model: PFBerxitForSequenceClassification | None = None,
-) -> tuple[Task, DatasetDict]:
+    dataset: str | os.PathLike = "support_desk", config: str | None = None, *, text: str | None = None,
+    pair: str | None = None, label: str | Sequence[str] | None = None, problem_type: str | None = None,
+    label_form: str | None = None, split: str | None = None, model: PFBerxitForSequenceClassification | None = None,
+) -> tuple[Task, DatasetDict]:  # fmt: skip
     """A task and its data. Columns are named or certain (`data.columns`), and so is how labels are written.
 
     Without a split to evaluate on, a fifth of the train split, drawn with seed 0, of classes a fifth of each, becomes
@@ -114,7 +107,7 @@ def load_task(
     dataset = os.fspath(dataset)
     data, known = find(dataset, config, (text, pair, label))
     if split == ALL and model is not None:
-        data = DatasetDict({ALL: concatenate_datasets(list(data.values()))})
+        data = DatasetDict([choose_split(data, ALL)])
     evaluation = split_named(data, split) if split else evaluation_split(data, known, trains=model is None)
     first = "train" if "train" in data else str(evaluation)
     features = data[first].features

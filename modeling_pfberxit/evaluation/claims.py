@@ -121,11 +121,8 @@ class Counter:
         self.claim = claim_for(name, recording.problem_type, tolerance, per_label, labels)
         if self.claim.needs_labels and recording.labels is None:
             refuse("claim", name, "made on labelled rows")
-        self.recording, self.tolerance, self.several = (
-            recording,
-            tolerance or 0.0,
-            recording.problem_type == MULTI_LABEL,
-        )
+        self.recording, self.tolerance = recording, tolerance or 0.0
+        self.several = recording.problem_type == MULTI_LABEL
         given = full > 0 if self.several else full.argmax(1)[:, None] == torch.arange(full.shape[1])
         wanted = labels if per_label is True else list(per_label or ())
         self.own = {label: given[:, labels.index(label)] for label in wanted}

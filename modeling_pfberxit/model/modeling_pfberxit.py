@@ -223,10 +223,9 @@ class PFBerxitForSequenceClassification(PFBerxitPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         exit_policy: ExitPolicy | dict | str | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None, output_attentions: bool | None = None,
         return_dict: bool | None = None,
-    ) -> PFBerxitOutput | tuple:
+    ) -> PFBerxitOutput | tuple:  # fmt: skip
         """Classify; each row exits where the policy lets it, at any batch size as if it were alone.
 
         Args:
