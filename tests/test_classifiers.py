@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import CONFIGS, VOCABULARY, save_backbone, tiny_batch, tiny_config
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForTokenClassification
 
@@ -64,6 +64,21 @@ def test_full_depth_gives_the_classifiers_logits_before_and_after_saving(family,
     assert torch.equal(again(**batch).exit_logits, model(**batch).exit_logits)
     stored = again.predict([{"input_ids": ids[mask.bool()]} for ids, mask in zip(*batch.values())], progress=False)
     torch.testing.assert_close(stored.logits, stock, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "renamed"), [
+    ("gte", lambda name: name.replace("gte.", "new.", 1)),  # as its first checkpoints
+    ("gte", lambda name: f"new.{name}"),  # as `transformers` saves a classifier that was loaded from one
+    ("bert", lambda name: name.removeprefix("bert.")),
+])  # fmt: skip
+def test_a_head_is_found_under_every_name_that_transformers_reads_it_by(family, renamed, tmp_path):
+    folder, batch = save_classifier(tmp_path / "classifier", family), tiny_batch(4)
+    expected, file = stock_logits(folder, batch), Path(folder) / "model.safetensors"
+    save_file({renamed(name): each for name, each in load_file(file).items()}, file, metadata={"format": "pt"})
+    torch.testing.assert_close(stock_logits(folder, batch), expected)
+    from_classifier(folder).save_pretrained(tmp_path / "saved")
+    again = PFBerxitForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    torch.testing.assert_close(again(**batch).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

@@ -229,6 +229,18 @@ def test_what_is_beside_a_fused_layer_is_not_passed_over():
     assert_close(found[tokens], fresh.backbone(**batch).last_hidden_state[tokens], **NEAR)
 
 
+@pytest.mark.parametrize("family", ["nomic_bert", "gte", "jina_embeddings_v3", "eurobert"])
+@torch.no_grad()
+def test_heads_may_be_wider_than_their_share_of_the_states(family):
+    batch, changes = tiny_batch(4), {"head_dim": 16}
+    model = tiny_model(family, liven=False, backbone_changes=changes)
+    stock = AutoModel.from_config(tiny_config(family, **changes)).eval()
+    stock.load_state_dict(model.backbone.state_dict(), strict=False)
+    found, tokens = model(**batch, output_hidden_states=True).hidden_states[-1], batch["attention_mask"].bool()
+    assert_close(found[tokens], stock(**batch).last_hidden_state[tokens], **NEAR)
+    assert shape_of(model.config.encoder_config()) != shape_of(tiny_config(family))
+
+
 def test_every_family_names_fields_its_config_has():
     for name, family in FAMILIES.items():
         config = tiny_config(name)

@@ -26,10 +26,11 @@ def layer_macs(encoder: PreTrainedConfig, keys: Count, queries: Count | None = N
     """One encoder layer over `keys` positions, of which `queries` are computed (default: all)."""
     q, n, d, heads = keys if queries is None else queries, keys, encoder.hidden_size, encoder.num_attention_heads
     shared = heads // (getattr(encoder, "num_key_value_heads", None) or heads)  # heads for one of keys and values
-    projections = 2 * q * d * d + 2 * n * d * d // shared  # queries and output; keys and values
+    wide = heads * (getattr(encoder, "head_dim", None) or d // heads)  # all heads together
+    projections = 2 * q * d * wide + 2 * n * d * wide // shared  # queries and output; keys and values
     family = family_of(encoder)
     of_queries, of_keys = family.distances(encoder)
-    attention = heads * 2 * q * n + 2 * q * n * d + (of_queries * q + of_keys * n) * (q + n) * d
+    attention = heads * 2 * q * n + 2 * q * n * wide + (of_queries * q + of_keys * n) * (q + n) * d
     inner, linear_layers = family.ffn_sizes(encoder)
     return projections + attention + linear_layers * q * d * inner + 2 * 2 * q * d
 

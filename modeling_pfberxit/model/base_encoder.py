@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers.utils import logging as hf_logging
 from .backbones import pooler_option, shape_of
 from .blueprint import check_blueprint
 from .exits import Exits
+from .families import family_of
 from .identity import changes, difference, identity_of, is_shared, tensors_of, warn_of_training
 from .load_options import shared_options
 from .persistence import read_tensors, sha256_of, weight_files
@@ -148,7 +150,7 @@ def load_head(model: PreTrainedModel, checked: bool, **options: Any) -> None:
     if not checked:
         check_pinned(config, **options)
     files = weight_files(name, revision=config.base_model_revision, **options)
-    found = read_tensors(files, kept)
+    found = head_in(files, kept, model.backbone)
     weights = {stock: exits.get_parameter(own) for stock, own in kept.items()}
     for stock, weight in weights.items():
         if stock not in found:
@@ -158,6 +160,19 @@ def load_head(model: PreTrainedModel, checked: bool, **options: Any) -> None:
             raise ValueError(f"num_labels={config.num_labels}: the classifier's {stock} is {shape}, not {wanted}")
         weight.copy_(found[stock])
     exits.identity = identity_of(weights, config.base_model_sha256)
+
+
+def head_in(files: list[str], names: Iterable[str], backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Those of a classifier's weights, by the names `transformers` has for them, that its files hold.
+
+    A file may leave out the encoder's own name, or begin with what the family's first checkpoints begin with.
+    """
+    first = family_of(backbone.config).former_prefix
+    called = {name: [name, name.removeprefix(f"{backbone.base_model_prefix}.")] for name in names}
+    if first is not None:
+        called = {name: [*own, *(f"{first}.{each}" for each in own)] for name, own in called.items()}
+    found = read_tensors(files, chain(*called.values()))
+    return {name: found[each] for name, own in called.items() for each in reversed(own) if each in found}
 
 
 # ---- sharing one in memory -------------------------------------------------------------------------------------------

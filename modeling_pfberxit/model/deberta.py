@@ -196,5 +196,5 @@ def deberta_containers(backbone: PreTrainedModel) -> list[nn.Module]:
 
 def deberta_distances(config: PreTrainedConfig) -> tuple[int, int]:
     """How many products with the table of distances are in the scores, of queries and of keys."""
-    kinds = config.pos_att_type if config.relative_attention else ()
+    kinds = (config.pos_att_type or ()) if config.relative_attention else ()
     return int("c2p" in kinds), int("p2c" in kinds)

@@ -108,6 +108,7 @@ class Family:
     # How many products with the table of distances are in its scores, of queries and of keys.
     distances: Callable[[PreTrainedConfig], tuple[int, int]] = lambda config: (0, 0)
     head: Callable[[PreTrainedConfig], Head] | None = None  # of its own classifier; None: not known
+    former_prefix: str | None = None  # what names of weights begin with in its first checkpoints
 
 
 def dense_pooler(backbone: PreTrainedModel) -> nn.Linear:
@@ -230,7 +231,8 @@ ROTARY = Family(
     pooler=dense_pooler,
     containers=pooler_alone,
     check=fixed_rotation,
-    shape=(*ROTARY_SHAPE, "type_vocab_size", "hidden_act"),
+    shape=(*ROTARY_SHAPE, "type_vocab_size", "head_dim", "hidden_act"),
+    undeclared=("head_dim",),
 )
 FAMILIES: dict[str, Family] = {
     "albert": Family(
@@ -283,7 +285,13 @@ FAMILIES: dict[str, Family] = {
         head=deberta_head,
     ),
     "nomic_bert": replace(ROTARY, ffn_sizes=gated, head=partial(bert_head, encoder="nomic_bert")),
-    "gte": replace(ROTARY, layers=each_layer(gte_layer), ffn_sizes=gated, head=partial(bert_head, encoder="gte")),
+    "gte": replace(
+        ROTARY,
+        layers=each_layer(gte_layer),
+        ffn_sizes=gated,
+        head=partial(bert_head, encoder="gte"),
+        former_prefix="new",
+    ),
     "jina_embeddings_v3": replace(ROTARY, layers=each_layer(jina_layer), head=head_in_two),
     "modernbert": Family(
         layers=each_layer(modernbert_layer),
