@@ -145,6 +145,13 @@ def test_a_line_is_mean_and_spread_over_seeds():
     assert "not reachable" in system_row([*runs, result(points=[None])], [0.5])
 
 
+def test_a_rule_that_cannot_judge_the_task_is_told_from_one_that_saves_nothing(backbone, tmp_path):
+    task = [("support_desk", "urgency")]
+    values = compare(["pf-berxit", "pabee"], task, backbone, [1], BUDGET, [0.0], str(tmp_path), None, print)
+    assert [each["judged"] for each in values] == [False, True], "divergence compares probabilities, patience values"
+    assert system_row(values[:1], [0.0])[3] == "cannot judge"
+
+
 def test_a_full_depth_at_the_majority_class_is_marked():
     assert "| 0.700* |" in as_markdown([result(full=0.7)], [0.5])
     assert "*" not in " ".join(system_row([result()], [0.5]))

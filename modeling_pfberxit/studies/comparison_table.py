@@ -32,10 +32,16 @@ def measure(system: str, config: PFBerxitConfig, kept: Trained, goals: list[floa
         "exit_depths": kept.reported_on.exit_depths,
         "full": layers[-1],
         "average": float(np.mean(layers)),
+        "judged": judged(config, kept),
         "points": points(config, kept, goals),
         **{name: facts[name] for name in ("train_rows", "seconds", "steps")},
         "run": facts["run"],
     }
+
+
+def judged(config: PFBerxitConfig, kept: Trained) -> bool:
+    """Whether the system's rule can judge the task's answers; where tokens exit, none needs to."""
+    return kept.facts["token_layers"] is not None or config.exit_criterion in judging(kept.chosen_on)
 
 
 def points(config: PFBerxitConfig, kept: Trained, goals: list[float]) -> list[dict[str, Any] | None]:
@@ -45,7 +51,7 @@ def points(config: PFBerxitConfig, kept: Trained, goals: list[float]) -> list[di
         (full,) = sweep(kept.reported_on, [FULL_DEPTH], kept.metric)
         point = {"saved": saved, "score": full.score, "macs_saved": kept.facts["macs_saved"]}
         return [point if abs(saved - goal) <= ABOUT else None for goal in goals]
-    if config.exit_criterion not in judging(kept.chosen_on):
+    if not judged(config, kept):
         return [None for _ in goals]
     policies = grid(kept.chosen_on, config.exit_criterion, configured_policy(config), steps=60)
     tried = sweep(kept.chosen_on, policies, kept.metric)
@@ -107,7 +113,7 @@ def system_row(runs: list[dict[str, Any]], goals: list[float]) -> list[str]:
     for number in range(len(goals)):
         at = [run["points"][number] for run in runs]
         if any(point is None for point in at):
-            cells.append("not reachable")
+            cells.append("not reachable" if all(run.get("judged", True) for run in runs) else "cannot judge")
             continue
         share = 100 * np.mean([point["saved"] for point in at])
         cells.append(f"{spread([point['score'] for point in at])} @ {share:.0f} %")
