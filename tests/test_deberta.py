@@ -104,7 +104,8 @@ def test_positions_in_another_order_keep_their_distances(changes):
         Rows(model.backbone, torch.arange(3), states, None, order=places)
         for states, places in ((hidden, None), (reorder(hidden, order), order))
     )
-    expected, found = (model.depths[0](*rows.inputs(layer.kind), layer)[0] for rows in (plain, sorted_rows))
+    sublayers = model.depths[0].beside(layer)
+    expected, found = (sublayers.begin(*rows.inputs(layer.kind)).output for rows in (plain, sorted_rows))
     assert_close(found, reorder(expected, order), **CLOSE)
 
 

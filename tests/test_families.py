@@ -183,19 +183,19 @@ def test_a_step_teaches_the_whole_encoder_the_same_with_all_short_cuts(family):
     knobs = {"train_backbone": True, "exit_dropout": 0.0, "exit_pooling": "cls", "adapter_sublearner": "conv"}
     model = tiny_model(family, num_labels=3, backbone_changes=changes, adapter_placement="both", **knobs).train()
     batch, labels, steps = tiny_batch(5), torch.tensor([0, 1, 2, 1, 0]), []
-    for short_cuts in (False, True):
+    for reentrant in (None, False, True):  # how it recomputes; None: not at all, nor any other short cut
         model.zero_grad()
-        if short_cuts:
-            getattr(model, f"{CHECKPOINTING}_enable")()
-        with executed(model, Execution() if short_cuts else PLAIN):
+        if reentrant is not None:
+            getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": reentrant}})
+        with executed(model, PLAIN if reentrant is None else Execution()):
             loss = model(**batch, labels=labels).loss
         loss.backward()
         steps.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    whole, short = steps
+    whole, *short = steps
     taught = {name for name, gradient in whole.items() if gradient is not None and bool(gradient.any())}
     assert {name for name in whole if "norm" in name.lower() or "relative" in name} <= taught
-    for name in taught:
-        assert_close(short[name], whole[name], atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+    for name, found in ((name, each[name]) for name in taught for each in short):
+        assert_close(found, whole[name], atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
 # ---- the whole way --------------------------------------------------------------------------------------------------

@@ -140,7 +140,8 @@ class Layer(nn.Module):
         """(B, n, d) -> (B, n, d), or (B, 1, d)."""
         given = dict(zip(self.inputs, inputs, strict=True))
         context = context_of({field.split(".", 2)[2]: given[field] for field in self.fields})
-        return self.model.depths[self.number](given["states"], context, given.get("mask"), self.view, self.queries)[0]
+        depth, padding = self.model.depths[self.number], given.get("mask")
+        return depth(given["states"], context.mask, context, padding, self.view, self.queries)[0]
 
 
 def first_token_alone(model: PFBerxitForSequenceClassification) -> bool:

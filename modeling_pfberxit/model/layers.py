@@ -238,10 +238,14 @@ class AdaptedLayer(GradientCheckpointingLayer):
         return Sublayers(layer, self.attention_adapter, self.ffn_adapter, self.sequential, compiled)
 
     def forward(
-        self, hidden_states: Tensor, context: Context, padding_mask: Tensor | None, layer: StockLayer,
-        queries: int | None = None, compiled: bool = False,
+        self, hidden_states: Tensor, mask: Tensor | None, context: Context, padding_mask: Tensor | None,
+        layer: StockLayer, queries: int | None = None, compiled: bool = False,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """(B, n, d) -> (B, n, d), and the attention weights where there are any; the first `queries` positions only."""
+        """(B, n, d) -> (B, n, d), and the attention weights where there are any; the first `queries` positions only.
+
+        Args:
+            mask: the context's. It may be learned (MPNet's bias), and reentrant checkpointing knows of arguments alone.
+        """
         weights = None
 
         def run(hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -252,4 +256,4 @@ class AdaptedLayer(GradientCheckpointingLayer):
             states, weights = sublayers.output(hidden_states, *kept, around, padding_mask, queries)
             return states
 
-        return through(layer.stock, run, hidden_states, context.mask), weights
+        return through(layer.stock, run, hidden_states, mask), weights

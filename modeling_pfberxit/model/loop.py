@@ -84,8 +84,9 @@ class Encoding:
         queries = rows.queries()
         if depth == len(self.depths) and self.last_positions is not None and self.execution.token_first:
             queries = None if is_recorded(states) else min(self.last_positions, states.shape[1])
-        inputs, compiled = rows.inputs(self.kind(rows)), self.execution.compiled
-        return self.depths[depth - 1](*inputs, self.layers[depth - 1], queries, compiled)
+        states, context, padding = rows.inputs(self.kind(rows))
+        layer, compiled = self.layers[depth - 1], self.execution.compiled
+        return self.depths[depth - 1](states, context.mask, context, padding, layer, queries, compiled)
 
     def kind(self, rows: Rows) -> str:
         """Of the layer the rows are in, what it attends in."""
