@@ -1,14 +1,15 @@
 """Pipelines whose calls take an exit policy.
 
-With the package imported, `pipeline("text-classification", ...)` and `pipeline("zero-shot-classification", ...)` make
-these; for any other model they are the stock pipelines. Without the package the stock ones pass over arguments that
-they do not know; set `pipe.model.config.exit_policy` there, or `model_kwargs={"exit_policy": ...}` when it is made.
+With the package imported, `pipeline("text-classification", ...)`, `pipeline("zero-shot-classification", ...)` and
+`pipeline("feature-extraction", ...)`, which has no use for one and says so, make these; for any other model they are
+the stock pipelines. Without the package the stock ones pass over arguments that they do not know; set
+`pipe.model.config.exit_policy` there, or `model_kwargs={"exit_policy": ...}` when it is made.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from transformers import TextClassificationPipeline, ZeroShotClassificationPipeline
+from transformers import FeatureExtractionPipeline, TextClassificationPipeline, ZeroShotClassificationPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .model.configuration_pfberxit import PFBerxitConfig
@@ -91,7 +92,19 @@ class EarlyExitZeroShotPipeline(TakesPolicy, ZeroShotClassificationPipeline):
         return {**answer, "exit_layers": [layers[label] for label in answer["labels"]]} if with_layer else answer
 
 
+class FullDepthFeaturesPipeline(FeatureExtractionPipeline):
+    """Features of the tokens, from all layers; it takes no exit policy."""
+
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
+        if self.model.config.model_type == PFBerxitConfig.model_type:
+            for name in options:
+                if name.startswith("exit_"):
+                    refuse(name, options[name], "left out: features are read off all layers")
+        return super()._sanitize_parameters(**options)
+
+
 def register() -> None:
     """Make them what `pipeline(task, ...)` builds, without `register_pipeline`'s warning."""
     PIPELINE_REGISTRY.supported_tasks["text-classification"]["impl"] = EarlyExitPipeline
     PIPELINE_REGISTRY.supported_tasks["zero-shot-classification"]["impl"] = EarlyExitZeroShotPipeline
+    PIPELINE_REGISTRY.supported_tasks["feature-extraction"]["impl"] = FullDepthFeaturesPipeline

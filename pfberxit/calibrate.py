@@ -40,6 +40,8 @@ def run(
     (full,) = sweep(reported_on, [FULL_DEPTH], task.metric)
     print(f"\n{task.name}: chosen on {len(chosen_on)} rows, reported on {len(reported_on)} others\n")
     print(as_markdown(found, full.score, task.metric))
-    if stored and os.path.isdir(model):
-        store(model, stored)
-        print(f"\nStored in {model}/config.json; use one by its name: exit_policy={next(iter(stored))!r}")
+    if not os.path.isdir(model):
+        print(f"\nNot stored: {model} is no folder of this machine.")
+        return
+    store(model, stored)
+    print(f"\nStored in {model}/config.json; use one by its name: exit_policy={next(iter(stored))!r}")

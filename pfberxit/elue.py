@@ -23,7 +23,10 @@ def run(
 ) -> None:  # fmt: skip
     """Print the points' scores and those outside the reference; write the file for ELUE's server, if named."""
     from modeling_pfberxit.evaluation.elue_report import scores, write_dynamic_flops
+    from modeling_pfberxit.model.validation import refuse
 
+    if policy is not None and not dynamic_flops:
+        refuse("policy", policy, "given together with --dynamic-flops, which is what reads it")
     if dynamic_flops:
         write_dynamic_flops(points, policy, dynamic_flops)
         print(f"Wrote {dynamic_flops}\n")

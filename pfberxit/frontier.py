@@ -14,12 +14,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_model_and_data(parser)
     parser.add_argument("--output", default="runs/frontier", help="a folder for recording, CSV and picture")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[], help="to time: milliseconds a row in the CSV")
-    parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128], help="in tokens, for each batch size")
+    parser.add_argument("--lengths", nargs="+", type=int, help="in tokens, for each batch size (default: 32 128)")
 
 
 def run(
     model: str, dataset: str, config: str | None, split: str | None, rows: int, columns: dict[str, Any], output: str,
-    batch_sizes: list[int], lengths: list[int],
+    batch_sizes: list[int], lengths: list[int] | None,
 ) -> None:  # fmt: skip
     """Write a recording, a CSV and a picture to a folder, print the table; with milliseconds where sizes are given."""
     from modeling_pfberxit.evaluation import plots
@@ -28,9 +28,12 @@ def run(
     from modeling_pfberxit.evaluation.frontier_report import as_markdown, frontiers, write_csv
     from modeling_pfberxit.evaluation.saved_model import recorded
     from modeling_pfberxit.model.exit_policy import FULL_DEPTH
+    from modeling_pfberxit.model.validation import refuse
 
+    if lengths and not batch_sizes:
+        refuse("lengths", lengths, "given together with --batch-sizes, which are what is timed")
     loaded, task, recording = recorded(model, dataset, config, split, rows, columns)
-    clock = measure_clock(loaded, batch_sizes, lengths) if batch_sizes else None
+    clock = measure_clock(loaded, batch_sizes, lengths or (32, 128)) if batch_sizes else None
     folder = Path(output)
     recording.save(folder / "recording.safetensors")
     found = frontiers(recording, task.metric, loaded.config)

@@ -26,9 +26,11 @@ def run(backbone: str, dataset: str, config: str | None, split: str, rows: int, 
     from modeling_pfberxit.evaluation.recording import padded_batches
     from modeling_pfberxit.evaluation.suitability import suitability
     from modeling_pfberxit.model.modeling_pfberxit import PFBerxitForSequenceClassification
+    from modeling_pfberxit.model.validation import whole
     from modeling_pfberxit.studies.named_encoders import named_backbone
     from modeling_pfberxit.training.finetuning import new_tokenizer
 
+    whole(1)("rows", rows)
     backbone = named_backbone(backbone)
     texts = load_texts(dataset, config, **columns, split=split)
     model, tokenizer = PFBerxitForSequenceClassification.from_backbone(backbone).eval(), new_tokenizer(backbone)

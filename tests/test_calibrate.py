@@ -120,6 +120,10 @@ def test_a_target_out_of_reach_ends_in_one_line_and_changes_nothing(saved, point
         main(["calibrate", saved, "--config", "intent", "--speed-up", "50", "--criteria", "entropy"])
     with pytest.raises(SystemExit, match="pfberxit: split='dev': must be one of train, test"):
         main(["calibrate", saved, "--config", "intent", "--split", "dev"])
+    with pytest.raises(SystemExit, match="pfberxit: rows=-5: must be a whole number >= 0"):
+        main(["calibrate", saved, "--config", "intent", "--rows", "-5"])
+    with pytest.raises(SystemExit, match=r"pfberxit: criteria=\['entropy'\]: must be left out with agreement alone"):
+        main(["calibrate", saved, "--config", "intent", "--agreement", "0.5", "--criteria", "entropy"])
     assert open(saved + "/config.json").read() == before
 
 

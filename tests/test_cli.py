@@ -109,6 +109,19 @@ def test_other_commands_are_told_all_that_was_asked(monkeypatch, place, argument
     assert set(named) - set(expected) <= {"replay", "training", "profile", "exported", "columns", "rows", "exits"}
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["frontier", "m", "--lengths", "64"], r"lengths=\[64\]: must be given together with --batch-sizes"),
+        (["elue", "p.csv", "--policy", '{"threshold": 1}'], "policy=.*given together with --dynamic-flops"),
+        (["suitability", "e", "--rows", "0"], "rows=0: must be a whole number >= 1"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused_by_name(words, message):
+    with pytest.raises(SystemExit, match=f"pfberxit: {message}"):
+        main(words)
+
+
 def test_what_is_asked_of_training_steps_reaches_them(monkeypatch):
     asked = "benchmark --training --preset p --layers 2 --repeats 2 --sublearner conv --device cuda"
     _, named = called(monkeypatch, "modeling_pfberxit.benchmark.training_step.benchmark_training", asked.split())

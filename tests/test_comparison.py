@@ -152,6 +152,11 @@ def test_a_rule_that_cannot_judge_the_task_is_told_from_one_that_saves_nothing(b
     assert system_row(values[:1], [0.0])[3] == "cannot judge"
 
 
+def test_values_have_no_majority_class_to_compare_with():
+    assert "majority class 0.700" in as_markdown([result()], [0.5])
+    assert "one value for all 0.000" in as_markdown([result(metric="correlation", majority=0.0)], [0.5])
+
+
 def test_a_full_depth_at_the_majority_class_is_marked():
     assert "| 0.700* |" in as_markdown([result(full=0.7)], [0.5])
     assert "*" not in " ".join(system_row([result()], [0.5]))

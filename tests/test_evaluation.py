@@ -53,6 +53,7 @@ def test_metrics_of_two_parts_are_the_mean_of_both():
     values = np.array([[1.0], [2], [3], [10]])  # in order, but not on a line
     assert score("correlation", values, np.array([1.0, 2, 3, 4])) == pytest.approx((14 / 250**0.5 + 1) / 2)
     assert score("correlation", 0 * values, np.array([1.0, 2, 3, 4])) == 0.0
+    assert score("correlation", values, np.ones(4)) == 0.0
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "accuracy_f1", "matthews"])

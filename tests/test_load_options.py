@@ -127,6 +127,13 @@ def test_what_judges_beside_the_answers_can_be_left_behind(tmp_path, local_backb
 
 
 @pytest.mark.parametrize("road", ROADS)
+def test_a_system_whose_values_the_checkpoint_lacks_is_refused_by_name(saved, road):
+    with pytest.raises(ValueError, match=r"system='pabee': must be None, as in the checkpoint.*exit_criterion"):
+        road(saved, system="pabee")
+    assert road(saved, system="pf-berxit").config.system == "pf-berxit"
+
+
+@pytest.mark.parametrize("road", ROADS)
 def test_adapter_only_at_a_load_says_what_the_next_checkpoint_holds(saved, tmp_path, road):
     whole = road(saved, adapter_only=False)
     whole.save_pretrained(tmp_path / "whole")
@@ -202,7 +209,8 @@ def test_auto_takes_the_encoders_own_dtype(tmp_path):
 REFUSED = {
     "quantization_config": {"load_in_8bit": True}, "use_safetensors": False, "weights_only": False, "from_tf": True,
     "from_flax": True, "state_dict": {}, "tp_plan": "auto", "max_memory": {0: "1GB"}, "offload_folder": "x",
-    "use_kernels": True, "device_map": {"backbone": "cpu", "exits": "cuda"}, "dtype": torch.int8, "exit_treshold": 0.3,
+    "use_kernels": True, "device_map": {"backbone": "cpu", "exits": "cuda"}, "exit_treshold": 0.3,
+    "dtype": "float8_e4m3fn",
 }  # fmt: skip
 
 

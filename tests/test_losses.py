@@ -454,9 +454,11 @@ def test_labels_that_were_refused_leave_the_problem_open(training):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8])
 def test_integers_of_any_width_are_class_labels(dtype):
-    model, labels = tiny_model("bert", num_labels=3), torch.tensor([0, 1, 2, 0, 1])
+    model = tiny_model("bert", num_labels=3, use_lte=True, use_prototypes=True)
+    labels = torch.tensor([0, 1, 2, 0, 1])
     expected = model(**BATCH, labels=labels).loss
     torch.testing.assert_close(model(**BATCH, labels=labels.to(dtype)).loss, expected)
+    torch.testing.assert_close(model(**BATCH, labels=labels[:, None].to(dtype)).loss, expected)
 
 
 def test_class_156_is_not_mistaken_for_a_missing_label():
@@ -486,7 +488,7 @@ BAD_LABELS = [
     (SINGLE_LABEL, torch.tensor([0, 1, 2, -1, 0]), "integers of shape (5,) in [0, 3), or -100"),
     (SINGLE_LABEL, torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0]), "integers of shape (5,)"),
     (SINGLE_LABEL, torch.tensor([0, 1, 2, 0]), "integers of shape (5,)"),
-    (SINGLE_LABEL, torch.tensor([[0], [1], [2], [0], [1]]), "integers of shape (5,)"),
+    (SINGLE_LABEL, torch.tensor([[0, 1, 2, 0, 1]]), "integers of shape (5,)"),
     (SINGLE_LABEL, torch.ones(5, 3, dtype=torch.long), "integers of shape (5,)"),
     (SINGLE_LABEL, torch.tensor(1), "integers of shape (5,)"),
     (SINGLE_LABEL, torch.tensor([True, False, True, False, True]), "integers of shape (5,)"),

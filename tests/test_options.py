@@ -194,6 +194,17 @@ def test_a_zero_shot_pipeline_that_takes_a_policy_answers_as_the_stock_one_with_
             pipe(TEXTS, exit_policy={**never, "answer": "abstain", "unsure_below": 1.0}, **asked)
 
 
+def test_a_pipeline_of_features_refuses_a_policy(saved):
+    from transformers import AutoModel, FeatureExtractionPipeline
+
+    parts = {"model": AutoModel.from_pretrained(saved), "tokenizer": AutoTokenizer.from_pretrained(saved)}
+    pipe = pipeline("feature-extraction", **parts, device="cpu")
+    assert pipe(TEXTS) == FeatureExtractionPipeline(**parts)(TEXTS)
+    for ask in (pipe, lambda texts, **options: pipeline("feature-extraction", **parts, device="cpu", **options)):
+        with pytest.raises(ValueError, match="exit_policy='second': must be left out: features"):
+            ask(TEXTS, exit_policy="second")
+
+
 def test_a_policys_field_beside_the_policy_is_refused_by_such_a_pipeline(saved):
     with pytest.raises(ValueError, match="exit_threshold=0.3.*exit_policy={'threshold'"):
         classify(saved)(TEXTS, exit_threshold=0.3)

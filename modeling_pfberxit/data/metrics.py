@@ -26,9 +26,9 @@ def matthews(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def correlation(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of Pearson and Spearman correlation (STS-B); 0 where the values do not vary."""
+    """Mean of Pearson and Spearman correlation (STS-B); 0 where the values or the labels do not vary."""
     values = logits.reshape(-1)
-    if np.ptp(values) == 0:
+    if np.ptp(values) == 0 or np.ptp(labels) == 0:
         return 0.0
     return float(pearsonr(values, labels).statistic + spearmanr(values, labels).statistic) / 2
 
@@ -63,3 +63,8 @@ def majority_score(metric: str, labels: np.ndarray) -> float:
         return score(metric, np.tile(labels.mean(0) - 0.5, (len(labels), 1)), labels)
     counts = np.bincount(labels)
     return score(metric, np.tile(counts, (len(labels), 1)), labels)
+
+
+def majority_in_words(metric: str, majority: float) -> str:
+    """That score, by what is answered: "majority class 0.509"; where values are, "one value for all 0.000"."""
+    return f"{'one value for all' if metric == 'correlation' else 'majority class'} {majority:.3f}"

@@ -13,7 +13,7 @@ from ..model.backbones import longest_input
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.sources import read_config
-from ..model.validation import refuse
+from ..model.validation import refuse, whole
 from .recording import Recording, record
 
 
@@ -91,12 +91,12 @@ def model_and_rows(
         columns: the data set's columns that are named, as `load_task` takes them.
     """
     loaded = PFBerxitForSequenceClassification.from_pretrained(model).eval()
-    whole = split if split == ALL else None  # any other is looked for when a part has been held out
-    task, data = load_task(dataset, config, **(columns or {}), split=whole, model=loaded)
+    every = split if split == ALL else None  # any other is looked for when a part has been held out
+    task, data = load_task(dataset, config, **(columns or {}), split=every, model=loaded)
     split = split or task.evaluation_split
     if split not in data:
         refuse("split", split, f"one of {', '.join(data)}, or all")
-    part = data[split] if not rows else data[split].select(range(min(rows, len(data[split]))))
+    part = data[split] if not whole(0)("rows", rows) else data[split].select(range(min(rows, len(data[split]))))
     tokenizer = load_tokenizer(model)
     return loaded, task, encode(task, part, tokenizer, tokens_read(loaded, tokenizer, None))
 

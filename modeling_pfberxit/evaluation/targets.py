@@ -9,6 +9,7 @@ from ..data.tasks import Task
 from ..model.exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, describe
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
 from ..model.persistence import update_config
+from ..model.validation import refuse
 from .calibration import Calibrated, all_points, calibrate, conformal
 from .clock import measure_clock
 from .frontier import sweep
@@ -34,6 +35,8 @@ def reach(
         ValueError: a target that no policy reaches.
     """
     tried = all_points(chosen_on, metric, criteria) if speed_up or max_drop or milliseconds else None
+    if criteria is not None and tried is None:
+        refuse("criteria", list(criteria), "left out with agreement alone, which is that of the model's own rule")
 
     def choose(**target: Any) -> Calibrated:
         return calibrate(chosen_on, reported_on, metric, **target, tried=tried, config=model.config)

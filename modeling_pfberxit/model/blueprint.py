@@ -19,6 +19,7 @@ from .evidence import REGRESSION, SINGLE_LABEL
 from .exit_policy import configured_policy
 from .identity import leave_behind
 from .strategies import learns_weights, refuse_unlearned
+from .systems import system_values
 from .validation import refuse
 
 logger = logging.get_logger(__name__)
@@ -102,6 +103,16 @@ def check_carried_over(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> No
     if wanted.adapter_only and not stored.adapter_only:
         refuse("adapter_only", True, "False, as in the checkpoint: it holds its encoder")
     check_exit_layers(stored, wanted)
+    check_system(stored, wanted)
+
+
+def check_system(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> None:
+    """Refuse the name of a system whose values the config does not have: a load changes the name alone."""
+    if wanted.system not in (None, stored.system):
+        values = system_values(wanted.system, num_depths(wanted.encoder_config()))
+        if other := [name for name, value in values.items() if getattr(wanted, name) != value]:
+            allowed = f"{stored.system!r}, as in the checkpoint, or None: {', '.join(other)} are not that system's"
+            refuse("system", wanted.system, allowed)
 
 
 def check_exit_layers(stored: PreTrainedConfig, wanted: PreTrainedConfig) -> None:

@@ -79,9 +79,9 @@ def take_dtype(options: dict[str, Any], default: torch.dtype | str) -> torch.dty
 
 
 def floating_dtype(field: str, value: Any) -> torch.dtype:
-    """A floating dtype, or the name of one: `"bfloat16"`, `"torch.bfloat16"`."""
+    """A floating dtype that layers compute in, or the name of one: `"bfloat16"`, `"torch.bfloat16"`."""
     named = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+    if not isinstance(named, torch.dtype) or not named.is_floating_point or named.itemsize < 2:
         refuse(field, value, "'auto' or a floating dtype: torch.float32, 'bfloat16' ...")
     return named
 

@@ -52,7 +52,7 @@ def check_labels(labels: Tensor, num_labels: int, rows: int, problem_type: str) 
         refuse("labels", type(labels).__name__, "a tensor")
     shapes: list[tuple[int, ...]] = [(rows, num_labels)]
     if problem_type == SINGLE_LABEL:
-        shapes = [(rows,)]
+        shapes = [(rows,), (rows, 1)]
         allowed = f"integers of shape ({rows},) in [0, {num_labels}), or -100"
         right_kind = not labels.is_floating_point() and labels.dtype is not torch.bool
     elif problem_type == MULTI_LABEL:
@@ -70,12 +70,17 @@ def check_labels(labels: Tensor, num_labels: int, rows: int, problem_type: str) 
         refuse("labels", f"{labels.dtype} {tuple(labels.shape)}{low_high}", f"{allowed} for {problem_type}")
 
 
+def class_ids(labels: Tensor) -> Tensor:
+    """The ids of classes, (B,) or (B, 1), as (B,); as bytes, -100 would be class 156."""
+    return labels.long().reshape(-1)
+
+
 def _in_range(labels: Tensor, num_labels: int, problem_type: str) -> bool:
     if problem_type == REGRESSION:
         return bool(labels.isfinite().all())
     if problem_type == MULTI_LABEL:
         return bool(((labels >= 0) & (labels <= 1)).all())
-    labels = labels.long()
+    labels = class_ids(labels)
     return bool((((labels >= 0) & (labels < num_labels)) | (labels == -100)).all())
 
 
@@ -102,7 +107,7 @@ def exit_losses(
         targets = targets[:, None].expand_as(exit_logits)
         losses = F.binary_cross_entropy_with_logits(exit_logits, targets, reduction="none", pos_weight=weighing)
         return _weighed(losses, rows).mean((0, 2))
-    labels = labels.long()  # as bytes, -100 would be class 156
+    labels = class_ids(labels)
     return _class_losses(exit_logits, labels, label_smoothing, weighing, rows)
 
 
@@ -150,7 +155,7 @@ def prototype_losses(distances: Tensor, labels: Tensor, problem_type: str) -> Te
     if problem_type == MULTI_LABEL:  # outcome 0 is "has the label"
         target = (labels <= 0.5).long()[:, None, :, None].expand(-1, distances.shape[1], -1, -1)
         return -closeness.gather(-1, target).mean((0, 2, 3))
-    labels = labels.long()
+    labels = class_ids(labels)
     counted = labels != -100
     target = labels.clamp(min=0)[:, None, None, None].expand(-1, distances.shape[1], 1, 1)
     missed = -closeness.gather(-1, target)[:, :, 0, 0] * counted[:, None]
@@ -164,7 +169,7 @@ def lte_loss(lte: Tensor, exit_logits: Tensor, labels: Tensor, problem_type: str
     """
     answers = exit_logits.detach().float()
     if problem_type == SINGLE_LABEL:
-        labels = labels.long()
+        labels = class_ids(labels)
         counted = (labels != -100)[:, None]
         wrong = (answers.argmax(-1) != labels[:, None]).float()
         missed = F.mse_loss(lte.float(), wrong, reduction="none") * counted

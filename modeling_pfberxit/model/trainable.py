@@ -119,7 +119,7 @@ def check_peft(model: PreTrainedModel, own: list[OwnParameter]) -> None:
 def refuse_frozen(model: PreTrainedModel, parts: list[str]) -> None:
     """Say what has to be trained, and the line that has PEFT do so."""
     configs = getattr(model, "peft_config", None) or {}
-    kind = next((type(config).__name__ for config in configs.values()), "LoraConfig")
+    kind = ["PeftConfig", *(type(config).__name__ for config in configs.values())][-1]  # of the newest adapter
     names = ", ".join(f'"{part}"' for part in sorted({"exits", *parts}))
     line = f"{kind}(..., modules_to_save=[{names}])"
     refuse(" and ".join(parts), "frozen", f"trained (requires_grad). PEFT trains and saves what it is told to: {line}")

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.metrics import majority_in_words
 from ..evaluation.frontier import Point, grid, judging, layer_scores, sweep
 from ..evaluation.tables import spread, table
 from ..model.configuration_pfberxit import PFBerxitConfig
@@ -100,8 +101,8 @@ def task_title(result: dict[str, Any]) -> str:
     """The table's title: task, metric, training and encoder."""
     budget = result["run"]["budget"]
     return (
-        f"**{result['task']}** ({result['metric']}; majority class {result['majority']:.3f}; {result['train_rows']:,} "
-        f"training rows, {budget['epochs']:g} epochs; {result['run']['backbone']})"
+        f"**{result['task']}** ({result['metric']}; {majority_in_words(result['metric'], result['majority'])}; "
+        f"{result['train_rows']:,} training rows, {budget['epochs']:g} epochs; {result['run']['backbone']})"
     )
 
 

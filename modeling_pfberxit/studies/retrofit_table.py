@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.metrics import score
+from ..data.metrics import majority_in_words, score
 from ..evaluation import plots
 from ..evaluation.calibration import all_points
 from ..evaluation.frontier import Point, frontier
@@ -133,8 +133,9 @@ def title(result: dict[str, Any]) -> str:
     """Task, what was trained and retrofitted, and what full depth scores."""
     run = result["run"]
     return (
-        f"**{result['task']}** ({result['metric']}; majority class {result['majority']:.3f}; {run['backbone']}, seed "
-        f"{result['seed']}): {result['train_rows']:,} rows with labels, {run['budget']['epochs']:g} epochs; "
+        f"**{result['task']}** ({result['metric']}; {majority_in_words(result['metric'], result['majority'])}; "
+        f"{run['backbone']}, seed {result['seed']}): "
+        f"{result['train_rows']:,} rows with labels, {run['budget']['epochs']:g} epochs; "
         f"{result['texts']:,} texts without. Full depth {result['full']:.3f}, PF-BERxiT's {result['labelled_full']:.3f}"
     )
 

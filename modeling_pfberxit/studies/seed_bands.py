@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.metrics import majority_in_words
 from ..evaluation import plots
 from ..evaluation.frontier import Point, frontier, grid, judging, layer_scores, resampled_scores, sweep
 from ..evaluation.frontier_report import as_markdown
@@ -118,6 +119,6 @@ def frontiers(study: Study, resamples: int = 100) -> str:
         write_csv(found, len(models), study.folder / f"frontier-{task}.csv")
         title = f"{task}: {len(recording)} rows, {len(models)} seed(s), 95 % bootstrap over seeds and rows"
         plots.frontiers(found, float(np.mean(full)), metric, study.folder / f"frontier-{task}.png", title)
-        head = f"**{task}**: {metric} {spread(full)} at full depth, majority class {models[0][1].majority:.3f}"
+        head = f"**{task}**: {metric} {spread(full)} at full depth, {majority_in_words(metric, models[0][1].majority)}"
         tables.append(f"{head}\n\n{as_markdown(found, metric)}")
     return "\n\n".join(tables)

@@ -14,6 +14,10 @@ from ..model.validation import refuse
 ELSEWHERE = {
     "output_dir": "--output", "push_to_hub": "--push", "hub_model_id": "--push REPO", "use_cpu": "--device cpu",
     "do_train": "nothing", "do_eval": "--eval_strategy", "do_predict": "`pfberxit predict`",
+    "hub_private_repo": "--push to a repository that is private", "hub_token": "HF_TOKEN",
+    "label_smoothing_factor": "--set label_smoothing=0.1", "label_names": "--label",
+    **dict.fromkeys(("hub_strategy", "hub_always_push", "hub_revision", "prediction_loss_only", "batch_eval_metrics",
+                     "eval_do_concat_batches"), "nothing"),
 }  # fmt: skip
 
 

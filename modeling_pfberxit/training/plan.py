@@ -15,6 +15,12 @@ from ..model.persistence import replacing
 from ..model.validation import refuse
 from .finetuning import training_arguments
 
+# Knobs of a new model that are not set as such: what says them instead.
+ELSEWHERE = {
+    **dict.fromkeys(("num_labels", "id2label", "label2id"), "the labels of the data"),
+    "problem_type": "the data, or --problem-type", "backbone": "--backbone", "revision": "--revision",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -46,6 +52,10 @@ class Plan:
     balanced: bool = False
     early_stopping: int = 3
     fields: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.knobs.keys() & ELSEWHERE:
+            refuse(name, self.knobs[name], f"left out of the fields to set: {ELSEWHERE[name]} says it")
 
     @property
     def name(self) -> str:

@@ -123,7 +123,9 @@ def untrained(plan: Plan, task: Task, labels: list[Any]) -> tuple[PFBerxitForSeq
     if plan.balanced:
         if task.problem_type not in BALANCED:
             refuse("class_weights", "balanced", f"left out for {task.problem_type}: values have no classes")
-        knobs[BALANCED[task.problem_type]] = balanced_weights(np.asarray(labels), task.num_labels)
+        if (given := BALANCED[task.problem_type]) in knobs:
+            refuse(given, knobs[given], "left out beside --class-weights balanced, which works them out")
+        knobs[given] = balanced_weights(np.asarray(labels), task.num_labels)
     model = new_model(plan.backbone, task, **knobs)
     if plan.policy:
         model.config.exit_policy = plan.policy
