@@ -5,7 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
 
+MERGED = ("query.weight", "key.weight", "value.weight", "dense.weight")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -47,3 +51,22 @@ def test_a_stock_classifier_is_fine_tuned_and_retrofitted(local_backbone, tmp_pa
     assert lines[2].split("|")[3].strip() == "0.0000"
     with pytest.raises(ValueError, match="output.*without a model"):  # and the classifier is not trained again
         run("05_retrofit.py", *beside, "--classifier", tmp_path / "classifier", "--output", tmp_path / "faster")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT still asks for it
+def test_lora_beside_adapters_is_saved_without_the_encoder_and_comes_back(hub_backbone, tmp_path, capsys):
+    pytest.importorskip("peft")
+    quick = ["--max_steps", "3", "--bf16", "False", "--per_device_train_batch_size", "8", "--learning_rate", "0.05"]
+    run("07_lora.py", "--backbone", hub_backbone, "--config", "intent", "--output_dir", tmp_path, *quick)
+    assert "by exit layer:" in capsys.readouterr().out and not (tmp_path / "model.safetensors").exists()
+    example = runpy.run_path(str(EXAMPLES / "07_lora.py"))
+    kept = load_file(tmp_path / "adapter_model.safetensors")
+    model = example["loaded"](str(tmp_path))
+    assert not any("backbone" in name and "lora" not in name and "adapter" not in name for name in kept)
+    exits = {name: each for name, each in kept.items() if "exits" in name}
+    assert exits and all(torch.equal(model.get_parameter(name.removeprefix("base_model.model.")), each)
+                         for name, each in exits.items())  # fmt: skip
+    stock = AutoModel.from_pretrained(hub_backbone).state_dict()
+    moved = {name for name, each in model.backbone.state_dict().items() if not torch.equal(each, stock[name])}
+    linear = {name for name in stock if name.startswith("encoder.") and name.endswith(MERGED)}
+    assert moved == linear, "LoRA is merged into every linear layer"
