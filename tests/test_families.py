@@ -8,7 +8,17 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from test_criteria_promises import setting
 from test_token_first import EAGER, PLAIN, alone, cls_model, executed, run, same
-from tiny import CHECKPOINTING, LAYERS, hooked, rows_of, stock_layers, tiny_batch, tiny_config, tiny_model
+from tiny import (
+    CHECKPOINTING,
+    LAYERS,
+    hooked,
+    rows_of,
+    save_backbone,
+    stock_layers,
+    tiny_batch,
+    tiny_config,
+    tiny_model,
+)
 from torch.testing import assert_close
 from transformers import AutoModel, ModernBertConfig
 
@@ -170,6 +180,26 @@ def test_exits_at_global_layers_is_one_value(tmp_path):
         tiny_model("bert", exit_layers="global")
     with pytest.raises(ValueError, match="exit_layers='globals'"):
         PFBerxitConfig(exit_layers="globals")
+
+
+@pytest.mark.parametrize("family", ["modernbert", "nomic_bert"])
+@torch.no_grad()
+def test_in_sixteen_bits_too_frequencies_are_exact_on_every_road(family, tmp_path):
+    def frequencies(model):
+        return [each for name, each in model.named_buffers() if "inv_freq" in name]
+
+    load, sixteen = PFBerxitForSequenceClassification, {"dtype": torch.bfloat16}
+    model = load.from_backbone(save_backbone(tmp_path / "encoder", family), **sixteen)
+    model.save_pretrained(tmp_path / "saved")
+    shared = load.from_pretrained(tmp_path / "saved", backbone=model.backbone).eval()
+    other = load.from_pretrained(tmp_path / "saved", dtype=torch.float32).backbone
+    rounded = load.from_pretrained(tmp_path / "saved", backbone=other, **sixteen)
+    stock, random = AutoModel.from_pretrained(tmp_path / "encoder"), load.from_backbone(tiny_config(family), **sixteen)
+    for each in (model, shared, rounded, random, truncate(model, 4)):
+        assert each.dtype == torch.bfloat16 and frequencies(each)
+        assert all(map(torch.equal, frequencies(each), frequencies(stock)))
+    batch = tiny_batch(2, longest=80)
+    assert torch.equal(shared(**batch).exit_logits, model(**batch).exit_logits)
 
 
 # ---- training -------------------------------------------------------------------------------------------------------

@@ -169,6 +169,13 @@ def set_attention(config: PreTrainedConfig, implementation: str | None) -> None:
     config._attn_implementation = implementation if family_of(config).sdpa else "eager"
 
 
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model with weights of this dtype; the frequencies of rotations stay exact, as where `transformers` loads."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def encoder_layers(
     backbone: PreTrainedModel, fused: bool = False, implementation: str | None = None
 ) -> list[StockLayer]:

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .adapters import init_adapter_weights
 from .backbones import (
     build_backbone,
+    cast,
     check_pooler,
     check_supported,
     embed,
@@ -175,7 +176,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         config._attn_implementation = attention
         check_base(config)
         if config.base_model_name_or_path is None:
-            model = cls(config).to(torch.float32 if dtype == "auto" else dtype)
+            model = cast(cls(config), torch.float32 if dtype == "auto" else dtype)
         else:
             model = cls._on_base(config, dtype, options)
         config.dtype = model.dtype
@@ -189,7 +190,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
         encoder = load_backbone(config, wants_pooler, dtype=dtype, **options)
         check_pooler(config, encoder)
         config.base_model_sha256 = encoder.identity.file_sha256
-        model = cls(config).to(encoder.dtype)
+        model = cast(cls(config), encoder.dtype)
         if wants_pooler and not reads_backbone_pooler(config):
             if model.exits is not None:
                 model.exits.init_poolers(encoder)
@@ -267,7 +268,7 @@ class PFBerxitPreTrainedModel(PreTrainedModel):
             logger.warning_once("The config has no base_model_sha256, so the encoder cannot be checked against it.")
         if backbone is not None:
             check_shared(self.config, backbone)
-            encoder = share(backbone).to(self.dtype)
+            encoder = cast(share(backbone), self.dtype)
         else:
             encoder = load_backbone(self.config, reads_backbone_pooler(self.config), dtype=self.dtype, **options)
         identity = getattr(self.attach_backbone(encoder).backbone, "identity", None)

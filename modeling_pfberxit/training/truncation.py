@@ -2,7 +2,7 @@
 
 import torch
 
-from ..model.backbones import architecture
+from ..model.backbones import architecture, cast
 from ..model.configuration_pfberxit import PFBerxitConfig
 from ..model.families import family_of
 from ..model.modeling_pfberxit import PFBerxitForSequenceClassification
@@ -36,7 +36,7 @@ def truncate(model: PFBerxitForSequenceClassification, layers: int) -> PFBerxitF
         if name == "exits.loss_weights.theta":
             source = source[: len(value)]
         value.copy_(source)
-    return smaller.to(model.device, model.dtype).eval()
+    return cast(smaller, model.dtype).to(model.device).eval()
 
 
 def truncated_config(model: PFBerxitForSequenceClassification, encoder: dict, layers: int) -> PFBerxitConfig:
