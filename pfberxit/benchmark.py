@@ -42,33 +42,57 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="say what our time is spent on instead")
 
 
-def run(replay: bool, training: bool, exported: bool, profile: bool, rows: int, exits: int, **options: Any) -> None:
+MODEL = ("preset", "layers", "repeats", "sublearner", "device")
+TIMED = (*MODEL, "paper", "pooling", "batch_sizes", "lengths", "saved", "recordings", "mix_rows", "dtype", "output")
+READ = {
+    "replay": ("rows", "exits"),
+    "training": MODEL,
+    "exported": TIMED,
+    "profile": TIMED,
+    "": (*TIMED, "rivals", "compiled"),
+}  # by what is measured, the options that it reads
+
+
+def check_read(mode: str, options: dict[str, Any]) -> None:
+    """Refuse options that are not at their defaults and that what is measured would pass over."""
+    from modeling_pfberxit.model.validation import refuse
+
+    parser = ArgumentParser()
+    add_arguments(parser)
+    usual = vars(parser.parse_args([]))
+    unread = [name for name in options if name not in (*READ[mode], mode)]
+    unread += [name for name in ("pooling", "sublearner") if options["paper"]]
+    unread += [] if options["recordings"] else ["mix_rows"]
+    for name in unread:
+        if options[name] != usual[name]:
+            refuse(name, options[name], f"left out: nothing reads it {'with --' + mode if mode else 'here'}")
+
+
+def run(**options: Any) -> None:
     """Print the benchmark, or what one of the four options measures."""
-    say = partial(print, flush=True)
-    if replay:
+    say, chosen = partial(print, flush=True), [name for name in READ if name and options[name]]
+    mode = chosen[0] if chosen else ""
+    check_read(mode, options)
+    read = {name: options[name] for name in READ[mode]}
+    if mode == "replay":
         from modeling_pfberxit.benchmark.commands import benchmark_commands
         from modeling_pfberxit.benchmark.replay import benchmark_replay
 
-        benchmark_replay(rows, exits, say)
-        benchmark_commands(rows, exits, say)
-    elif training:
+        benchmark_replay(**read, say=say)
+        benchmark_commands(**read, say=say)
+    elif mode == "training":
         from modeling_pfberxit.benchmark.training_step import benchmark_training
 
-        chosen = ("preset", "layers", "repeats", "sublearner", "device")
-        benchmark_training(**{name: options[name] for name in chosen}, say=say)
-    elif exported:
+        benchmark_training(**read, say=say)
+    elif mode == "exported":
         from modeling_pfberxit.benchmark.exported import run_exported
-        from modeling_pfberxit.model.validation import refuse
 
-        unread = ("rivals", "compiled")
-        if options["compiled"] or not options["rivals"]:
-            refuse("exported", True, "given without --compiled and --no-rivals")
-        run_exported(**{name: value for name, value in options.items() if name not in unread}, say=say)
-    elif profile:
+        run_exported(**read, say=say)
+    elif mode == "profile":
         from modeling_pfberxit.benchmark.profiling import run_profile
 
-        run_profile(**options, say=say)
+        run_profile(**read, say=say)
     else:
         from modeling_pfberxit.benchmark.speed import run_benchmark
 
-        run_benchmark(**options, say=say)
+        run_benchmark(**read, say=say)

@@ -34,6 +34,7 @@ def run(
     from modeling_pfberxit.evaluation.checking import void
     from modeling_pfberxit.evaluation.prediction import Predictor
     from modeling_pfberxit.evaluation.saved_model import asked_policy
+    from modeling_pfberxit.model.evidence import ABSTAIN
     from modeling_pfberxit.model.validation import label_names
 
     check_new(output)
@@ -52,8 +53,12 @@ def run(
         print(f"{found.empty:,} rows have no text, and no answer.")
     if found.cut:
         print(f"{found.cut:,} texts are longer than {predictor.max_length} tokens and were cut to that.")
-    if found.unsure:
+    if found.unsure and rule.answer == ABSTAIN:
         print(f"{found.unsure:,} rows left as unsure: their label is empty, their exit_layer is set.")
+    elif found.unsure:
+        print(
+            f"{found.unsure:,} rows have no answer, their label is empty: NaN came of the weights, or of their dtype."
+        )
     mean = found.layers / max(found.rows - found.empty, 1)
     print(
         f"Wrote {output}: {found.rows:,} rows, {found.rows_a_second:,.0f} a second; "

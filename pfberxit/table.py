@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .options import add_budget, add_data, tasks_of
+from .train import knobs_of
 
 HELP = "score at every layer and at three exit settings, frozen beside trained"
 
@@ -36,7 +37,7 @@ def run(
     from modeling_pfberxit.studies.results import added
     from modeling_pfberxit.studies.runs import Budget, Run
 
-    backbone, fields = named_backbone(backbone), dict(knob.split("=", 1) for knob in knobs)
+    backbone, fields = named_backbone(backbone), knobs_of(knobs)
     results: list[dict] = []
     tasks = tasks_of(dataset, tasks, "mrpc", "rte", "stsb", "sst2")
     for source in [Source.read(dataset, task, **columns) for task in tasks]:

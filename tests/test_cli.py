@@ -54,14 +54,14 @@ def test_reproduce_is_told_all_that_was_asked(monkeypatch):
 def test_the_table_trains_every_task_mode_and_seed_that_was_asked(monkeypatch, tmp_path, capsys):
     asked = (
         "table --dataset support_desk --tasks intent urgency --backbone encoder --modes trained frozen --seeds 3 4 "
-        f"--rows 9 --epochs 2 --saved 0.1 0.2 --set exit_pooling=cls adapter_activation=tanh --output {tmp_path}"
+        f"--rows 9 --epochs 2 --saved 0.1 0.2 --set exit_pooling=cls adapter_dim=16 --output {tmp_path}"
     )
     seen = []
 
     def measured(folder, run, mode, knobs, saved, say):
         seen.append((run.source.config, mode, run.seed))
         assert (folder, run.backbone, saved) == (tmp_path, "encoder", [0.1, 0.2])
-        assert knobs == {"exit_pooling": "cls", "adapter_activation": "tanh"}
+        assert knobs == {"exit_pooling": "cls", "adapter_dim": 16}
         assert (run.budget.rows, run.budget.epochs) == (9, 2.0)
         points = [{"score": 0.7, "saved": 0.1}]
         return {**run.facts(), "mode": mode, "majority": 0.5, "layers": [0.6], "points": points}
@@ -115,6 +115,12 @@ def test_other_commands_are_told_all_that_was_asked(monkeypatch, place, argument
         (["frontier", "m", "--lengths", "64"], r"lengths=\[64\]: must be given together with --batch-sizes"),
         (["elue", "p.csv", "--policy", '{"threshold": 1}'], "policy=.*given together with --dynamic-flops"),
         (["suitability", "e", "--rows", "0"], "rows=0: must be a whole number >= 1"),
+        (["benchmark", "--training", "--dtype", "bfloat16"], "dtype='bfloat16': must be left out.*--training"),
+        (["benchmark", "--replay", "--training"], "training=True: must be left out.*--replay"),
+        (["benchmark", "--exported", "--compiled"], "compiled=True: must be left out.*--exported"),
+        (["benchmark", "--paper", "--pooling", "mean"], "pooling='mean': must be left out"),
+        (["benchmark", "--mix-rows", "4"], "mix_rows=4: must be left out"),
+        (["benchmark", "--rows", "4"], "rows=4: must be left out"),
     ],
 )
 def test_an_option_that_nothing_would_read_is_refused_by_name(words, message):

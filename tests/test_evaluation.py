@@ -128,12 +128,12 @@ def run_cli(*arguments: str) -> str:
 @pytest.mark.parametrize("from_recording", [False, True])
 def test_the_benchmark_compares_with_the_stock_model(tmp_path, capsys, from_recording):
     sizes = ["--preset", "tiny", "--batch-sizes", "2", "--lengths", "4", "--repeats", "1", "--saved", "0.5"]
-    sizes += ["--mix-rows", "4", "--no-rivals"]
+    sizes += ["--no-rivals"]
     files = []
     if from_recording:
         evidence = settled(4, rows=40)
         replace(evidence, lengths=torch.arange(40) % 7 + 2, labels=None).save(tmp_path / "four.safetensors")
-        files = ["--recordings", str(tmp_path / "four.safetensors")]
+        files = ["--recordings", str(tmp_path / "four.safetensors"), "--mix-rows", "4"]
     cli.main(["benchmark", *sizes, *files, "--output", str(tmp_path / "out")])
     lines = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     ours = [

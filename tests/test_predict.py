@@ -5,6 +5,7 @@ import datetime
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,16 @@ def test_every_row_has_the_label_score_and_layer_of_a_call_for_it_alone_and_keep
         assert int(row["exit_layer"]) == output.exit_layer.item()
     assert len({row["exit_layer"] for row in found}) > 1
     assert "30 rows" in (printed := capsys.readouterr().out) and "a second" in printed
+
+
+def test_an_answer_of_broken_weights_is_not_said_to_be_unsure(tmp_path, model, capsys):
+    folder = shutil.copytree(model, tmp_path / "broken")
+    broken = PFBerxitForSequenceClassification.from_pretrained(folder)
+    torch.nn.init.constant_(broken.exits.classifiers[-1].weight, torch.nan)
+    broken.save_pretrained(folder)
+    found = predict(str(folder), csv_of(tmp_path / "new.csv", ["text"], [["w1"], ["w2 w3"]]), tmp_path / "a.csv")
+    assert [row["label"] for row in found] == ["", ""]
+    assert "2 rows have no answer" in (printed := capsys.readouterr().out) and "unsure" not in printed
 
 
 @pytest.mark.parametrize("ending", [".tsv", ".jsonl", ".json", ".parquet", ".txt"])

@@ -83,10 +83,9 @@ def code_of(name: str) -> CodeType:
 
 
 def run_profile(
-    saved: list[float], rivals: bool, compiled: bool, repeats: int, output: str | None, say: Callable[[str], None],
-    **setting: Any,
-) -> str:  # fmt: skip
-    """`pfberxit benchmark --profile`: our default alone, whatever `rivals` and `compiled` say."""
+    saved: list[float], repeats: int, output: str | None, say: Callable[[str], None], **setting: Any
+) -> str:
+    """`pfberxit benchmark --profile`: our default alone."""
     text = profiles(*models_and_workloads(**setting), saved, repeats, say)
     if output:
         Path(output).mkdir(parents=True, exist_ok=True)

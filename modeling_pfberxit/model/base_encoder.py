@@ -25,7 +25,7 @@ from .exits import Exits
 from .families import family_of
 from .identity import changes, difference, identity_of, is_shared, tensors_of, warn_of_training
 from .load_options import shared_options
-from .persistence import read_tensors, sha256_of, weight_files
+from .persistence import check_place, read_tensors, sha256_of, weight_files
 from .sources import read_encoder
 from .trainable import check_without_peft, in_use, own_parameters
 from .validation import refuse
@@ -225,16 +225,6 @@ def check_saveable(model: PreTrainedModel, folder: str | os.PathLike | None = No
     if (tokens := model.get_input_embeddings().num_embeddings) != model.config.vocab_size:
         refuse("vocab_size", model.config.vocab_size, f"{tokens}, as many as there are embeddings: "
                "model.resize_token_embeddings, not model.backbone's, changes both")  # fmt: skip
-
-
-def check_place(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
-    """Refuse to write a checkpoint of adapters over the encoder it refers to, or into a file."""
-    if os.path.isfile(folder):
-        refuse("save_directory", os.fspath(folder), "a folder, not a file")
-    base = config.base_model_name_or_path if config.adapter_only else None
-    if base and os.path.isdir(base) and os.path.isdir(folder) and os.path.samefile(base, folder):
-        refuse("save_directory", os.fspath(folder), "another folder than base_model_name_or_path: this checkpoint "
-               "refers to the encoder there, which would be overwritten")  # fmt: skip
 
 
 def check_given(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from .evidence import DIVERGENCE_ALIASES, DIVERGENCES, MULTI_LABEL, REGRESSION, 
 from .exit_policy import POLICY_CHECKS, ExitPolicy, configured_policy, requested_policy
 from .heads import LAST_EXITS, POOLERS, POOLINGS
 from .load_options import AUTO_MAP, FORMAT_VERSION, SHARED_OPTIONS, floating_dtype, readable_format
-from .persistence import carry_code, code_of_one_version
+from .persistence import carry_code, check_place, code_of_one_version
 from .positions import GENERATORS
 from .sources import pretrained_encoder
 from .strategies import EXIT_WEIGHTS, STRATEGIES
@@ -151,8 +151,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
             `rising` in the course of the run (Shallow-Deep) or `leaving`: each row's most where it would leave (COSEE).
         exit_groups (`list[list[int]]`): layers whose exits learn in turns, one group per optimiser step (ElasticBERT),
             in place of the groups that `training_strategy` implies.
-        gradient_equilibrium (`bool`): a depth receives the mean, not the sum, of the gradients of the exits from there
-            on (ElasticBERT).
+        gradient_equilibrium (`bool`): a depth receives the mean, not the sum, of later exits' gradients (ElasticBERT).
         distillation (`float`): g: inner exits learn (1 - g) from the labels and g from the last exit.
         distillation_temperature (`float`): T, softens both sides.
         distillation_divergence (`str`): `rekl_div` puts the teacher first (RomeBERT), `kl_div` the student (FastBERT).
@@ -268,6 +267,7 @@ class PFBerxitConfig(EncoderFields, ExitFields, PreTrainedConfig):  # type: igno
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As in `transformers`, with all the code a model of this config runs, not this file's part of it alone."""
+        check_place(self, save_directory)
         with code_of_one_version(save_directory):
             super().save_pretrained(save_directory)
             if self._auto_class is not None:

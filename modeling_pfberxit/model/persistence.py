@@ -24,6 +24,7 @@ from transformers.utils import cached_file, logging
 from .identity import SECTION, certified_points, leave_behind
 from .load_options import AUTO_MAP
 from .sources import locate
+from .validation import refuse
 
 logger = logging.get_logger(__name__)
 
@@ -114,6 +115,16 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_place(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
+    """Refuse to write a checkpoint of adapters over the encoder it refers to, or into a file."""
+    if os.path.isfile(folder):
+        refuse("save_directory", os.fspath(folder), "a folder, not a file")
+    base = config.base_model_name_or_path if config.adapter_only else None
+    if base and os.path.isdir(base) and os.path.isdir(folder) and os.path.samefile(base, folder):
+        refuse("save_directory", os.fspath(folder), "another folder than base_model_name_or_path: this checkpoint "
+               "refers to the encoder there, which would be overwritten")  # fmt: skip
 
 
 @contextmanager
