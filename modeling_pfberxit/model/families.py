@@ -1,6 +1,7 @@
 """Encoder families: one record each, with everything that one family does in another way than the others.
 
-Nothing outside this file asks which family an encoder is of: `family_of(config)` gives its record.
+Nothing outside this file asks which family an encoder is of: `family_of(config)` gives its record. All records stand in
+`FAMILIES`, at the end; what they are made of is above it, in `rotary`, in `deberta` and, for classifiers, in `heads`.
 """
 
 from __future__ import annotations
