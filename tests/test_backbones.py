@@ -143,6 +143,14 @@ def test_a_decoder_is_refused():
         PFBerxitForSequenceClassification.from_backbone(BertConfig(is_decoder=True))
 
 
+@pytest.mark.parametrize("change", [lambda layers: layers[:3], lambda layers: [*layers, layers[0]]])
+def test_layers_that_were_added_or_removed_in_place_are_refused(change):
+    model = tiny_model("bert")
+    model.backbone.encoder.layer = torch.nn.ModuleList(change(model.backbone.encoder.layer))
+    with pytest.raises(ValueError, match="num_hidden_layers=[37]: must be 6, as when the model was made"):
+        model(**tiny_batch(2))
+
+
 def test_padding_on_the_left_is_refused():
     left = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     with pytest.raises(ValueError, match="attention_mask.*pad on the right"):

@@ -25,7 +25,7 @@ from .layers import ByDepth, FirstPositions, Sublayers, check_layers, check_neve
 from .rows import CallRecord, Rows
 from .steps import chance, start, step
 from .strategies import Phase, branch
-from .validation import is_recorded
+from .validation import is_recorded, refuse
 
 # ---- the encoder, depth by depth -------------------------------------------------------------------------------------
 
@@ -41,6 +41,8 @@ class Encoding:
         self.depths, self.prompts, self.prompt_layer = model.depths, model.prompts, model.config.prompt_layer
         self.record, self.execution = record, model.execution
         self.layers = encoder_layers(model.backbone, self.execution.fused, model.config._attn_implementation)
+        if (layers := len(self.layers)) != (made := len(self.depths)):
+            refuse("num_hidden_layers", layers, f"{made}, as when the model was made: its encoder's list was changed")
         self.final_norm = family_of(model.backbone.config).final_norm(model.backbone)
         run = [*model.depths, *(layer.stock for layer in self.layers)]
         check_layers(run)
