@@ -59,6 +59,12 @@ def test_answers_that_do_not_vary_score_as_one_by_one(metric, constant):
     assert found.item() == pytest.approx(score(metric, logits, labels), abs=1e-12)
 
 
+def test_values_have_no_correlation_with_labels_that_do_not_vary():
+    values, labels = np.arange(6.0)[:, None], np.ones(6)
+    assert weighted_scores("correlation", [values], labels, np.ones((6, 2))).tolist() == [[0.0], [0.0]]
+    assert score("correlation", values, labels) == 0.0
+
+
 def test_values_far_from_zero_correlate_as_those_around_it():
     rng = np.random.default_rng(0)
     values, labels, weights = rng.normal(size=(500, 1)), rng.normal(size=500), np.ones((500, 1))

@@ -97,9 +97,9 @@ def weighted_correlations(answers: Iterable[np.ndarray], labels: np.ndarray, wei
     for values in answers:
         ranks = weighted_ranks(values, weights)
         a, b, both = (np.einsum("nr,nr,nr->r", weights, *pair) for pair in pairs(ranks, true))
-        with np.errstate(invalid="ignore"):  # labels that do not vary: NaN, as scipy has it
+        with np.errstate(invalid="ignore"):  # values or labels that do not vary score 0 below
             mean = (weighted_pearson(values, labels, weights) + both / np.sqrt(a * b)) / 2
-        found.append(np.where(a == 0, 0.0, mean))  # exact: ranks are whole or half numbers
+        found.append(np.where((a == 0) | (b == 0), 0.0, mean))  # exact: ranks are whole or half numbers
     return np.stack(found, axis=1)
 
 
