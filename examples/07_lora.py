@@ -11,14 +11,14 @@ together again, and merged they are a model like any other.
 
 from dataclasses import dataclass, field
 
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft import PeftModel
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from modeling_pfberxit import PFBerxitConfig, PFBerxitForSequenceClassification
 from modeling_pfberxit.data.tasks import encode, load_task
 from modeling_pfberxit.evaluation.frontier import layer_scores
 from modeling_pfberxit.evaluation.recording import record
+from modeling_pfberxit.studies.beside import with_peft
 from modeling_pfberxit.training.finetuning import (
     new_model,
     new_tokenizer,
@@ -36,20 +36,8 @@ class Arguments:
     dataset: str = field(default="support_desk", metadata={"help": "file, folder, glob, Hub id, or the package's own"})
     config: str | None = field(default=None, metadata={"help": "the data set's configuration, e.g. a GLUE task"})
     max_length: int = field(default=128, metadata={"help": "texts are cut to this many tokens"})
-    rank: int = field(default=8, metadata={"help": "of LoRA, in every linear layer of the encoder"})
     adapter_dim: int = field(default=32, metadata={"help": "bottleneck of the adapters"})
     adapter_placement: str = field(default="ffn", metadata={"help": "ffn, attention or both"})
-
-
-def with_lora(model: PFBerxitForSequenceClassification, rank: int) -> PeftModel:
-    """The model in PEFT's wrapper: LoRA on every linear layer of the encoder; adapters and exits learn as before."""
-    linear = [
-        name
-        for name, module in model.backbone.named_modules(prefix="backbone")
-        if type(module) is nn.Linear and ".pooler" not in name
-    ]
-    kept = ["exits", "attention_adapter", "ffn_adapter"]
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear, modules_to_save=kept))
 
 
 def loaded(folder: str) -> PFBerxitForSequenceClassification:
@@ -74,7 +62,7 @@ def main() -> None:
     placed = {"adapter_dim": options.adapter_dim, "adapter_placement": options.adapter_placement}
     model = new_model(options.backbone, task, **placed)
     start_at_base_rates(model, train["labels"])
-    model = with_lora(model, options.rank)
+    model = with_peft(model, "lora")  # of rank 8, in every linear layer of the encoder
     model.print_trainable_parameters()
     trainer = new_trainer(model, task, tokenizer, arguments, train, evaluation)
     trainer.train()
